@@ -1,0 +1,257 @@
+"""Snapshots: which image had which bytes, label, group and split at one time.
+
+A split depends on an image's key (or its group) and the split seed alone, so adding images never
+moves another one. Copies count once; bytes under two labels are in no split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from extract.errors import FxError
+
+TEST_SHARE = 0.2
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class FileStamp:
+    """What tells that a file is unchanged without reading it (git's rule)."""
+
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRow:
+    """One image of a snapshot.
+
+    Attributes
+    ----------
+    path : relative to the snapshot's root
+    key : SHA-256 of the file's bytes; empty where it could not be read
+    label, group : as given; None where there is none
+    split : ``train``, ``val``, ``test``, or None for a row in no split
+    note : why it is in no split: the reason it cannot be read, ``copy of …``, ``conflicting labels``
+    readable : whether it has features
+    stamp : of the file, when it was read
+    """
+
+    path: str
+    key: bytes
+    label: str | None
+    group: str | None
+    split: str | None
+    note: str
+    readable: bool
+    stamp: FileStamp | None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The rows of one image folder or table at one time.
+
+    Attributes
+    ----------
+    root : absolute folder that the paths are relative to
+    rows : in the order of their paths
+    split_seed : what the split was drawn with
+    taken_ns : time of the first look at the files, nanoseconds since 1970
+    name : as kept in the store; by default the root's name and a hash of the rows
+    """
+
+    root: str
+    rows: tuple[ImageRow, ...]
+    split_seed: int
+    taken_ns: int
+    name: str = field(default="")
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            folder = Path(self.root).name or "images"
+            safe = "".join(c if c.isalnum() and c.isascii() or c in "-_" else "_" for c in folder)
+            object.__setattr__(self, "name", f"{safe}-{self.fingerprint[:8]}")
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what decides a result: paths, keys, labels, groups, splits; not times."""
+        content = [(row.path, row.key.hex(), row.label, row.group, row.split) for row in self.rows]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    @property
+    def classes(self) -> list[str]:
+        """Labels of all rows that are in a split, sorted."""
+        return sorted({row.label for row in self.rows if row.split and row.label is not None})
+
+    def split(self, name: str) -> list[ImageRow]:
+        """Rows of one split."""
+        return [row for row in self.rows if row.split == name]
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Rows per split and class."""
+        result: dict[str, dict[str, int]] = {}
+        for name in SPLITS:
+            rows = self.split(name)
+            if rows:
+                result[name] = {
+                    label: sum(row.label == label for row in rows) for label in self.classes
+                }
+        return result
+
+    def failed(self) -> list[dict[str, str]]:
+        """Images that could not be read, with the reason."""
+        return [{"path": r.path, "reason": r.note} for r in self.rows if not r.readable]
+
+    def to_parquet(self) -> bytes:
+        """Write as a Parquet file."""
+        columns: dict[str, list[Any]] = defaultdict(list)
+        for row in self.rows:
+            columns["path"].append(row.path.encode(errors="surrogateescape"))
+            for name in ("key", "label", "group", "split", "note", "readable"):
+                columns[name].append(getattr(row, name))
+            stamp = asdict(row.stamp) if row.stamp else dict.fromkeys(FileStamp.__slots__)
+            for name, value in stamp.items():
+                columns[name].append(value)
+        text, number = pa.string(), pa.int64()
+        types = {
+            **{"path": pa.binary(), "key": pa.binary(), "readable": pa.bool_()},
+            **dict.fromkeys(("label", "group", "split", "note"), text),
+            **dict.fromkeys(("size", "mtime_ns", "ctime_ns"), number),
+            "inode": pa.uint64(),
+        }
+        about = {"root": self.root, "split_seed": self.split_seed, "taken_ns": self.taken_ns}
+        schema = pa.schema(list(types.items()), metadata={"fx": json.dumps(about)})
+        sink = io.BytesIO()
+        pq.write_table(pa.table({name: columns[name] for name in types}, schema=schema), sink)
+        return sink.getvalue()
+
+    @classmethod
+    def from_parquet(cls, name: str, data: bytes) -> Snapshot:
+        """Read what ``to_parquet`` wrote.
+
+        Raises
+        ------
+        FxError
+            If the bytes are no snapshot.
+        """
+        try:
+            table = pq.read_table(io.BytesIO(data))
+            about = json.loads(table.schema.metadata[b"fx"])
+            rows = tuple(_row_from(record) for record in table.to_pylist())
+        except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+            raise FxError(f"snapshot {name} cannot be read ({error}); run fx extract") from error
+        return cls(about["root"], rows, about["split_seed"], about["taken_ns"], name)
+
+
+def _row_from(record: dict[str, Any]) -> ImageRow:
+    stamp = {name: record.pop(name) for name in FileStamp.__slots__}
+    path = record.pop("path").decode(errors="surrogateescape")
+    return ImageRow(
+        path=path, stamp=None if stamp["inode"] is None else FileStamp(**stamp), **record
+    )
+
+
+def position(seed: int, unit: str) -> float:
+    """Map an image or group to a fixed place in [0, 1), uniform over units."""
+    digest = hashlib.sha256(f"{seed}:{unit}".encode(errors="surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def unit_of(row: ImageRow) -> str:
+    """What stays together in a split: the group where one is given, else the image's bytes."""
+    return f"group:{row.group}" if row.group is not None else f"key:{row.key.hex()}"
+
+
+def assign_splits(rows: Iterable[ImageRow], split_seed: int) -> tuple[ImageRow, ...]:
+    """Decide every row's split.
+
+    Rows come with the split that was given for them, or None. Where no test split is given, a
+    fifth of the units of the rows without one, or with ``train``, is set aside by hash. One
+    exception: a class that would have no test row gives up the unit with its lowest hash, if it
+    has another one.
+
+    Parameters
+    ----------
+    rows : with key, label, group, given split
+    split_seed : moves the whole split
+
+    Returns
+    -------
+    the rows, sorted by path, with ``split`` and ``note`` decided
+    """
+    ordered = _settle_copies(sorted(rows, key=lambda row: row.path))
+    counted = [row for row in ordered if row.readable and not row.note and row.label is not None]
+    test_given = any(row.split == "test" for row in counted)
+    aside = set() if test_given else _test_units(counted, split_seed)
+    result = []
+    counted_paths = {row.path for row in counted}
+    for row in ordered:
+        if row.path not in counted_paths:
+            result.append(replace(row, split=None))
+        elif row.split == "val" or test_given:
+            result.append(replace(row, split=row.split or "train"))
+        else:
+            result.append(replace(row, split="test" if unit_of(row) in aside else "train"))
+    return tuple(result)
+
+
+def _test_units(rows: list[ImageRow], seed: int) -> set[str]:
+    candidates = [row for row in rows if row.split != "val"]
+    aside = {unit_of(row) for row in candidates if position(seed, unit_of(row)) < TEST_SHARE}
+    units: dict[str, set[str]] = defaultdict(set)
+    for row in candidates:
+        units[str(row.label)].add(unit_of(row))
+    for label in sorted(units):
+        if len(units[label]) > 1 and not units[label] & aside:
+            aside.add(min(units[label], key=lambda unit: position(seed, unit)))
+    return aside
+
+
+def _settle_copies(rows: list[ImageRow]) -> list[ImageRow]:
+    """Mark rows with the bytes of another: in conflict, or copies of the one that counts."""
+    by_key: dict[bytes, list[ImageRow]] = defaultdict(list)
+    for row in rows:
+        if row.readable:
+            by_key[row.key].append(row)
+    notes: dict[str, str] = {}
+    # a copy that is given in the test split counts there: the test split stays what it was
+    rank = {"test": 0, "val": 1, "train": 2, None: 2}
+    for same in by_key.values():
+        if len({row.label for row in same if row.label is not None}) > 1:
+            notes.update((row.path, "conflicting labels") for row in same)
+        elif len(same) > 1:
+            first = min(same, key=lambda row: (row.label is None, rank[row.split], row.path))
+            notes.update((r.path, f"copy of {first.path}") for r in same if r is not first)
+    return [replace(row, note=notes.get(row.path, row.note)) for row in rows]
+
+
+def leaked_copies(
+    given: Mapping[str, str | None], rows: Iterable[ImageRow]
+) -> list[dict[str, str]]:
+    """List byte-for-byte copies that the given splits put on different sides.
+
+    Parameters
+    ----------
+    given : path → the split that the folder or table gave
+    rows : of the finished snapshot
+    """
+    leaks = []
+    for row in rows:
+        if row.note.startswith("copy of "):
+            other = row.note.removeprefix("copy of ")
+            here, there = given.get(row.path), given.get(other)
+            if here and there and here != there:
+                leaks.append({"path": row.path, "split": here, "copy": other, "other": there})
+    return leaks

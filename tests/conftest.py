@@ -1,0 +1,94 @@
+"""Images and commands for the tests: real small pictures, and fx run as its user runs it."""
+
+import io
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@dataclass
+class Said:
+    """What a command answered."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def fx(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """Run the command in this process: fx("extract", "data") is `fx extract data`."""
+    from fx.cli import main
+
+    def run(*words: object) -> Said:
+        monkeypatch.setattr(sys, "argv", ["fx", *(str(word) for word in words)])
+        capsys.readouterr()
+        try:
+            main()
+            status = 0
+        except SystemExit as exit_:
+            status = int(exit_.code or 0)
+        said = capsys.readouterr()
+        return Said(status, said.out, said.err)
+
+    return run
+
+
+def picture(colour: int, seed: int, size: int = 48) -> Image.Image:
+    """Make a picture of a class: one channel is bright, with noise of its own."""
+    noise = np.random.default_rng(seed).integers(0, 90, (size, size, 3))
+    noise[..., colour % 3] += 120
+    stripe = 4 + 6 * (seed % 6)
+    noise[stripe : stripe + 4] = 20 * colour
+    return Image.fromarray(noise.astype(np.uint8))
+
+
+def write_classes(root: Path, per_class: int = 8, classes: tuple[str, ...] = ("a", "b")) -> Path:
+    """Write class folders of PNG files, no two alike."""
+    for colour, label in enumerate(classes):
+        folder = root / label
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in range(per_class):
+            picture(colour, 1000 * colour + number).save(folder / f"{number:03d}.png")
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes of eight pictures."""
+    return write_classes(tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def photos() -> Path:
+    """The shared folder of 200 photographs, named by WordNet id."""
+    if not (SHARED / "photos").exists():
+        pytest.skip("the shared photographs are not here")
+    return SHARED / "photos"
+
+
+@pytest.fixture(scope="session")
+def cifar4(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The shared CIFAR-10 classes, unpacked."""
+    archive = SHARED / "cifar4.tar.gz"
+    if not archive.exists():
+        pytest.skip("the shared CIFAR-10 classes are not here")
+    root = tmp_path_factory.mktemp("cifar4")
+    with tarfile.open(archive) as tar:
+        tar.extractall(root, filter="data")
+    yield root / "cifar4"
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    """Encode a picture."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
