@@ -1,0 +1,5 @@
+"""``python -m fx`` is the command ``fx``."""
+
+from fx.cli import main
+
+main()

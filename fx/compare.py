@@ -1,0 +1,331 @@
+"""The comparison: every strategy on the same nested training subsets and the same test rows."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import platform
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fx.memory import peak_memory_mb, reset_peak_memory
+from fx.options import Options, make_engine, open_backbone, read_snapshot
+from fx.runs import finish, finished, run_directory
+from fx.stages import check_labelled, extract_images, groups_of, keys_of, labels_of
+from fx.verdict import crossover, paired_tests, recommend
+
+if TYPE_CHECKING:
+    from extract import Backbone, Engine, FeatureSet, ImageRow, Snapshot
+
+Begin = Callable[[str], Callable[[int, int], None]]
+
+DEFAULT_STRATEGIES = ("logreg", "svm", "finetune:1")
+SIZES = 4
+# Smallest default size, images a class.
+FEWEST_PER_CLASS = 5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a comparison measures.
+
+    Attributes
+    ----------
+    strategies : ``logreg``, ``svm``, ``finetune:K``, ``finetune:all``, ``scratch``
+    sizes : training images in all; empty: evenly in the logarithm up to all rows
+    seeds : how many training subsets of each size are drawn
+    epochs : most epochs of a fine-tuning
+    """
+
+    strategies: tuple[str, ...] = DEFAULT_STRATEGIES
+    sizes: tuple[int, ...] = ()
+    seeds: int = 1
+    epochs: int = 20
+
+    def __post_init__(self) -> None:
+        for strategy in self.strategies:
+            kind, _, depth = strategy.partition(":")
+            whole = strategy in ("logreg", "svm", "scratch")
+            deep = kind == "finetune" and (depth == "all" or depth.isdecimal())
+            if not whole and not deep:
+                raise ValueError(
+                    f"unknown strategy {strategy!r}; choose from logreg, svm, finetune:K, "
+                    "finetune:all, scratch"
+                )
+        if not self.strategies:
+            raise ValueError("no strategies; choose from logreg, svm, finetune:K, scratch")
+        if any(size < 2 for size in self.sizes):
+            raise ValueError(f"a training set needs at least 2 images; got {min(self.sizes)}")
+        if self.seeds < 1 or self.epochs < 1:
+            raise ValueError("seeds and epochs must be at least 1")
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What all cells of a comparison share."""
+
+    options: Options
+    plan: Plan
+    backbone: Backbone
+    engine: Engine
+    features: FeatureSet
+    snapshot: Snapshot
+    directory: Path
+    begin: Begin
+
+
+def compare(images: Path, options: Options, plan: Plan, *, begin: Begin) -> dict[str, Any]:
+    """Measure strategies over growing training sets and write the report.
+
+    Every finished cell (strategy, size, seed) is kept, so that an interrupted comparison, or one
+    that is asked for more, computes only what is new.
+
+    Parameters
+    ----------
+    images : folder or table of labelled images
+    options : backbone, store and the like
+    plan : what is measured
+    begin : given what is being done, returns a progress callback
+
+    Returns
+    -------
+    the JSON object of ``fx compare``
+
+    Raises
+    ------
+    FxError
+        If the images do not suffice.
+    """
+    from extract import FeatureStore
+    from fx.report import learning_curve_png, write_report
+
+    extracted = extract_images(images, options, begin=begin)
+    store = FeatureStore(options.store)
+    snapshot = read_snapshot(store, dataclasses.replace(options, snapshot=extracted.snapshot))
+    check_labelled(snapshot)
+    backbone = open_backbone(options)
+    features = store.last_extracted()
+    identity = {
+        "features": features.name,
+        "snapshot": snapshot.fingerprint,
+        "epochs": plan.epochs,
+        "seed": options.seed,
+    }
+    directory = run_directory(options.out, f"compare-{backbone.name}", identity)
+    bench = _Bench(
+        options,
+        plan,
+        backbone,
+        make_engine(options, backbone),
+        features,
+        snapshot,
+        directory,
+        begin,
+    )
+    sizes = _sizes(plan, snapshot)
+    cells = [
+        _cell(bench, strategy, size, seed)
+        for seed in range(options.seed, options.seed + plan.seeds)
+        for size in sizes
+        for strategy in plan.strategies
+    ]
+    shutil.rmtree(directory / "cache", ignore_errors=True)
+    results = [{k: v for k, v in cell.items() if k != "predicted"} for cell in cells]
+    pairs = paired_tests(cells)
+    record = {
+        "images": str(images),
+        "backbone": backbone.name,
+        "weights": backbone.weights,
+        "size": backbone.preprocessing.size,
+        "snapshot": snapshot.name,
+        "classes": snapshot.classes,
+        "n_train": len(snapshot.split("train")),
+        "n_validation": len(snapshot.split("val")),
+        "n_test": len(snapshot.split("test")),
+        "results": results,
+        "pairs": pairs,
+        "recommendation": recommend(results, pairs),
+        "crossover": crossover(results),
+        "extraction_seconds": extracted.seconds,
+        "extraction_new": extracted.new,
+        "failed": extracted.failed,
+        "conflicts": extracted.conflicts,
+        "leaks": extracted.leaks,
+        "class_counts": snapshot.counts(),
+        "settings": {
+            **{k: str(v) for k, v in dataclasses.asdict(options).items()},
+            **{k: str(v) for k, v in dataclasses.asdict(plan).items()},
+        },
+        "versions": _versions(),
+        "commands": [_command(images, options, plan, sizes)],
+        "report": str(directory / "report.html"),
+    }
+    finish(directory, record)
+    write_report(directory / "report.html", record, title=f"fx compare: {images}")
+    learning_curve_png(directory / "learning_curve.png", record)
+    return record
+
+
+def _cell(bench: _Bench, strategy: str, size: int, seed: int) -> dict[str, Any]:
+    name = f"{strategy}-{size}-{seed}".replace(":", "-")
+    directory = bench.directory / "cells" / name
+    before = finished(directory, fresh=bench.options.fresh)
+    if before is not None:
+        return before
+    rows = nested_subset(bench.snapshot.split("train"), size, seed)
+    report = bench.begin(f"{strategy}, {len(rows)} training images")
+    report(0, 1)
+    reset_peak_memory()
+    begun = time.perf_counter()
+    measure = _head_cell if strategy in ("logreg", "svm") else _network_cell
+    measured = measure(bench, strategy, rows, seed, directory)
+    record = {
+        "strategy": strategy,
+        "n_train": len(rows),
+        "seed": seed,
+        **measured,
+        "seconds": time.perf_counter() - begun,
+        "peak_memory_mb": peak_memory_mb(),
+    }
+    report(1, 1)
+    return finish(directory, record)
+
+
+def _head_cell(
+    bench: _Bench, strategy: str, rows: list[ImageRow], seed: int, directory: Path
+) -> dict[str, Any]:
+    from heads import evaluate, fit_head
+
+    validation, test = bench.snapshot.split("val"), bench.snapshot.split("test")
+    read = bench.features.features
+    head = fit_head(
+        read(keys_of(rows)),
+        labels_of(rows),
+        kind="logreg" if strategy == "logreg" else "svm",
+        groups=groups_of(rows),
+        validation=(read(keys_of(validation)), labels_of(validation)) if validation else None,
+        seed=seed,
+    )
+    probabilities = head.predict_proba(read(keys_of(test)))
+    numbers = [head.classes.index(label) for label in labels_of(test)]
+    metrics = evaluate(probabilities, numbers, head.classes)
+    return {
+        **metrics.to_dict(),
+        "c": head.c,
+        "trainable_parameters": len(head.classes) * (bench.backbone.dim + 1),
+        "predicted": probabilities.argmax(axis=1).tolist(),
+        "truth": numbers,
+    }
+
+
+def _network_cell(
+    bench: _Bench, strategy: str, rows: list[ImageRow], seed: int, directory: Path
+) -> dict[str, Any]:
+    from extract import load_backbone
+    from finetune import FinetuneSettings, TrainingData, finetune
+
+    scratch = strategy == "scratch"
+    depth = "all" if scratch else strategy.partition(":")[2]
+    settings = FinetuneSettings(
+        unfreeze="all" if depth == "all" else int(depth),
+        from_scratch=scratch,
+        epochs=bench.plan.epochs,
+        precision=bench.engine.precision,
+        seed=seed,
+    )
+    backbone = bench.backbone
+    if scratch:
+        size = backbone.preprocessing.size
+        backbone = load_backbone(backbone.name, weights="random", size=size)
+    else:
+        # training changes the network in place, and the next cell needs it as it was
+        backbone = dataclasses.replace(backbone, module=copy.deepcopy(backbone.module))
+    snapshot = bench.snapshot
+    result = finetune(
+        backbone,
+        TrainingData(
+            Path(snapshot.root),
+            rows,
+            snapshot.split("val"),
+            snapshot.split("test"),
+            snapshot.fingerprint,
+        ),
+        None if scratch else bench.features.features,
+        settings=settings,
+        device=bench.engine.device,
+        directory=directory,
+        cache=bench.directory / "cache",
+        activation_rows=[row for row in snapshot.rows if row.split],
+        batch_size=bench.options.batch_size,
+        progress=bench.begin,
+    )
+    (directory / "training.safetensors").unlink(missing_ok=True)
+    return {
+        **result.metrics.to_dict(),
+        "trainable_parameters": result.trainable_parameters,
+        "epochs": result.epochs,
+        "best_epoch": result.best_epoch,
+        "history": result.history,
+        "predicted": result.probabilities.argmax(axis=1).tolist(),
+        "truth": [result.classes.index(label) for label in labels_of(snapshot.split("test"))],
+    }
+
+
+def nested_subset(rows: Sequence[ImageRow], size: int, seed: int) -> list[ImageRow]:
+    """Choose a stratified training subset; a smaller one of the same seed lies within it.
+
+    Each class's rows are ordered by hash (groups kept together), and rows are taken in the order
+    of (position in the class + 1/2) / size of the class, so that every prefix is balanced as the
+    whole is.
+
+    Parameters
+    ----------
+    rows : training rows
+    size : how many are wanted; at least one of each class is given
+    seed : another order
+    """
+    from extract import position, unit_of
+
+    by_class: dict[str, list[ImageRow]] = defaultdict(list)
+    for row in rows:
+        by_class[str(row.label)].append(row)
+    ranked = []
+    for label, members in sorted(by_class.items()):
+        members.sort(key=lambda row: (position(seed, f"subset:{unit_of(row)}"), row.path))
+        for place, row in enumerate(members):
+            # the first two of every class come first: a class needs two to be fitted
+            ranked.append(((place + 0.5) / len(members) if place > 1 else place - 2, label, row))
+    ranked.sort(key=lambda entry: (entry[0], entry[1]))
+    return [row for _, _, row in ranked[: max(size, 2 * len(by_class))]]
+
+
+def _sizes(plan: Plan, snapshot: Snapshot) -> list[int]:
+    available = len(snapshot.split("train"))
+    if plan.sizes:
+        return sorted({min(size, available) for size in plan.sizes})
+    smallest = min(FEWEST_PER_CLASS * len(snapshot.classes), available)
+    ratio = (available / smallest) ** (1 / (SIZES - 1))
+    return sorted({round(smallest * ratio**step) for step in range(SIZES)})
+
+
+def _versions() -> dict[str, str]:
+    packages = ("fx-images", "torch", "torchvision", "timm", "scikit-learn", "numpy", "zarr")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def _command(images: Path, options: Options, plan: Plan, sizes: list[int]) -> str:
+    parts = ["fx compare", str(images), "--sizes", ",".join(map(str, sizes))]
+    parts += ["--strategies", ",".join(plan.strategies), "--store", str(options.store)]
+    if options.backbone:
+        parts += ["--backbone", options.backbone]
+    if options.weights:
+        parts += ["--weights", options.weights]
+    if options.size:
+        parts += ["--size", str(options.size)]
+    return " ".join(parts)

@@ -1,0 +1,87 @@
+"""What there is: backbones, a backbone's blocks, a store's contents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def describe_backbones() -> dict[str, Any]:
+    """List the backbones: ``backbones`` (name, dim, parameters, weights) and a ``note``."""
+    import dataclasses
+
+    from extract import list_backbones
+
+    return {
+        "backbones": [dataclasses.asdict(backbone) for backbone in list_backbones()],
+        "note": "and timm/NAME for any of timm's; blocks of one: fx backbones NAME",
+    }
+
+
+def describe_backbone(name: str) -> dict[str, Any]:
+    """List the numbered blocks of a backbone, input side first; no weights are needed."""
+    import dataclasses
+
+    from extract import load_backbone
+    from finetune import find_blocks
+
+    backbone = load_backbone(name, weights="random")
+    blocks = find_blocks(backbone.module, backbone.preprocessing.size)
+    return {
+        "backbone": name,
+        "dim": backbone.dim,
+        "size": backbone.preprocessing.size,
+        "blocks": [
+            {
+                **dataclasses.asdict(block),
+                "output": "×".join(str(length) for length in block.output_shape),
+            }
+            for block in blocks
+        ],
+        "note": (
+            f"{backbone.dim} features at {backbone.preprocessing.size} pixels a side; "
+            f"fx finetune --unfreeze K trains the last K of the {len(blocks)} blocks"
+        ),
+    }
+
+
+def describe_store(path: Path) -> dict[str, Any]:
+    """List a store's feature sets and snapshots.
+
+    Raises
+    ------
+    FxError
+        If there is no store.
+    """
+    from extract import FeatureStore, Snapshot
+
+    store = FeatureStore(path)
+    snapshots = [Snapshot.from_parquet(*store.read_snapshot(name)) for name in store.snapshots()]
+    return {
+        "store": str(path),
+        "sets": [
+            {
+                "name": feature_set.name,
+                "spec": feature_set.spec,
+                "weights_source": feature_set.weights_source,
+                "rows": len(feature_set.rows),
+                "dim": feature_set.dim,
+                "megabytes": sum(f.stat().st_size for f in feature_set.path.rglob("*")) / 1e6,
+                "engines": sorted({str(run["engine"]) for run in feature_set.runs}),
+            }
+            for feature_set in store.sets()
+        ],
+        "snapshots": [
+            {
+                "name": snapshot.name,
+                "root": snapshot.root,
+                "images": len(snapshot.rows),
+                "classes": len(snapshot.classes),
+                "train": len(snapshot.split("train")),
+                "val": len(snapshot.split("val")),
+                "test": len(snapshot.split("test")),
+                "failed": len(snapshot.failed()),
+            }
+            for snapshot in snapshots
+        ],
+    }

@@ -1,0 +1,116 @@
+"""Options that mean the same in every command, and the defaults that depend on the store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from extract import Backbone, Engine, FeatureSet, FeatureStore, Snapshot
+
+DEFAULT_BACKBONE = "efficientnet_lite0"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was asked for; None leaves the choice to the store or to the weights.
+
+    Attributes
+    ----------
+    store : of features
+    out : folder for all other output
+    backbone, weights, size : of the network; None takes what was extracted last
+    snapshot : None takes the last one taken
+    precision, device, batch_size : how networks are run
+    split_seed : moves the test rows
+    seed : of everything else that is drawn
+    fresh : do again what is finished
+    """
+
+    store: Path = Path("features.zarr")
+    out: Path = Path("runs")
+    backbone: str | None = None
+    weights: str | None = None
+    size: int | None = None
+    snapshot: str | None = None
+    precision: str = "auto"
+    device: str = "auto"
+    batch_size: int = 32
+    split_seed: int = 0
+    seed: int = 0
+    fresh: bool = False
+
+
+def open_backbone(options: Options) -> Backbone:
+    """Load the backbone asked for, by default the one last extracted, as it was extracted.
+
+    Raises
+    ------
+    FxError
+        If it is unknown or its weights cannot be had.
+    """
+    from extract import FeatureStore, load_backbone
+
+    name, weights, size = options.backbone, options.weights, options.size
+    if name is None and options.store.exists():
+        store = FeatureStore(options.store)
+        if store.has_features:
+            last = store.last_extracted()
+            name = str(last.spec["backbone"])
+            weights = weights or last.weights_source
+            size = size or int(last.spec["size"])
+    return load_backbone(name or DEFAULT_BACKBONE, weights=weights or "default", size=size)
+
+
+def make_engine(options: Options, backbone: Backbone) -> Engine:
+    """Make the engine that runs a backbone as the options say."""
+    from extract import Engine, resolve_device, resolve_precision
+
+    device = resolve_device(options.device)
+    return Engine(
+        backbone.module,
+        backbone.preprocessing,
+        device,
+        resolve_precision(options.precision, device),
+        options.batch_size,
+    )
+
+
+def choose_features(store: FeatureStore, options: Options) -> FeatureSet:
+    """Find the stored features that the options mean: those asked for, or the last extracted.
+
+    Raises
+    ------
+    FxError
+        If the store has none such.
+    """
+    from extract import FxError
+
+    if options.backbone is None and options.size is None and options.precision == "auto":
+        return store.last_extracted()
+    wanted = {
+        "backbone": options.backbone,
+        "size": options.size,
+        "numerics": None if options.precision == "auto" else options.precision,
+    }
+    asked = {name: value for name, value in wanted.items() if value is not None}
+    sets = store.sets()
+    found = [s for s in sets if all(s.spec[name] == value for name, value in asked.items())]
+    if options.weights is not None:
+        found = [s for s in found if s.weights_source == options.weights]
+    if not found:
+        what = ", ".join(f"{name} {value}" for name, value in asked.items())
+        have = ", ".join(sorted({f"{s.spec['backbone']} at {s.spec['size']}" for s in sets}))
+        raise FxError(
+            f"no features of {what} in {store.path}; it has: {have or 'none'}; "
+            "run fx extract with the same options"
+        )
+    return max(found, key=lambda s: s.last_written)
+
+
+def read_snapshot(store: FeatureStore, options: Options) -> Snapshot:
+    """Read the snapshot asked for, or the last one."""
+    from extract import Snapshot
+
+    return Snapshot.from_parquet(*store.read_snapshot(options.snapshot))

@@ -1,0 +1,245 @@
+"""What a command shows: results on stdout, everything else on stderr."""
+
+import dataclasses
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import PurePath
+from typing import Any, TextIO
+
+from fx.report_cells import cells_of, sizes_of
+
+Progress = Callable[[int, int], None]
+
+_SECONDS_BETWEEN_LINES = 10.0
+_MAX_SIZES = 6
+_NOTHING = "\N{EN DASH}"
+
+
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    title: str | None = None,
+    file: TextIO | None = None,
+) -> None:
+    """Print a table as wide as its content, at most as the terminal (80 columns if it is none).
+
+    Parameters
+    ----------
+    columns : headings
+    rows : as many values each as there are columns: text as it stands, whole numbers with
+        thousands marked, other numbers with three decimals, None as a dash
+    title : a line above the table
+    file : where to; default: stdout
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    values = [list(row) for row in rows]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title and Text(_printable(title)))
+    table.title_justify = "left"
+    for index, column in enumerate(columns):
+        numeric = all(isinstance(row[index], int | float | None) for row in values)
+        table.add_column(
+            Text(_printable(column)), justify="right" if numeric else "left", overflow="fold"
+        )
+    for row in values:
+        table.add_row(*(Text(_in_a_cell(value)) for value in row))
+    out = file or sys.stdout
+    Console(file=out, width=None if out.isatty() else 80, highlight=False).print(table)
+
+
+def print_comparison(comparison: dict[str, Any], *, file: TextIO | None = None) -> None:
+    """Print a comparison in at most 80 columns: strategies down, training images across.
+
+    Of more than six sizes, six are shown that are spread evenly, the largest among them; the
+    seconds are those at the largest.
+
+    Parameters
+    ----------
+    comparison : the JSON object of `fx compare`
+    file : where to; default: stdout
+    """
+    cells = cells_of(comparison)
+    sizes = sizes_of(cells)
+    if len(sizes) > _MAX_SIZES:
+        step = (len(sizes) - 1) / (_MAX_SIZES - 1)
+        shown = [sizes[round(index * step)] for index in range(_MAX_SIZES)]
+    else:
+        shown = sizes
+    rows: list[list[object]] = []
+    for strategy, row in cells.items():
+        at = {cell.n_train: cell for cell in row}
+        largest = at.get(shown[-1])
+        seconds = largest.mean("seconds") if largest else None
+        accuracies = [at[size].mean("accuracy") if size in at else None for size in shown]
+        rows.append([strategy, *accuracies, None if seconds is None else f"{seconds:,.1f}"])
+    title = "accuracy on the test images, by training images"
+    if shown != sizes:
+        title += f" ({len(shown)} of {len(sizes)} sizes)"
+    print_table(["strategy", *(f"{n:,}" for n in shown), "seconds"], rows, title=title, file=file)
+
+
+def to_json(value: object) -> str:
+    """Return `value` as the text of one JSON object.
+
+    Dataclasses and mappings become objects, NumPy's arrays and scalars lists and numbers, paths
+    and enumerations' members text and values, sets sorted lists, and numbers that are not finite
+    null. Only ASCII is written, so that any terminal and any file name can be printed.
+
+    Raises
+    ------
+    TypeError
+        If `value` is no mapping or dataclass, or something in it has no JSON form.
+    """
+    plain = _plain(value)
+    if not isinstance(plain, dict):
+        raise TypeError(f"a command prints one JSON object, got {type(value).__name__}")
+    return json.dumps(plain, indent=2, allow_nan=False)
+
+
+@contextmanager
+def progress_bar(description: str, *, quiet: bool = False) -> Iterator[Progress]:
+    """Show on stderr how far a long work is: a bar on a terminal, else a line now and then.
+
+    Parameters
+    ----------
+    description : what is being done
+    quiet : show nothing
+
+    Yields
+    ------
+    progress : to be called with how many are done and how many there are in all
+    """
+    if quiet:
+        yield lambda done, total: None
+    elif sys.stderr.isatty():
+        with _bar(description) as progress:
+            yield progress
+    else:
+        lines = _Lines(description, sys.stderr)
+        yield lines.progress
+        lines.finish()
+
+
+@contextmanager
+def progress_bars(*, quiet: bool = False) -> Iterator[Callable[[str], Progress]]:
+    """Show work in several steps, one bar after the other.
+
+    Yields
+    ------
+    begin : given what is being done, ends the bar before and returns the next one's callback
+    """
+    with ExitStack() as current:
+
+        def begin(description: str) -> Progress:
+            current.close()
+            return current.enter_context(progress_bar(description, quiet=quiet))
+
+        yield begin
+
+
+@contextmanager
+def _bar(description: str) -> Iterator[Progress]:
+    from rich import progress as rich_progress
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.text import Text
+
+    class RateColumn(rich_progress.ProgressColumn):
+        def render(self, task: rich_progress.Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text("" if speed is None else f"{speed:,.1f}/s")
+
+    columns = (
+        rich_progress.TextColumn(escape(_printable(description))),
+        rich_progress.BarColumn(bar_width=None),
+        rich_progress.MofNCompleteColumn(),
+        RateColumn(),
+        rich_progress.TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with rich_progress.Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class _Lines:
+    """Progress as plain lines, at most one in ten seconds."""
+
+    def __init__(self, description: str, file: TextIO) -> None:
+        self._description = _printable(description)
+        self._file = file
+        self._start = self._last = time.monotonic()
+        self._first: int | None = None
+        self._done = self._total = 0
+
+    def progress(self, done: int, total: int) -> None:
+        if self._first is None:
+            # what was done before this run says nothing about its rate
+            self._first = done
+        self._done, self._total = done, total
+        now = time.monotonic()
+        if now - self._last >= _SECONDS_BETWEEN_LINES and done < total:
+            self._last = now
+            rate = (done - self._first) / (now - self._start)
+            left = f", {_duration((total - done) / rate)} left" if rate > 0 else ""
+            self._print(f"{done:,} of {total:,}, {rate:,.1f}/s{left}")
+
+    def finish(self) -> None:
+        seconds = time.monotonic() - self._start
+        if seconds > _SECONDS_BETWEEN_LINES and self._first is not None:
+            self._print(f"{self._done:,} of {self._total:,} in {_duration(seconds)}")
+
+    def _print(self, line: str) -> None:
+        print(f"{self._description}: {line}", file=self._file, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _in_a_cell(value: object) -> str:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return _NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.3f}" if isinstance(value, float) else _printable(str(value))
+
+
+def _printable(value: str) -> str:
+    # A file name may hold what moves a terminal's cursor, or what no terminal can encode.
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in value)
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        return {field.name: _plain(getattr(value, field.name)) for field in fields}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, set | frozenset):
+        return sorted(map(_plain, value))
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        # NumPy's arrays and scalars, known by what they do: this module need not import NumPy
+        return _plain(value.tolist())
+    raise TypeError(f"no JSON form for {type(value).__name__}: {value!r}")

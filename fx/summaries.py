@@ -1,0 +1,126 @@
+"""What the commands print for people: a few lines, and tables that fit 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from fx.output import print_table
+
+if TYPE_CHECKING:
+    from extract import ExtractResult
+
+# Records listed one by one; of more, only how many there are is said.
+SHOWN = 5
+
+
+def print_extraction(result: ExtractResult) -> None:
+    """Print what an extraction did, and every oddity that the user should know of."""
+    print(
+        f"{result.images:,} images: {result.new:,} computed, {result.reused:,} already there, "
+        f"{len(result.failed):,} unreadable"
+    )
+    print(
+        f"{result.backbone}, {result.dim} features each, {result.precision}, {result.engine}: "
+        f"{result.seconds:.1f} s, {result.images_per_second:,.0f} images/s"
+    )
+    splits = [f"{sum(counts.values()):,} {name}" for name, counts in result.splits.items()]
+    if splits:
+        classes = len(next(iter(result.splits.values())))
+        print(f"{classes} classes; {', '.join(splits)}")
+    _list("unreadable", [f"{r['path']}: {r['reason']}" for r in result.failed])
+    _list("copies, counted once", [f"{r['path']} = {r['copy_of']}" for r in result.duplicates])
+    _list("same bytes under two labels, in no split", result.conflicts)
+    _list(
+        "leaks between splits",
+        [
+            f"{r['path']} ({r['split']}) ~ {r.get('copy') or r['near_copy']} ({r['other']})"
+            for r in result.leaks
+        ],
+    )
+    print(f"store {result.store}, snapshot {result.snapshot}")
+
+
+def _list(what: str, lines: Sequence[str]) -> None:
+    if lines:
+        print(f"{what}: {len(lines):,}")
+        for line in lines[:SHOWN]:
+            print(f"  {line}")
+        if len(lines) > SHOWN:
+            print(f"  and {len(lines) - SHOWN:,} more (--json lists all)")
+
+
+def print_measured(record: dict[str, Any], what: str) -> None:
+    """Print how a head or network did on the test rows."""
+    low, high = record["accuracy_ci"]
+    print(f"{what}: accuracy {record['accuracy']:.3f} ({low:.3f} to {high:.3f}, 95 %)")
+    detail = f"macro F1 {record['macro_f1']:.3f}, log loss {record['log_loss']:.3f}, "
+    detail += f"calibration error {record['ece']:.3f}"
+    if "c" in record:
+        detail += f", C {record['c']:.3g}"
+    print(detail)
+    rows = f"{record['n_train']:,} training, {record['n_test']:,} test images"
+    if "best_epoch" in record:
+        chosen = record["best_epoch"]
+        kept = f"epoch {chosen} kept" if chosen else "the head it began as is kept"
+        rows += f"; {record['trainable_parameters']:,} parameters trained for "
+        rows += f"{record['epochs']} epochs, {kept}"
+    print(f"{rows}; {record['seconds']:.1f} s")
+    for note in record.get("notes", ()):
+        print(f"note: {note}")
+    _print_confusion(record["confusion"], record["classes"])
+    print(f"saved in {record['path']}")
+
+
+def _print_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
+    if len(classes) <= 12:
+        rows = [
+            [label, *(f"{count or '·'}" for count in row)]
+            for label, row in zip(classes, confusion, strict=True)
+        ]
+        print_table(["true \\ said", *(label[:8] for label in classes)], rows)
+        return
+    wrong = sorted(
+        (
+            (count, classes[truth], classes[said])
+            for truth, row in enumerate(confusion)
+            for said, count in enumerate(row)
+            if truth != said and count
+        ),
+        reverse=True,
+    )
+    if wrong:
+        rows = [[truth, said, count] for count, truth, said in wrong[:SHOWN]]
+        print_table(["true", "said", "images"], rows, title="most confused")
+
+
+def print_predictions(record: dict[str, Any]) -> None:
+    """Print one line an image: probability, label, path."""
+    width = max((len(p["label"]) for p in record["predictions"]), default=0)
+    for prediction in record["predictions"]:
+        print(
+            f"{prediction['probability']:.3f}  {prediction['label']:<{width}}  {prediction['path']}"
+        )
+    _list("unreadable", [f"{r['path']}: {r['reason']}" for r in record["failed"]])
+
+
+def print_store(record: dict[str, Any]) -> None:
+    """Print feature sets and snapshots."""
+    sets = [
+        [
+            s["name"],
+            s["spec"]["size"],
+            s["spec"]["numerics"],
+            s["rows"],
+            s["dim"],
+            f"{s['megabytes']:.1f}",
+        ]
+        for s in record["sets"]
+    ]
+    print_table(["features", "size", "as", "rows", "dim", "MB"], sets)
+    snapshots = [
+        [s["name"], s["images"], s["classes"], s["train"], s["val"], s["test"], s["failed"]]
+        for s in record["snapshots"]
+    ]
+    columns = ["snapshot", "images", "classes", "train", "val", "test", "bad"]
+    print_table(columns, snapshots)
