@@ -86,7 +86,7 @@ class Engine:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise FxError(f"the batch size must be at least 1; got {self.batch_size}")
-        self.module.eval().to(self.device, memory_format=torch.channels_last)
+        self.module.eval().to(self.device).to(memory_format=torch.channels_last)
 
     def signature(self) -> dict[str, Any]:
         """Engine and library versions: rows of another signature are compared before more come."""

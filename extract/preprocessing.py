@@ -1,0 +1,67 @@
+"""What turns a decoded picture into a network's input: it belongs to the weights."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The shorter side to ``resize``, the centre square of ``size``, pixels / 255, - mean, / std.
+
+    Parameters
+    ----------
+    size : int, pixels
+        Side of the square that the network sees; at least 16.
+    resize : int, pixels
+        What the picture's shorter side is scaled to before the square is cut out; at least `size`.
+    interpolation : {"bilinear", "bicubic"}
+        Always antialiased, as Pillow does it.
+    mean, std : tuple of three floats
+        For red, green and blue, on the scale where white is 1.
+    version : int
+        Rises whenever the code would make other pixels of the same file, so that features of
+        the old pixels are not found any more.
+
+    Raises
+    ------
+    ValueError
+        If a value is impossible.
+    """
+
+    size: int
+    resize: int
+    interpolation: Literal["bilinear", "bicubic"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        if self.size < 16:
+            raise ValueError(f"size must be at least 16 pixels, got {self.size}")
+        if self.resize < self.size:
+            raise ValueError(f"resize must be at least size ({self.size}), got {self.resize}")
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise ValueError(
+                f"interpolation must be 'bilinear' or 'bicubic', got {self.interpolation!r}"
+            )
+        if len(self.mean) != 3 or not all(math.isfinite(value) for value in self.mean):
+            raise ValueError(f"mean must be three finite numbers, got {self.mean}")
+        if len(self.std) != 3 or not all(0 < value < math.inf for value in self.std):
+            raise ValueError(f"std must be three finite numbers above 0, got {self.std}")
+        if self.version < 1:
+            raise ValueError(f"version must be at least 1, got {self.version}")
+
+    def at_size(self, size: int) -> "Preprocessing":
+        """Return the same for squares of `size` pixels; the ratio of resize to size is kept."""
+        return replace(self, size=size, resize=round(size * self.resize / self.size))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values as plain JSON types."""
+        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
+        """Return what `to_dict` was called on."""
+        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})

