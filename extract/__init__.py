@@ -1,7 +1,14 @@
 """Stage one: images, frozen backbones, and the store of their features."""
 
 from extract.backbones import Backbone, list_backbones, load_backbone
-from extract.engine import Engine, autocast, normalise, resolve_device, resolve_precision
+from extract.engine import (
+    Engine,
+    autocast,
+    make_engine,
+    normalise,
+    resolve_device,
+    resolve_precision,
+)
 from extract.errors import FxError
 from extract.extraction import ExtractResult, extract, look, make_spec, take_snapshot
 from extract.feature_set import Damage, FeatureSet, Spec
@@ -30,6 +37,7 @@ __all__ = [
     "list_backbones",
     "load_backbone",
     "look",
+    "make_engine",
     "make_spec",
     "normalise",
     "position",

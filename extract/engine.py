@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from extract.errors import FxError
 from extract.preprocessing import Preprocessing
 
+ENGINES = ("auto", "torch", "openvino")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -108,16 +109,18 @@ class Engine:
         float32 array of shape (images in the batch, …): what the module returns
         """
         for pixels in batches:
-            count = len(pixels)
-            if count < self.batch_size:
-                padding = np.zeros((self.batch_size - count, *pixels.shape[1:]), np.uint8)
-                pixels = np.concatenate([pixels, padding])
-            features = self._forward(pixels, self.precision)[:count]
-            if not np.isfinite(features).all() and self.precision != "fp32":
-                again = self._forward(pixels, "fp32")[:count]
-                broken = ~np.isfinite(features).reshape(count, -1).all(axis=1)
-                features[broken] = again[broken]
-            yield features
+            features = self._forward(pad(pixels, self.batch_size), self.precision)
+            yield self._finite(features[: len(pixels)], pixels)
+
+    def _finite(
+        self, features: NDArray[np.float32], pixels: NDArray[np.uint8]
+    ) -> NDArray[np.float32]:
+        """Compute rows again in fp32 that the engine's precision has overflowed."""
+        broken = ~np.isfinite(features).reshape(len(features), -1).all(axis=1)
+        if broken.any() and self.precision != "fp32":
+            again = self._forward(pad(pixels, self.batch_size), "fp32")
+            features[broken] = again[: len(pixels)][broken]
+        return features
 
     def _forward(self, pixels: NDArray[np.uint8], precision: str) -> NDArray[np.float32]:
         with torch.inference_mode():
@@ -129,6 +132,52 @@ class Engine:
                 features = self.module(images)
             result: NDArray[np.float32] = features.float().cpu().numpy()
             return result
+
+
+def make_engine(
+    module: torch.nn.Module,
+    preprocessing: Preprocessing,
+    *,
+    name: str = "auto",
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int = 32,
+    identity: str | None = None,
+) -> Engine:
+    """Choose and make an engine.
+
+    Parameters
+    ----------
+    module, preprocessing, batch_size : as in ``Engine``
+    name : ``torch``, ``openvino`` (CPUs only), or ``auto``: OpenVINO on CPUs
+    device : ``auto``, ``cpu``, ``cuda`` or ``mps``
+    precision : ``auto``, ``fp32``, ``bf16`` or ``fp16``
+    identity : names the module's tensors, so that what is compiled can be kept
+
+    Raises
+    ------
+    FxError
+        If the engine, device or precision is unknown or not to be had here.
+    """
+    if name not in ENGINES:
+        raise FxError(f"unknown engine {name!r}; choose one of {', '.join(ENGINES)}")
+    place = resolve_device(device)
+    numerics = resolve_precision(precision, place)
+    if name == "openvino" and place.type != "cpu":
+        raise FxError(f"OpenVINO runs on CPUs here; got device {place.type}; use --engine torch")
+    if name == "torch" or place.type != "cpu":
+        return Engine(module, preprocessing, place, numerics, batch_size)
+    from extract.openvino_engine import OpenVINOEngine
+
+    return OpenVINOEngine(module, preprocessing, place, numerics, batch_size, identity)
+
+
+def pad(pixels: NDArray[np.uint8], batch_size: int) -> NDArray[np.uint8]:
+    """Fill a batch up with black images: array of shape (batch_size, size, size, 3)."""
+    missing = batch_size - len(pixels)
+    if not missing:
+        return pixels
+    return np.concatenate([pixels, np.zeros((missing, *pixels.shape[1:]), np.uint8)])
 
 
 def normalise(pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extract.backbones import Backbone
-from extract.decode import UnreadableImage, decode, near_copies, perceptual_hash, prepare
+from extract.decode import UnreadableImage, near_copies, perceptual_hash, read_pixels
 from extract.engine import Engine
 from extract.errors import FxError
 from extract.feature_set import FeatureSet, Spec
@@ -316,7 +316,7 @@ def _look_at(
     if key in stored:
         return _Looked(row(key, "", stamp))
     try:
-        pixels = prepare(decode(data), preprocessing)
+        pixels = read_pixels(data, preprocessing)
     except UnreadableImage as error:
         return _Looked(row(key, str(error), stamp))
     return _Looked(row(key, "", stamp), pixels)
@@ -358,7 +358,7 @@ def _still_agrees(
             data = (source.root / entry.path).read_bytes()
             key = hashlib.sha256(data).digest()
             if key in current.rows and key not in keys:
-                images.append(prepare(decode(data), engine.preprocessing))
+                images.append(read_pixels(data, engine.preprocessing))
                 keys.append(key)
         if len(keys) == ROWS_COMPARED:
             break

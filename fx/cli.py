@@ -45,6 +45,7 @@ Size = Annotated[
 Store = Annotated[Path, typer.Option(help="Where features are kept.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+EngineName = Annotated[str, typer.Option("--engine", help="auto, torch or openvino.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images in one forward pass.")]
 Seed = Annotated[int, typer.Option(help="Of everything drawn, but never of the test split.")]
 SplitSeed = Annotated[int, typer.Option(help="Moves the test split of unsplit images.")]
@@ -149,6 +150,7 @@ def extract(
     store: Store = FEATURES,
     precision: Precision = "auto",
     device: Device = "auto",
+    engine: EngineName = "auto",
     batch_size: BatchSize = 32,
     split_seed: SplitSeed = 0,
     snapshot: Annotated[
@@ -171,6 +173,7 @@ def extract(
         snapshot=snapshot,
         precision=precision,
         device=device,
+        engine=engine,
         batch_size=batch_size,
         split_seed=split_seed,
     )
@@ -248,6 +251,7 @@ def finetune(
     store: Store = FEATURES,
     precision: Precision = "auto",
     device: Device = "auto",
+    engine: EngineName = "auto",
     batch_size: BatchSize = 32,
     split_seed: SplitSeed = 0,
     seed: Seed = 0,
@@ -269,6 +273,7 @@ def finetune(
         size=size,
         precision=precision,
         device=device,
+        engine=engine,
         batch_size=batch_size,
         split_seed=split_seed,
         seed=seed,
@@ -308,6 +313,7 @@ def compare(
     store: Store = FEATURES,
     precision: Precision = "auto",
     device: Device = "auto",
+    engine: EngineName = "auto",
     batch_size: BatchSize = 32,
     split_seed: SplitSeed = 0,
     seed: Seed = 0,
@@ -339,6 +345,7 @@ def compare(
         size=size,
         precision=precision,
         device=device,
+        engine=engine,
         batch_size=batch_size,
         split_seed=split_seed,
         seed=seed,
@@ -361,6 +368,7 @@ def predict(
     images: Images,
     precision: Precision = "auto",
     device: Device = "auto",
+    engine: EngineName = "auto",
     batch_size: BatchSize = 32,
     json_: Json = False,
     debug: Debug = False,
@@ -370,7 +378,7 @@ def predict(
     from fx.prediction import predict_images
     from fx.summaries import print_predictions
 
-    options = Options(precision=precision, device=device, batch_size=batch_size)
+    options = Options(precision=precision, device=device, engine=engine, batch_size=batch_size)
     with progress_bars(quiet=json_) as begin:
         record = predict_images(model, images, options, begin=begin)
     _show(record, json_, lambda: print_predictions(record))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fx.memory import peak_memory_mb, reset_peak_memory
-from fx.options import Options, make_engine, open_backbone, read_snapshot
+from fx.options import Options, open_backbone, open_engine, read_snapshot
 from fx.runs import finish, finished, run_directory
 from fx.stages import check_labelled, extract_images, groups_of, keys_of, labels_of
 from fx.verdict import crossover, paired_tests, recommend
@@ -122,7 +122,7 @@ def compare(images: Path, options: Options, plan: Plan, *, begin: Begin) -> dict
         options,
         plan,
         backbone,
-        make_engine(options, backbone),
+        open_engine(options, backbone),
         features,
         snapshot,
         directory,

@@ -22,7 +22,7 @@ class Options:
     out : folder for all other output
     backbone, weights, size : of the network; None takes what was extracted last
     snapshot : None takes the last one taken
-    precision, device, batch_size : how networks are run
+    precision, device, engine, batch_size : how networks are run
     split_seed : moves the test rows
     seed : of everything else that is drawn
     fresh : do again what is finished
@@ -36,6 +36,7 @@ class Options:
     snapshot: str | None = None
     precision: str = "auto"
     device: str = "auto"
+    engine: str = "auto"
     batch_size: int = 32
     split_seed: int = 0
     seed: int = 0
@@ -63,17 +64,18 @@ def open_backbone(options: Options) -> Backbone:
     return load_backbone(name or DEFAULT_BACKBONE, weights=weights or "default", size=size)
 
 
-def make_engine(options: Options, backbone: Backbone) -> Engine:
+def open_engine(options: Options, backbone: Backbone) -> Engine:
     """Make the engine that runs a backbone as the options say."""
-    from extract import Engine, resolve_device, resolve_precision
+    from extract import make_engine
 
-    device = resolve_device(options.device)
-    return Engine(
+    return make_engine(
         backbone.module,
         backbone.preprocessing,
-        device,
-        resolve_precision(options.precision, device),
-        options.batch_size,
+        name=options.engine,
+        device=options.device,
+        precision=options.precision,
+        batch_size=options.batch_size,
+        identity=f"{backbone.name} {backbone.weights_hash}",
     )
 
 

@@ -95,7 +95,7 @@ def _open_model(model: Path, options: Options) -> tuple[Engine, Probabilities, t
 
 def _open_head(folder: Path, options: Options) -> tuple[Engine, Probabilities, tuple[str, ...]]:
     from extract import load_backbone, make_spec
-    from fx.options import make_engine
+    from fx.options import open_engine
     from heads import load_head
 
     head = load_head(folder)
@@ -106,7 +106,7 @@ def _open_head(folder: Path, options: Options) -> tuple[Engine, Probabilities, t
     )
     if options.precision == "auto":
         options = dataclasses.replace(options, precision=str(head.spec["numerics"]))
-    engine = make_engine(options, backbone)
+    engine = open_engine(options, backbone)
     head.check_spec(make_spec(backbone, engine.precision))
     return engine, head.predict_proba, head.classes
 
@@ -114,16 +114,16 @@ def _open_head(folder: Path, options: Options) -> tuple[Engine, Probabilities, t
 def _open_network(folder: Path, options: Options) -> tuple[Engine, Probabilities, tuple[str, ...]]:
     from scipy.special import softmax
 
-    from extract import Engine, resolve_device, resolve_precision
+    from extract import make_engine
     from finetune import load_model
 
     model = load_model(folder)
-    device = resolve_device(options.device)
-    engine = Engine(
+    engine = make_engine(
         model.network,
         model.preprocessing,
-        device,
-        resolve_precision(options.precision, device),
-        options.batch_size,
+        name=options.engine,
+        device=options.device,
+        precision=options.precision,
+        batch_size=options.batch_size,
     )
     return engine, lambda logits: softmax(logits.astype("float64"), axis=1), model.classes

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fx.options import Options, choose_features, make_engine, open_backbone, read_snapshot
+from fx.options import Options, choose_features, open_backbone, open_engine, read_snapshot
 from fx.runs import finish, finished, run_directory
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def extract_images(
     result = extract(
         source,
         backbone=backbone,
-        engine=make_engine(options, backbone),
+        engine=open_engine(options, backbone),
         store=FeatureStore.create(options.store),
         split_seed=options.split_seed,
         snapshot=options.snapshot,
@@ -173,7 +173,7 @@ def finetune_images(
     if from_scratch:
         options = dataclasses.replace(options, weights="random")
     backbone = open_backbone(options)
-    engine = make_engine(options, backbone)
+    engine = open_engine(options, backbone)
     settings = FinetuneSettings(
         unfreeze=unfreeze,
         from_scratch=from_scratch,

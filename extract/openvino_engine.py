@@ -1,0 +1,129 @@
+"""OpenVINO engine for CPUs: pixels in as bytes, normalisation inside the compiled graph."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from extract.engine import Engine, pad
+
+if TYPE_CHECKING:
+    import openvino
+
+# OpenVINO takes bf16 by itself where the processor has it, so the precision is always named.
+HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+
+@dataclass(frozen=True)
+class OpenVINOEngine(Engine):
+    """Runs a frozen network through OpenVINO, several batches at a time.
+
+    Attributes
+    ----------
+    identity : names the network's tensors; where given, the converted graph is kept on disk
+    """
+
+    identity: str | None = None
+
+    def signature(self) -> dict[str, Any]:
+        """Engine and library versions."""
+        signature = super().signature()
+        signature["engine"] = "openvino"
+        signature["versions"]["openvino"] = version("openvino")
+        return signature
+
+    def run(self, batches: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
+        """Compute features batch by batch, in order; see ``Engine.run``."""
+        batches = iter(batches)
+        # asked for before the network is compiled: there may be nothing to compute
+        first = next(batches, None)
+        if first is not None:
+            yield from self._run(first, batches)
+
+    def _run(
+        self, first: NDArray[np.uint8], rest: Iterator[NDArray[np.uint8]]
+    ) -> Iterator[NDArray[np.float32]]:
+        import openvino
+
+        compiled = openvino.Core().compile_model(
+            self._graph(),
+            "CPU",
+            {
+                "PERFORMANCE_HINT": "THROUGHPUT",
+                "INFERENCE_PRECISION_HINT": HINTS[self.precision],
+            },
+        )
+        count = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        free = deque(compiled.create_infer_request() for _ in range(count))
+        running: deque[tuple[openvino.InferRequest, NDArray[np.uint8]]] = deque()
+        pixels: NDArray[np.uint8] | None = first
+        while pixels is not None or running:
+            if pixels is None or not free:
+                request, given = running.popleft()
+                request.wait()
+                features = np.array(request.get_output_tensor(0).data[: len(given)], np.float32)
+                free.append(request)
+                yield self._finite(features, given)
+            if pixels is not None and free:
+                request = free.popleft()
+                request.start_async({0: pad(pixels, self.batch_size)})
+                running.append((request, pixels))
+                pixels = next(rest, None)
+
+    def _graph(self) -> openvino.Model:
+        """Convert the network, or read the graph that an earlier start converted."""
+        import openvino
+
+        if self.identity is None:
+            return self._convert()
+        about = [self.identity, self.preprocessing.to_dict(), self.batch_size, self.signature()]
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
+        file = cache_directory() / f"{digest}.xml"
+        if not file.exists():
+            model = self._convert()
+            unfinished = file.with_name(f"{digest}-{os.getpid()}.xml")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            openvino.save_model(model, unfinished, compress_to_fp16=False)
+            unfinished.with_suffix(".bin").replace(file.with_suffix(".bin"))
+            unfinished.replace(file)
+        return openvino.Core().read_model(file)
+
+    def _convert(self) -> openvino.Model:
+        import openvino
+        from openvino.preprocess import PrePostProcessor
+
+        size = self.preprocessing.size
+        example = torch.zeros(self.batch_size, 3, size, size)
+        with torch.inference_mode(), warnings.catch_warnings():
+            # tracing warns of every Python number that it makes a constant
+            warnings.simplefilter("ignore")
+            traced = torch.jit.trace(self.module, example, check_trace=False)
+            model = openvino.convert_model(
+                traced, example_input=example, input=[openvino.PartialShape(example.shape)]
+            )
+        steps = PrePostProcessor(model)
+        steps.input().tensor().set_element_type(openvino.Type.u8)
+        steps.input().tensor().set_layout(openvino.Layout("NHWC"))
+        steps.input().model().set_layout(openvino.Layout("NCHW"))
+        steps.input().preprocess().convert_element_type(openvino.Type.f32).mean(
+            [255 * value for value in self.preprocessing.mean]
+        ).scale([255 * value for value in self.preprocessing.std])
+        return steps.build()
+
+
+def cache_directory() -> Path:
+    """Folder of converted graphs: ``$XDG_CACHE_HOME/fx``, by default ``~/.cache/fx``."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "fx"

@@ -1,0 +1,20 @@
+"""Stage three: networks cut into blocks and trained from the fitted head."""
+
+from finetune.blocks import Block, cut, find_blocks
+from finetune.checkpoint import FinetunedModel, load_model
+from finetune.finetuning import Finetuned, TrainingData, finetune, fold, set_validation_aside
+from finetune.settings import FinetuneSettings
+
+__all__ = [
+    "Block",
+    "FinetuneSettings",
+    "Finetuned",
+    "FinetunedModel",
+    "TrainingData",
+    "cut",
+    "find_blocks",
+    "finetune",
+    "fold",
+    "load_model",
+    "set_validation_aside",
+]

@@ -1,0 +1,170 @@
+"""Checkpoints: tensors in safetensors files, all else in JSON, nothing that can run code."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from extract import Backbone, FxError, Preprocessing, load_backbone
+from finetune.network import Network, TrainedPart
+
+MODEL_TENSORS = "model.safetensors"
+MODEL_RECORD = "model.json"
+
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass
+class TrainingState:
+    """Everything that the next epoch depends on, besides the trained part and its optimiser."""
+
+    epoch: int = 0
+    history: list[dict[str, float | int | None]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_loss: float = math.inf
+    best: Tensors = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FinetunedModel:
+    """A fine-tuned network as it is read back.
+
+    Attributes
+    ----------
+    network : in inference mode, on the CPU
+    preprocessing : of the pixels that it expects
+    classes : labels, in the order of the logits
+    record : what ``model.json`` says
+    """
+
+    network: Network
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+    record: dict[str, Any]
+
+
+def save_model(
+    directory: Path, network: Network, backbone: Backbone, record: dict[str, Any]
+) -> None:
+    """Write ``model.safetensors`` and ``model.json``.
+
+    Parameters
+    ----------
+    directory : is made where it is missing
+    network : what is delivered
+    backbone : gives the name, the original weights and the preprocessing
+    record : JSON values kept beside the tensors: classes, settings, metrics, versions
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
+    _write_whole(directory / MODEL_TENSORS, tensors, {})
+    about = {
+        "backbone": backbone.name,
+        "weights": backbone.weights,
+        "weights_hash": backbone.weights_hash,
+        "preprocessing": backbone.preprocessing.to_dict(),
+        **record,
+    }
+    (directory / MODEL_RECORD).write_text(json.dumps(about, indent=2) + "\n")
+
+
+def load_model(directory: Path) -> FinetunedModel:
+    """Read a fine-tuned network.
+
+    Raises
+    ------
+    FxError
+        If a file is missing, is not what fx writes, or the tensors do not fit the record.
+    """
+    file = directory / MODEL_RECORD
+    try:
+        record = json.loads(file.read_text())
+        name, classes = str(record["backbone"]), tuple(str(label) for label in record["classes"])
+        preprocessing = Preprocessing.from_dict(record["preprocessing"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FxError(
+            f"{file} is no model of fx ({type(error).__name__}: {error}); "
+            "give the folder that fx finetune wrote"
+        ) from error
+    backbone = load_backbone(name, weights="random", size=preprocessing.size)
+    network = Network(backbone.module, nn.Linear(backbone.dim, len(classes)))
+    tensors = directory / MODEL_TENSORS
+    try:
+        network.load_state_dict(load_file(tensors))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise FxError(
+            f"{tensors} cannot be read ({reason}); fine-tune again with --fresh"
+        ) from error
+    return FinetunedModel(network.eval(), preprocessing, classes, record)
+
+
+def save_training_state(
+    file: Path, state: TrainingState, part: TrainedPart, optimiser: torch.optim.Optimizer
+) -> None:
+    """Write all that the next epoch depends on into one file, whole or not at all."""
+    tensors = {f"part.{name}": value.cpu() for name, value in part.state_dict().items()}
+    tensors |= {f"best.{name}": value for name, value in state.best.items()}
+    for index, moments in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{index}.{name}": value for name, value in moments.items()}
+    about = {
+        "epoch": state.epoch,
+        "best_epoch": state.best_epoch,
+        "best_loss": state.best_loss,
+        "history": state.history,
+    }
+    _write_whole(file, tensors, {"fx": json.dumps(about)})
+
+
+def load_training_state(
+    file: Path, part: TrainedPart, optimiser: torch.optim.Optimizer
+) -> TrainingState:
+    """Read what ``save_training_state`` wrote into the trained part and its optimiser.
+
+    Raises
+    ------
+    FxError
+        If the file is damaged.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            about = json.loads(opened.metadata()["fx"])
+        tensors = load_file(file)
+        part.load_state_dict(_below("part.", tensors))
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in _below("optimiser.", tensors).items():
+            index, moment = name.split(".", 1)
+            moments.setdefault(int(index), {})[moment] = value
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
+        best = _below("best.", tensors)
+    except (OSError, SafetensorError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise FxError(f"{file} cannot be read ({error}); begin again with --fresh") from error
+    return TrainingState(best=best, **about)
+
+
+def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _write_whole(file: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(".partial")
+    # cloned: safetensors refuses tensors that share memory
+    save_file({name: value.clone() for name, value in tensors.items()}, unfinished, metadata)
+    with unfinished.open("rb") as written:
+        os.fsync(written.fileno())
+    unfinished.replace(file)
