@@ -1,6 +1,6 @@
 """Stage one: images, frozen backbones, and the store of their features."""
 
-from extract.backbones import Backbone, list_backbones, load_backbone
+from extract.backbones import Backbone, list_backbones, load_backbone, outline_backbone
 from extract.engine import (
     Engine,
     autocast,
@@ -40,6 +40,7 @@ __all__ = [
     "make_engine",
     "make_spec",
     "normalise",
+    "outline_backbone",
     "position",
     "resolve_device",
     "resolve_precision",

@@ -52,6 +52,8 @@ class Backbone:
     preprocessing : Preprocessing, what the weights were trained with, at `size`
     weights : str, what to give as `weights` to get the same again
     weights_hash : str, SHA-256 in hex of the sorted tensors
+    trained_size : int, pixels: what the default weights were trained with, whatever `size` was
+        asked for; blocks are found at it
     """
 
     name: str
@@ -60,6 +62,7 @@ class Backbone:
     preprocessing: Preprocessing
     weights: str
     weights_hash: str
+    trained_size: int
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,7 @@ def load_backbone(name: str, *, weights: str = "default", size: int | None = Non
         preprocessing=preprocessing,
         weights=weights,
         weights_hash=weights_hash(module),
+        trained_size=architecture.preprocessing.size,
     )
 
 
@@ -195,15 +199,13 @@ class _Architecture:
 
 
 class _NoInitialisation(TorchFunctionMode):
-    """Leaves out the random start that is overwritten anyway: most of the time of building."""
-
-    _random = (torch.Tensor.normal_, torch.Tensor.uniform_)
+    """Leaves out much of the random start that is overwritten anyway."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in self._random or getattr(func, "__module__", "") == "torch.nn.init":
+        if getattr(func, "__module__", "") == "torch.nn.init":
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
         return func(*args, **kwargs)
 

@@ -109,7 +109,9 @@ class OpenVINOEngine(Engine):
         with torch.inference_mode(), warnings.catch_warnings():
             # tracing warns of every Python number that it makes a constant
             warnings.simplefilter("ignore")
-            traced = torch.jit.trace(self.module, example, check_trace=False)
+            traced = torch.jit.trace(  # type: ignore[no-untyped-call]
+                self.module, example, check_trace=False
+            )
             model = openvino.convert_model(
                 traced, example_input=example, input=[openvino.PartialShape(example.shape)]
             )

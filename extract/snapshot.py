@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from extract.errors import FxError
+from extract.sources import Split
 
 TEST_SHARE = 0.2
 SPLITS = ("train", "val", "test")
@@ -53,7 +54,7 @@ class ImageRow:
     key: bytes
     label: str | None
     group: str | None
-    split: str | None
+    split: Split | None
     note: str
     readable: bool
     stamp: FileStamp | None

@@ -217,8 +217,10 @@ def fit_state_dict(
             f"the tensors of {source} do not fit the backbone ({'; '.join(problems)}); "
             "give the backbone that they belong to"
         )
-    counters = {name: state[name] for name in own if _is_counter(name) and name in state}
-    module.load_state_dict(own | {name: given[name] for name in needed} | counters)
+    # in place: a copy would lose the versions that state_dict() notes and MNASNet asks for
+    own.update({name: given[name] for name in needed})
+    own.update({name: state[name] for name in own if _is_counter(name) and name in state})
+    module.load_state_dict(own)
 
 
 def weights_hash(module: nn.Module) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from extract import Backbone, FxError, Preprocessing, load_backbone
@@ -66,7 +66,7 @@ def save_model(
     record : JSON values kept beside the tensors: classes, settings, metrics, versions
     """
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
+    tensors = {name: value.cpu() for name, value in network.state_dict().items()}
     _write_whole(directory / MODEL_TENSORS, tensors, {})
     about = {
         "backbone": backbone.name,
@@ -100,7 +100,10 @@ def load_model(directory: Path) -> FinetunedModel:
     network = Network(backbone.module, nn.Linear(backbone.dim, len(classes)))
     tensors = directory / MODEL_TENSORS
     try:
-        network.load_state_dict(load_file(tensors))
+        # into the network's own dictionary: MNASNet looks for the version that only that one holds
+        own = network.state_dict()
+        own.update(load_file(tensors))
+        network.load_state_dict(own)
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise FxError(
@@ -163,8 +166,10 @@ def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Ten
 def _write_whole(file: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".partial")
-    # cloned: safetensors refuses tensors that share memory
-    save_file({name: value.clone() for name, value in tensors.items()}, unfinished, metadata)
-    with unfinished.open("rb") as written:
-        os.fsync(written.fileno())
+    with unfinished.open("wb") as opened:
+        # safetensors refuses tensors that share memory or are laid out channels last
+        plain = {n: t.clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
+        opened.write(save(plain, metadata))
+        opened.flush()
+        os.fsync(opened.fileno())
     unfinished.replace(file)

@@ -229,6 +229,8 @@ def _fit_start(
     seed: int,
     progress: Callable[[int, int], None] | None,
 ) -> Head:
+    # by path, as a snapshot has them: the folds are those of fx fit-head
+    rows = sorted(rows, key=lambda row: row.path)
     grouped = any(row.group is not None for row in rows)
     return fit_head(
         features([row.key for row in rows]),
@@ -253,7 +255,7 @@ def _split_network(
     if settings.unfreeze == "all":
         trunk, tail = None, module
     else:
-        trunk, tail = cut(module, preprocessing.size, settings.unfreeze)
+        trunk, tail = cut(module, backbone.trained_size, settings.unfreeze)
     tail.requires_grad_(True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -302,7 +304,7 @@ def _deliver(
         "n_train": result.n_train,
         "n_validation": result.n_validation,
         "trainable_parameters": result.trainable_parameters,
-        "metrics": result.metrics.to_dict(),
+        "metrics": result.metrics.as_dict(),
         "snapshot_fingerprint": data.fingerprint,
         "versions": {"torch": torch.__version__},
     }

@@ -15,7 +15,7 @@ class FinetuneSettings:
     unfreeze : how many blocks train, counted from the output; 0 the classifier alone, ``all``
     from_scratch : begin with random weights instead of the fitted head
     epochs : most passes over the training rows, at least 1
-    learning_rate : of AdamW at its peak; None takes 3e-4, and 1e-3 from scratch
+    learning_rate : of AdamW at its peak; None takes 1e-4, and 1e-3 from scratch
     batch_size : images a step, at least 1
     patience : epochs without a better validation log loss before training stops
     weight_decay : of AdamW, not applied to biases and normalisation
@@ -57,4 +57,4 @@ class FinetuneSettings:
         """The learning rate, or its default."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return 1e-3 if self.from_scratch else 3e-4
+        return 1e-3 if self.from_scratch else 1e-4

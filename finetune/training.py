@@ -62,8 +62,6 @@ def train(
     optimiser = torch.optim.AdamW(
         _parameter_groups(part, settings), lr=settings.peak_learning_rate, foreach=False
     )
-    batches = -(-len(train_rows) // settings.batch_size)
-    total = settings.epochs * batches
 
     def evaluate(rows: NDArray[np.int64], labels: NDArray[np.int64]) -> tuple[float, float]:
         logits = predict_logits(part, activations, rows, settings=settings, device=device)
@@ -80,40 +78,19 @@ def train(
         state.history.append(_record(0, train_loss, train_accuracy, loss, accuracy, 0.0))
     while state.epoch < settings.epochs and state.epoch - state.best_epoch < settings.patience:
         epoch = state.epoch + 1
-        set_training_mode(part, settings)
-        # seeded by the epoch, so that a resumed run draws what an undisturbed one would have
-        generator = torch.Generator().manual_seed(settings.seed * 100_003 + epoch)
-        order = torch.randperm(len(train_rows), generator=generator).numpy()
-        loss_sum, correct = 0.0, 0
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(settings.seed * 100_003 + epoch)
-            for number in range(batches):
-                chosen = order[number * settings.batch_size : (number + 1) * settings.batch_size]
-                step = state.epoch * batches + number
-                rate = settings.peak_learning_rate * schedule(step, total, settings.warm_up)
-                for group in optimiser.param_groups:
-                    group["lr"] = rate
-                inputs = activations.take(train_rows[chosen]).to(device)
-                labels = torch.from_numpy(train_labels[chosen]).to(device)
-                with autocast(device, settings.precision):
-                    logits = part(inputs)
-                loss_tensor = nn.functional.cross_entropy(logits.float(), labels)
-                optimiser.zero_grad(set_to_none=True)
-                loss_tensor.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_(part.parameters(), 1.0)
-                optimiser.step()
-                loss_sum += loss_tensor.item() * len(chosen)
-                correct += int((logits.argmax(1) == labels).sum())
-                if progress:
-                    progress(step + 1, total)
-        if not math.isfinite(loss_sum):
-            raise FxError(
-                f"training diverged in epoch {epoch} (the loss is {loss_sum}); "
-                f"try --learning-rate {settings.peak_learning_rate / 10:.1g}"
-            )
+        train_loss, train_accuracy, rate = _train_epoch(
+            part,
+            optimiser,
+            activations,
+            train_rows,
+            train_labels,
+            epoch,
+            settings,
+            device,
+            progress,
+        )
         loss, accuracy = evaluate(validation_rows, validation_labels)
-        count = len(train_rows)
-        record = _record(epoch, loss_sum / count, correct / count, loss, accuracy, rate)
+        record = _record(epoch, train_loss, train_accuracy, loss, accuracy, rate)
         state.history.append(record)
         state.epoch = epoch
         if loss < state.best_loss:
@@ -122,6 +99,53 @@ def train(
     part.load_state_dict(state.best)
     part.eval()
     return state
+
+
+def _train_epoch(
+    part: TrainedPart,
+    optimiser: torch.optim.Optimizer,
+    activations: Activations,
+    rows: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    epoch: int,
+    settings: FinetuneSettings,
+    device: torch.device,
+    progress: Progress | None,
+) -> tuple[float, float, float]:
+    """Pass once over the rows; return the mean loss, the accuracy and the last learning rate."""
+    set_training_mode(part, settings)
+    batches = -(-len(rows) // settings.batch_size)
+    total = settings.epochs * batches
+    # seeded by the epoch, so that a resumed run draws what an undisturbed one would have
+    seed = settings.seed * 100_003 + epoch
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).numpy()
+    loss_sum, correct, rate = 0.0, 0, 0.0
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for number in range(batches):
+            chosen = order[number * settings.batch_size : (number + 1) * settings.batch_size]
+            step = (epoch - 1) * batches + number
+            rate = settings.peak_learning_rate * schedule(step, total, settings.warm_up)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            truth = torch.from_numpy(labels[chosen]).to(device)
+            with autocast(device, settings.precision):
+                logits = part(activations.take(rows[chosen]).to(device))
+            loss = nn.functional.cross_entropy(logits.float(), truth)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(part.parameters(), 1.0)
+            optimiser.step()
+            loss_sum += loss.item() * len(chosen)
+            correct += int((logits.argmax(1) == truth).sum())
+            if progress:
+                progress(step + 1, total)
+    if not math.isfinite(loss_sum):
+        raise FxError(
+            f"training diverged in epoch {epoch} (the loss is {loss_sum}); "
+            f"try --learning-rate {settings.peak_learning_rate / 10:.1g}"
+        )
+    return loss_sum / len(rows), correct / len(rows), rate
 
 
 def set_training_mode(part: TrainedPart, settings: FinetuneSettings) -> None:

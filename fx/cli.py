@@ -135,10 +135,21 @@ def backbones(
         record = describe_backbone(name)
         columns = ["block", "name", "parameters", "compute", "output"]
         rows = [
-            [b["number"], b["name"], b["parameters"], f"{b['flops_share']:.0%}", b["output"]]
+            [
+                b["number"],
+                b["name"].replace("features.", ""),
+                b["parameters"],
+                f"{b['flops_share']:.0%}",
+                b["output"],
+            ]
             for b in record["blocks"]
         ]
-    _show(record, json_, lambda: (print_table(columns, rows), print(record["note"])))
+
+    def show() -> None:
+        print_table(columns, rows)
+        print(record["note"])
+
+    _show(record, json_, show)
 
 
 @app.command(epilog="Example: fx extract data --backbone resnet50")
@@ -243,7 +254,7 @@ def finetune(
     ] = False,
     epochs: Annotated[int, typer.Option(min=1, help="At most.")] = 20,
     learning_rate: Annotated[
-        float | None, typer.Option(help="At its peak. [default: 3e-4; 1e-3 from scratch]")
+        float | None, typer.Option(help="At its peak. [default: 1e-4; 1e-3 from scratch]")
     ] = None,
     backbone: Backbone = None,
     weights: Weights = None,

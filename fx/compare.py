@@ -200,6 +200,8 @@ def _cell(bench: _Bench, strategy: str, size: int, seed: int) -> dict[str, Any]:
 def _head_cell(
     bench: _Bench, strategy: str, rows: list[ImageRow], seed: int, directory: Path
 ) -> dict[str, Any]:
+    import numpy as np
+
     from heads import evaluate, fit_head
 
     validation, test = bench.snapshot.split("val"), bench.snapshot.split("test")
@@ -213,14 +215,14 @@ def _head_cell(
         seed=seed,
     )
     probabilities = head.predict_proba(read(keys_of(test)))
-    numbers = [head.classes.index(label) for label in labels_of(test)]
+    numbers = np.array([head.classes.index(label) for label in labels_of(test)])
     metrics = evaluate(probabilities, numbers, head.classes)
     return {
-        **metrics.to_dict(),
+        **metrics.as_dict(),
         "c": head.c,
         "trainable_parameters": len(head.classes) * (bench.backbone.dim + 1),
         "predicted": probabilities.argmax(axis=1).tolist(),
-        "truth": numbers,
+        "truth": numbers.tolist(),
     }
 
 
@@ -267,7 +269,7 @@ def _network_cell(
     )
     (directory / "training.safetensors").unlink(missing_ok=True)
     return {
-        **result.metrics.to_dict(),
+        **result.metrics.as_dict(),
         "trainable_parameters": result.trainable_parameters,
         "epochs": result.epochs,
         "best_epoch": result.best_epoch,

@@ -13,7 +13,13 @@ def describe_backbones() -> dict[str, Any]:
     from extract import list_backbones
 
     return {
-        "backbones": [dataclasses.asdict(backbone) for backbone in list_backbones()],
+        "backbones": [
+            {
+                **dataclasses.asdict(backbone),
+                "weights": "at hand" if backbone.at_hand else "to download",
+            }
+            for backbone in list_backbones()
+        ],
         "note": "and timm/NAME for any of timm's; blocks of one: fx backbones NAME",
     }
 
@@ -22,15 +28,15 @@ def describe_backbone(name: str) -> dict[str, Any]:
     """List the numbered blocks of a backbone, input side first; no weights are needed."""
     import dataclasses
 
-    from extract import load_backbone
+    from extract import outline_backbone
     from finetune import find_blocks
 
-    backbone = load_backbone(name, weights="random")
-    blocks = find_blocks(backbone.module, backbone.preprocessing.size)
+    backbone, module = outline_backbone(name)
+    blocks = find_blocks(module, backbone.size)
     return {
         "backbone": name,
         "dim": backbone.dim,
-        "size": backbone.preprocessing.size,
+        "size": backbone.size,
         "blocks": [
             {
                 **dataclasses.asdict(block),
@@ -39,8 +45,8 @@ def describe_backbone(name: str) -> dict[str, Any]:
             for block in blocks
         ],
         "note": (
-            f"{backbone.dim} features at {backbone.preprocessing.size} pixels a side; "
-            f"fx finetune --unfreeze K trains the last K of the {len(blocks)} blocks"
+            f"{backbone.dim} features from images of {backbone.size} pixels a side\n"
+            f"fx finetune --unfreeze K trains the last K of these {len(blocks)} blocks"
         ),
     }
 

@@ -86,7 +86,7 @@ def fit_head_on_store(
         If there is no store, too little that is labelled, or features are missing.
     """
     from extract import FeatureStore
-    from heads import evaluate_head, fit_head, save_head
+    from heads import fit_head, save_head
 
     store = FeatureStore(options.store)
     feature_set = choose_features(store, options)
@@ -119,16 +119,11 @@ def fit_head_on_store(
         validation=(feature_set.features(keys_of(validation)), labels_of(validation))
         if validation
         else None,
+        spec=feature_set.spec,
+        source={"weights": feature_set.weights_source},
         seed=options.seed,
         progress=begin(f"choosing C for {kind}"),
-    )
-    metrics = evaluate_head(head, feature_set.features(keys_of(test)), labels_of(test))
-    head = dataclasses.replace(
-        head,
-        spec={**feature_set.spec},
-        source={"weights": feature_set.weights_source},
-        metrics=metrics,
-    )
+    ).tested(feature_set.features(keys_of(test)), labels_of(test))
     save_head(head, directory)
     return finish(
         directory,
@@ -141,7 +136,7 @@ def fit_head_on_store(
             "classes": head.classes,
             "n_train": len(train),
             "n_validation": len(validation),
-            **metrics.to_dict(),
+            **(head.metrics.as_dict() if head.metrics else {}),
             "c": head.c,
             "notes": head.notes,
             "seconds": time.perf_counter() - begun,
@@ -235,7 +230,7 @@ def finetune_images(
             "best_epoch": result.best_epoch,
             "n_train": result.n_train,
             "n_validation": result.n_validation,
-            **result.metrics.to_dict(),
+            **result.metrics.as_dict(),
             "seconds": time.perf_counter() - begun,
             "images_per_second": result.images_per_second,
             "history": result.history,

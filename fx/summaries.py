@@ -90,7 +90,7 @@ def _print_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str])
         reverse=True,
     )
     if wrong:
-        rows = [[truth, said, count] for count, truth, said in wrong[:SHOWN]]
+        rows = [[truth, said, str(count)] for count, truth, said in wrong[:SHOWN]]
         print_table(["true", "said", "images"], rows, title="most confused")
 
 

@@ -1,0 +1,167 @@
+"""Fitting a head: folds, choice of C, calibration, refit; the training rows alone decide."""
+
+from typing import Any
+
+import numpy as np
+from joblib import cpu_count
+from numpy.typing import ArrayLike
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from extract.errors import FxError
+from heads.calibration import calibrate
+from heads.folds import make_folds
+from heads.head import Head, checked_features, positions
+from heads.learners import Features, Labels, learner_for
+from heads.search import BLAS_THREADS, Progress, search
+
+
+def fit_head(
+    features: ArrayLike,
+    labels: ArrayLike,
+    *,
+    kind: str,
+    kernel: str = "rbf",
+    c: float | None = None,
+    folds: int = 5,
+    groups: ArrayLike | None = None,
+    validation: tuple[ArrayLike, ArrayLike] | None = None,
+    spec: dict[str, Any] | None = None,
+    source: dict[str, Any] | None = None,
+    source: dict[str, Any] | None = None,
+    seed: int = 0,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> Head:
+    """Fit a classifier on features, its C and its temperature chosen inside the training rows.
+
+    C has the least log loss in stratified cross-validation, each fold standardised by its own
+    fitting rows, and the temperature is fitted on the same held-out scores. The head is then
+    refitted on all training rows.
+
+    Where validation rows are given, C and temperature are chosen on those instead, and they stay
+    out of the fit: the head that is delivered is the one that was measured on them, so that its
+    temperature holds, and fine-tuning, which stops by the same rows, can start from it.
+
+    Parameters
+    ----------
+    features : float32 array of shape (n, d)
+    labels : str array of shape (n,)
+    kind : "logreg" or "svm"
+    kernel : "rbf" or "linear", of the SVM
+    c : float, optional; the inverse penalty, searched where not given
+    folds : int, at least 2; fewer where a class has fewer images, said in the head's notes
+    groups : array of shape (n,), optional; rows of one value (copies, a patient) are never on
+        both sides of a fold; a row on its own has a value of its own
+    validation : (features (m, d), labels (m,)), optional
+    spec : dict that JSON can hold, what the features mean, kept with the head
+    source : dict that JSON can hold, how to compute such features anew, kept with the head
+    source : dict that JSON can hold, where the features can be had again, kept with the head
+    seed : int, of the shuffling into folds
+    jobs : int, threads; all cores where not given
+    progress : called with (done, total), in fits; the total grows where the grid is extended
+
+    Returns
+    -------
+    head : Head
+
+    Raises
+    ------
+    FxError
+        Where there are fewer than two classes, a class with one image (or one group), features
+        that are not finite or all the same, or choices that are not offered.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from heads import fit_head
+    >>> features = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+    >>> labels = np.array(["cat", "dog"] * 20)
+    >>> features[labels == "dog"] += 3
+    >>> fit_head(features, labels, kind="logreg").predict(features[:2]).tolist()
+    ['cat', 'dog']
+    """
+    learner = learner_for(kind, kernel)
+    rows, names = checked_features(features), np.asarray(labels, dtype=str)
+    _check_choices(c, folds)
+    _check_rows(rows, names, learner.max_rows)
+    classes, y = np.unique(names, return_inverse=True)
+    known = tuple(classes.tolist())
+    counts = np.bincount(y)
+    if counts.min() < 2:
+        raise FxError(
+            f"too few images of class {known[counts.argmin()]!r}; got 1 for training; add images "
+            "of it or leave it out"
+        )
+    notes: list[str] = []
+    if validation is None:
+        splits, notes = make_folds(y, classes=known, folds=folds, groups=groups, seed=seed)
+        searched, truth = rows, y
+    else:
+        searched, truth = _with_validation(rows, y, validation, known)
+        splits = [(np.arange(len(rows)), np.arange(len(rows), len(searched)))]
+    threads = cpu_count() if jobs is None else jobs
+    found = search(learner, searched, truth, splits, c=c, jobs=threads, progress=progress)
+    with threadpool_limits(BLAS_THREADS):
+        pipeline = learner.fit(rows, names, found.c, jobs=threads)
+    if progress:
+        fits = len(found.curve) * len(splits) + 1
+        progress(fits, fits)
+    return Head(
+        kind=kind,
+        kernel=kernel if kind == "svm" else None,
+        classes=known,
+        pipeline=pipeline,
+        calibration=calibrate(found.scores, truth[found.held_out]),
+        c=found.c,
+        search=found.curve,
+        folds=0 if validation is not None else len(splits),
+        notes=(*notes, *found.notes),
+        n_train=len(rows),
+        spec=dict(spec or {}),
+        source=dict(source or {}),
+        source=dict(source or {}),
+    )
+
+
+def _check_choices(c: float | None, folds: int) -> None:
+    """Raise FxError where C or the number of folds is out of range."""
+    if c is not None and not (np.isfinite(c) and c > 0):
+        raise FxError(f"C must be positive; got {c}; leave it out to have it searched")
+    if folds < 2:
+        raise FxError(f"cross-validation needs at least 2 folds; got {folds}; 5 is usual")
+
+
+def _check_rows(rows: Features, names: np.ndarray[Any, Any], max_rows: int | None) -> None:
+    """Raise FxError where nothing can be learned from the rows, or too many are given."""
+    if names.shape != (len(rows),):
+        raise ValueError(f"labels must have shape {(len(rows),)}, got {names.shape}")
+    found = sorted(set(names.tolist()))
+    if len(found) < 2:
+        raise FxError(
+            f"a classifier needs at least two classes; got {', '.join(found) or 'no labelled rows'}"
+            "; add labelled images of another class"
+        )
+    if max_rows is not None and len(rows) > max_rows:
+        raise FxError(
+            f"too many rows for an exact SVM; got {len(rows)} where {max_rows} are feasible; fit "
+            "logreg, or give fewer images"
+        )
+    if not np.ptp(rows, axis=0).any():
+        raise FxError(
+            "features are the same in every row; got nothing to tell classes by; check the weights "
+            "of the backbone"
+        )
+
+
+def _with_validation(
+    rows: Features, y: Labels, validation: tuple[ArrayLike, ArrayLike], classes: tuple[str, ...]
+) -> tuple[Features, Labels]:
+    """Append validation rows to the training rows: the last ones are held out."""
+    extra = checked_features(validation[0])
+    labels = positions(validation[1], classes, of="validation rows")
+    if not len(extra) or len(extra) != len(labels) or extra.shape[1] != rows.shape[1]:
+        raise ValueError(
+            f"validation rows must be (m, {rows.shape[1]}) features with m labels, m > 0; "
+            f"got {extra.shape} and {labels.shape}"
+        )
+    return np.concatenate([rows, extra]), np.concatenate([y, labels])

@@ -1,0 +1,208 @@
+"""A fitted head: what it is, how it was chosen, and the probabilities that it gives."""
+
+import json
+import warnings
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import softmax
+from sklearn.pipeline import Pipeline
+
+from extract.errors import FxError
+from heads.calibration import Calibration
+from heads.learners import learner_for
+from heads.metrics import Metrics, evaluate
+from heads.search import Candidate
+
+FLOAT_CLASSES = frozenset({"fp32", "bf16", "fp16"})
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """A classifier on features, with its calibration and the record of its choice.
+
+    Attributes
+    ----------
+    kind : "logreg" or "svm"
+    kernel : "rbf" or "linear" for an SVM, else None
+    classes : tuple of str, sorted; columns of probabilities are in this order
+    pipeline : scikit-learn Pipeline of a StandardScaler and a plain LogisticRegression or SVC,
+        fitted on the training rows, without the temperature
+    calibration : Calibration, fitted on rows that the scoring models had not seen
+    c : float
+    search : tuple of Candidate, ascending in C
+    folds : int, of the cross-validation; 0 where validation rows were given
+    notes : tuple of str, whatever was not as asked for
+    n_train : int, rows that it was fitted on
+    spec : dict that JSON can hold, what the features mean; not interpreted but for `check_spec`
+    source : dict that JSON can hold, how to compute such features anew; not interpreted
+    source : dict that JSON can hold, where the features can be had again; not compared
+    metrics : Metrics on test rows, once `tested`
+    """
+
+    kind: str
+    kernel: str | None
+    classes: tuple[str, ...]
+    pipeline: Pipeline
+    calibration: Calibration
+    c: float
+    search: tuple[Candidate, ...]
+    folds: int
+    notes: tuple[str, ...]
+    n_train: int
+    spec: dict[str, Any] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
+    metrics: Metrics | None = None
+
+    @property
+    def dim(self) -> int:
+        """Features per image that the head takes."""
+        return int(self.pipeline.n_features_in_)
+
+    def scores(self, features: ArrayLike) -> NDArray[np.float64]:
+        """Score features before calibration: softmax of the scores is the uncalibrated head.
+
+        Parameters
+        ----------
+        features : float array of shape (n, d)
+
+        Returns
+        -------
+        scores : float64 array of shape (n, k)
+
+        Raises
+        ------
+        FxError
+            Where the features have another width, or are not finite.
+        """
+        rows = checked_features(features)
+        if rows.shape[1] != self.dim:
+            raise FxError(
+                f"features do not fit the head; got {rows.shape[1]} a row where it takes "
+                f"{self.dim}; extract with the backbone that it was fitted on"
+            )
+        if not len(rows):
+            return np.zeros((0, len(self.classes)))
+        return learner_for(self.kind, self.kernel).scores(self.pipeline, rows)
+
+    def predict_proba(self, features: ArrayLike) -> NDArray[np.float64]:
+        """Give calibrated probabilities, float64 of shape (n, k), for features of shape (n, d)."""
+        cooled = self.scores(features) / self.calibration.temperature
+        probabilities: NDArray[np.float64] = softmax(cooled, axis=1)
+        return probabilities
+
+    def predict(self, features: ArrayLike) -> NDArray[np.str_]:
+        """Name the most probable class: str of shape (n,), for features of shape (n, d)."""
+        named: NDArray[np.str_] = np.array(self.classes)[
+            self.predict_proba(features).argmax(axis=1)
+        ]
+        return named
+
+    def as_linear(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Fold standardisation, weights and temperature of logistic regression into one layer.
+
+        Returns
+        -------
+        weight : float32 array of shape (k, d)
+        bias : float32 array of shape (k,)
+            softmax(features @ weight.T + bias) equals `predict_proba(features)`.
+
+        Raises
+        ------
+        ValueError
+            Where the head is not a logistic regression.
+        """
+        if self.kind != "logreg":
+            raise ValueError(f"only logistic regression is one linear layer, not {self.kind}")
+        scaler, classifier = self.pipeline[0], self.pipeline[-1]
+        weight, bias = classifier.coef_, classifier.intercept_
+        if len(weight) == 1:
+            weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+        # W ((x - mean) / scale) + b = (W / scale) x + (b - (W / scale) mean)
+        weight = weight / scaler.scale_
+        bias = bias - weight @ scaler.mean_
+        temperature = self.calibration.temperature
+        return (weight / temperature).astype(np.float32), (bias / temperature).astype(np.float32)
+
+    def tested(self, features: ArrayLike, labels: ArrayLike) -> "Head":
+        """Measure on test rows, and return the head with its `metrics`.
+
+        Parameters
+        ----------
+        features : float array of shape (n, d)
+        labels : str array of shape (n,), all among `classes`
+
+        Raises
+        ------
+        FxError
+            Where there is no row, or one of a class that the head does not know.
+        """
+        y = positions(labels, self.classes, of="test rows")
+        return replace(self, metrics=evaluate(self.predict_proba(features), y, self.classes))
+
+    def check_spec(self, spec: dict[str, Any]) -> None:
+        """Refuse features that mean something else than those that the head was fitted on.
+
+        Features that differ in their float class alone (fp32, bf16, fp16) are taken with a warning.
+
+        Raises
+        ------
+        FxError
+            Where a field differs; it names the first one, and both values.
+        """
+        ours, theirs = (_flat(json.loads(json.dumps(one))) for one in (self.spec, spec))
+        names = [*ours, *(name for name in theirs if name not in ours)]
+        differing = [name for name in names if ours.get(name) != theirs.get(name)]
+        if not differing:
+            return
+        first = differing[0]
+        got = f"got {first} {theirs.get(first)!r} where the head has {ours.get(first)!r}"
+        if differing == ["numerics"] and {ours.get(first), theirs.get(first)} <= FLOAT_CLASSES:
+            warnings.warn(f"features of another precision; {got}", UserWarning, stacklevel=2)
+            return
+        raise FxError(
+            f"features of another spec; {got}; extract with the head's spec, or fit a head on these"
+        )
+
+
+def checked_features(features: ArrayLike) -> NDArray[np.float32]:
+    """Turn features into contiguous float32 of shape (n, d), or raise FxError if not finite."""
+    rows = np.ascontiguousarray(features, dtype=np.float32)
+    if rows.ndim != 2:
+        raise FxError(
+            f"features must be a matrix; got shape {rows.shape}; give one row of numbers per image"
+        )
+    finite = np.isfinite(rows).all(axis=1)
+    if not finite.all():
+        bad = np.flatnonzero(~finite)
+        raise FxError(
+            f"features are not finite; got NaN or infinity in {len(bad)} rows, the first of them "
+            f"row {bad[0]}; extract them again with --precision fp32"
+        )
+    return rows
+
+
+def positions(labels: ArrayLike, classes: tuple[str, ...], *, of: str) -> NDArray[np.intp]:
+    """Turn class names into positions in `classes`, or raise FxError at an unknown one."""
+    place = {name: position for position, name in enumerate(classes)}
+    names = np.asarray(labels, dtype=str).tolist()
+    unknown = sorted(set(names) - set(classes))
+    if unknown:
+        raise FxError(
+            f"{of} have a class without training rows; got {unknown[0]!r}; add training images of "
+            "it or leave it out"
+        )
+    return np.array([place[name] for name in names], dtype=np.intp)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Spell nested fields as outer.inner, so that a difference can be named."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= (
+            _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        )
+    return flat

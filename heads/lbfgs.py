@@ -1,0 +1,107 @@
+"""L-BFGS for several convex problems at once, whose gradients cost least when computed together.
+
+Arrays have the problems first, (q, ...); each problem has its own step and its own memory.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Evaluate = Callable[[Array], tuple[Array, Array]]  # point to its gradient and its curvature
+Precondition = Callable[[Array, Array], Array]  # curvature, vector to its product
+Pair = tuple[Array, Array, Array]  # step, change of slope, 1 / their product
+
+HISTORY = 10  # pairs remembered
+MAX_ITERATIONS = 2000
+
+
+def minimise(
+    start: Array,
+    *,
+    evaluate: Evaluate,
+    precondition: Precondition,
+    is_done: Callable[[Array, Array], bool],
+) -> tuple[Array, bool]:
+    """Minimise until `is_done(point, gradient)`.
+
+    Parameters
+    ----------
+    start : float array of shape (q, k, d)
+    evaluate : called with a point, gives its gradient (q, k, d), and whatever of its curvature
+        `precondition` takes
+    precondition : called with a curvature and a vector, multiplies that by about the inverse
+        Hessian
+    is_done : called with a point and its gradient
+
+    Returns
+    -------
+    point : float array of shape (q, k, d)
+    done : bool, False where MAX_ITERATIONS did not suffice
+    """
+    point = start
+    slope, curvature = evaluate(point)
+    pairs: list[Pair] = []
+    for _ in range(MAX_ITERATIONS):
+        if is_done(point, slope):
+            return point, True
+        flatten = partial(precondition, curvature)
+        direction = -_inverse_hessian_times(slope, pairs, flatten)
+        step, ahead, curvature = _line_search(evaluate, point, slope, direction)
+        change = ahead - slope
+        product = dot(step, change)
+        inverse = np.divide(1, product, out=np.zeros_like(product), where=product > 0)
+        pairs = [*pairs[1 - HISTORY :], (step, change, inverse)]
+        point, slope = point + step, ahead
+    return point, False
+
+
+def dot(a: Array, b: Array) -> Array:
+    """Inner product of each problem's arrays: shapes (q, k, d) and (q, k, d) to (q,)."""
+    return np.asarray(np.einsum("qkd,qkd->q", a, b))
+
+
+def _inverse_hessian_times(
+    slope: Array, pairs: list[Pair], precondition: Callable[[Array], Array]
+) -> Array:
+    """Run the two loops of L-BFGS (Nocedal and Wright, Numerical Optimization, algorithm 7.4)."""
+    q, factors = slope.copy(), []
+    for step, change, inverse in reversed(pairs):
+        factor = inverse * dot(step, q)
+        q -= factor[:, None, None] * change
+        factors.append(factor)
+    q = precondition(q)
+    if pairs:  # the preconditioner has the right shape, the last pair tells its size
+        step, change, _ = pairs[-1]
+        bent = dot(change, precondition(change))
+        q *= np.divide(dot(step, change), bent, out=np.ones_like(bent), where=bent > 0)[
+            :, None, None
+        ]
+    for (step, change, inverse), factor in zip(pairs, reversed(factors), strict=True):
+        q += (factor - inverse * dot(change, q))[:, None, None] * step
+    return q
+
+
+def _line_search(
+    evaluate: Evaluate, point: Array, slope: Array, direction: Array
+) -> tuple[Array, Array, Array]:
+    """Shorten each problem's step until the slope along it has not turned up steeply.
+
+    The problems are convex, so that the slope alone tells a good step (the approximate Wolfe
+    condition of Hager and Zhang, 2005); a loss in float32 is too coarse near the minimum.
+    """
+    start = dot(slope, direction)
+    length = np.ones_like(start)
+    for _ in range(10):
+        step = length[:, None, None] * direction
+        ahead, curvature = evaluate(point + step)
+        end = dot(ahead, direction)
+        beyond = end > 0.8 * np.abs(start)
+        if not beyond.any():
+            break
+        secant = np.clip(start / (start - end), 0.1, 0.9)
+        length = np.where(beyond, length * secant, length)
+    return step, ahead, curvature

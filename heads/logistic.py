@@ -1,0 +1,206 @@
+"""Multinomial logistic regression with an L2 penalty: all folds solved together, along C.
+
+Every fold minimises, over weights W (k, d) and intercepts b (k,), scikit-learn's objective
+
+    sum_i -log softmax(W x_i + b)[y_i]  +  |W|^2 / (2 C)                (b is not penalised)
+
+on its own fitting rows, standardised by their own mean and deviation. One matrix of rows serves
+all folds: a fold's x is `scale * (row - shift)`, and rows that it holds out have no weight.
+
+Three things make it quick. Products with the data are shared by folds and classes. Directions are
+scaled by the curvature, which the eigenvectors of the rows' covariance make nearly diagonal. And
+weights move so smoothly along log C that going on in a straight line all but solves the next one.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.preprocessing import StandardScaler
+
+from heads.lbfgs import dot, minimise
+
+Array = NDArray[Any]  # float32 while searching, float64 for the delivered head
+Map = Callable[[Callable[[slice], Any], Iterable[slice]], Iterable[Any]]
+
+BLOCK = 1024  # rows of a product; fixed, so that the sum does not depend on the threads
+SAMPLE = 2560  # rows, at most, that the curvature is estimated from
+
+
+@dataclass(frozen=True)
+class Problems:
+    """One problem a fold, on rows of all of them.
+
+    Attributes
+    ----------
+    rows : float array of shape (n, d), standardised by all of them, for the sake of rounding
+    target : float array of shape (k, n), one-hot
+    fitting : float array of shape (q, 1, n), 1 where a row belongs to a fold's fitting side
+    scale, shift : float arrays of shape (q, 1, d), from `rows` to a fold's standardised rows
+    basis : float array of shape (d, r), orthonormal: eigenvectors of the covariance of the rows
+    energy : float array of shape (r,), squared norm of the rows along each
+    over : how blocks of rows are worked on, `map` or a pool's
+    """
+
+    rows: Array
+    target: Array
+    fitting: Array
+    scale: Array
+    shift: Array
+    basis: Array
+    energy: Array
+    over: Map
+
+    @classmethod
+    def of(
+        cls,
+        features: Array,
+        labels: NDArray[np.intp],
+        fitting: Sequence[NDArray[np.intp]],
+        *,
+        over: Map = map,
+    ) -> "Problems":
+        """Prepare, in float32, the problems of fitting sides that are arrays of row numbers."""
+        common = StandardScaler().fit(features)
+        rows = common.transform(features)
+        own = [StandardScaler().fit(features[side]) for side in fitting]
+        target = np.eye(int(labels.max()) + 1)[:, labels]
+        sides = np.zeros((len(fitting), 1, len(rows)))
+        for side, members in zip(sides, fitting, strict=True):
+            side[:, members] = 1
+        scale = np.stack([[common.scale_ / scaler.scale_] for scaler in own])
+        shift = np.stack([[(scaler.mean_ - common.mean_) / common.scale_] for scaler in own])
+        basis, energy = _principal_axes(rows)
+        return cls(rows, target, sides, scale, shift, basis, energy, over).cast(np.float32)
+
+    def cast(self, dtype: DTypeLike) -> "Problems":
+        """Give the same problems in another precision."""
+        arrays = {
+            field.name: getattr(self, field.name).astype(dtype, copy=False)
+            for field in fields(self)
+            if field.name != "over"
+        }
+        return replace(self, **arrays)
+
+    def start(self) -> Array:
+        """Weights of zero: shape (q, k, d + 1), the intercept last."""
+        shape = (len(self.fitting), len(self.target), self.rows.shape[1] + 1)
+        return np.zeros(shape, self.rows.dtype)
+
+    def logits(self, weights: Array, block: slice) -> Array:
+        """Logits of a block of rows by every fold's weights: shape (q, k, rows of the block)."""
+        slopes = weights[:, :, :-1] * self.scale
+        intercepts = weights[:, :, -1:] - (slopes * self.shift).sum(axis=2, keepdims=True)
+        flat = slopes.reshape(-1, slopes.shape[2]) @ self.rows[block].T
+        return np.asarray(flat.reshape(*slopes.shape[:2], -1) + intercepts)
+
+    def evaluate(self, ridge: Array, weights: Array) -> tuple[Array, Array]:
+        """Give the gradient (q, k, d + 1), and sum_i p (1 - p) of every class: (q, k, 1)."""
+
+        def part(block: slice) -> tuple[Array, Array, Array]:
+            p = self.logits(weights, block)
+            p -= p.max(axis=1, keepdims=True)
+            np.exp(p, out=p)
+            p /= p.sum(axis=1, keepdims=True)
+            fitting = self.fitting[:, :, block]
+            curvature = (p * (1 - p) * fitting).sum(axis=2, keepdims=True)
+            p -= self.target[:, block]
+            p *= fitting
+            product = (p.reshape(-1, p.shape[2]) @ self.rows[block]).reshape(*p.shape[:2], -1)
+            return product, p.sum(axis=2, keepdims=True), curvature
+
+        blocks = [slice(at, at + BLOCK) for at in range(0, len(self.rows), BLOCK)]
+        products, residuals, curvatures = zip(*self.over(part, blocks), strict=True)
+        residual = sum(residuals)
+        slopes = self.scale * (sum(products) - residual * self.shift) + ridge * weights[:, :, :-1]
+        return np.concatenate([slopes, residual], axis=2), sum(curvatures)
+
+    def precondition(self, ridge: Array, curvature: Array, slope: Array) -> Array:
+        """Divide a gradient by about the curvature: along each axis, energy x mean p (1 - p)."""
+        n, (d, r) = len(self.rows), self.basis.shape
+        bends = self.energy * curvature / n + ridge
+        inside = (slope[:, :, :-1].reshape(-1, d) @ self.basis).reshape(bends.shape)
+        out = np.empty_like(slope)
+        out[:, :, :-1] = ((inside / bends).reshape(-1, r) @ self.basis.T).reshape(
+            *slope.shape[:2], d
+        )
+        if r < d:  # across the axes the penalty alone bends; bounded, for float32
+            across = slope[:, :, :-1] - (inside.reshape(-1, r) @ self.basis.T).reshape(
+                *slope.shape[:2], d
+            )
+            out[:, :, :-1] += across / np.maximum(ridge, 1e-6 * bends.max(axis=2, keepdims=True))
+        out[:, :, -1:] = slope[:, :, -1:] / np.maximum(curvature, 1e-6 * n)
+        return out
+
+
+def along_path(
+    problems: Problems, cs: Sequence[float], *, tolerance: float, start: Array | None = None
+) -> Iterator[Array]:
+    """Solve every fold for one C after the other.
+
+    Each C starts where the straight line through the last two solutions leads, which is why the
+    values should ascend in equal ratios.
+
+    Parameters
+    ----------
+    problems : Problems of q folds
+    cs : inverse penalties
+    tolerance : float, bound on the relative error of W
+    start : weights to begin the first with; zero where not given
+
+    Yields
+    ------
+    weights : float array of shape (q, k, d + 1), on each fold's standardised rows, intercept last
+    """
+    # Two classes: scikit-learn penalises |w|^2 of one vector w = w1 - w0, and at the optimum
+    # w1 = -w0 = w / 2, so that |w|^2 = 2 (|w0|^2 + |w1|^2).
+    penalties = 2 if len(problems.target) == 2 else 1
+    weights = problems.start() if start is None else start.astype(problems.rows.dtype)
+    previous: Array | None = None
+    for place, c in enumerate(cs):
+        ridge = np.array(penalties / c, problems.rows.dtype)
+
+        def is_close(weights: Array, slope: Array, ridge: Array = ridge) -> bool:
+            # The objective is 1/C-strongly convex in W, so that |gradient| <= t |W| / C puts W
+            # within t |W| of the minimum.
+            size = np.sqrt(dot(weights[:, :, :-1], weights[:, :, :-1]))
+            return bool((np.sqrt(dot(slope, slope)) <= tolerance * ridge * size).all())
+
+        solved, done = minimise(
+            weights if previous is None else 2 * weights - previous,
+            evaluate=partial(problems.evaluate, ridge),
+            precondition=partial(problems.precondition, ridge),
+            is_done=is_close,
+        )
+        if not done:
+            warnings.warn(
+                f"logistic regression stopped short of its tolerance at C = {c:g}",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        previous = weights if place else None
+        weights = solved
+        yield weights
+
+
+def _principal_axes(rows: Array) -> tuple[Array, Array]:
+    """Eigenvectors (d, r) of the covariance of rows (n, d), and the rows' energy along each.
+
+    They only speed things up, so that a sample of the rows does, and float32.
+    """
+    sample = rows[:: -(-len(rows) // SAMPLE)].astype(np.float32)
+    n, d = sample.shape
+    if n < d:
+        energy, left = np.linalg.eigh(sample @ sample.T)
+        spanned = energy > 1e-6 * energy[-1]
+        # largest first, then made orthonormal, which rounding has spoilt for the small ones
+        energy, left = energy[spanned][::-1], left[:, spanned][:, ::-1]
+        basis = np.linalg.qr(sample.T @ (left / np.sqrt(energy)))[0]
+    else:
+        energy, basis = np.linalg.eigh(sample.T @ sample)
+    return basis, np.maximum(energy, 0) * (len(rows) / n)

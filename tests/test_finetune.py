@@ -1,0 +1,361 @@
+"""Fine-tuning: it starts as the head, what is frozen stays bitwise, killed runs end the same."""
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_classes
+from torch import nn
+
+from extract import (
+    Backbone,
+    FeatureStore,
+    FxError,
+    Snapshot,
+    extract,
+    find_images,
+    load_backbone,
+    make_engine,
+    normalise,
+)
+from finetune import (
+    Finetuned,
+    FinetuneSettings,
+    TrainingData,
+    cut,
+    finetune,
+    fold,
+    load_model,
+    set_validation_aside,
+)
+from finetune.network import TrainedPart
+from finetune.training import schedule, set_training_mode
+from heads import fit_head
+
+CPU = torch.device("cpu")
+FAMILIES = [
+    ("resnet18", 64),
+    ("mobilenet_v2", 64),
+    ("efficientnet_lite0", 64),
+    ("squeezenet1_1", 64),
+    ("shufflenet_v2_x0_5", 64),
+    ("mobilenet_v3_small", 64),
+    ("mnasnet0_5", 64),
+    pytest.param("alexnet", 64, marks=pytest.mark.slow),
+    pytest.param("densenet121", 64, marks=pytest.mark.slow),
+    pytest.param("vgg11_bn", 64, marks=pytest.mark.slow),
+    pytest.param("googlenet", 64, marks=pytest.mark.slow),
+    pytest.param("inception_v3", 96, marks=pytest.mark.slow),
+    pytest.param("efficientnet_b0", 64, marks=pytest.mark.slow),
+    pytest.param("regnet_y_400mf", 64, marks=pytest.mark.slow),
+    pytest.param("convnext_tiny", 64, marks=pytest.mark.slow),
+    pytest.param("timm/legacy_xception", 96, marks=pytest.mark.slow),
+]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_classes(tmp_path_factory.mktemp("images"), per_class=24, classes=("a", "b", "c"))
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return load_backbone("efficientnet_lite0", size=32)
+
+
+@pytest.fixture(scope="module")
+def store(images: Path, backbone: Backbone, tmp_path_factory) -> FeatureStore:
+    store = FeatureStore.create(tmp_path_factory.mktemp("store") / "f.zarr")
+    engine = make_engine(backbone.module, backbone.preprocessing, device="cpu")
+    extract(find_images(images), backbone=backbone, engine=engine, store=store)
+    return store
+
+
+def training_data(store: FeatureStore) -> TrainingData:
+    snapshot = Snapshot.from_parquet(*store.read_snapshot())
+    return TrainingData(
+        Path(snapshot.root),
+        snapshot.split("train"),
+        [],
+        snapshot.split("test"),
+        snapshot.fingerprint,
+    )
+
+
+def run(backbone: Backbone, store: FeatureStore, directory: Path, **settings: object) -> Finetuned:
+    fresh = replace(backbone, module=copy.deepcopy(backbone.module))
+    scratch = bool(settings.get("from_scratch"))
+    return finetune(
+        fresh,
+        training_data(store),
+        None if scratch else store.last_extracted().features,
+        settings=FinetuneSettings(**{"epochs": 2, **settings}),
+        device=CPU,
+        directory=directory,
+        cache=directory / "cache",
+    )
+
+
+@pytest.mark.parametrize(("name", "size"), FAMILIES)
+def test_frozen_blocks_stay_bitwise_and_the_others_train(name: str, size: int) -> None:
+    backbone = load_backbone(name, weights="random", size=size)
+    module = backbone.module.eval().requires_grad_(False)
+    trunk, tail = cut(module, backbone.trained_size, 1)
+    tail.requires_grad_(True)
+    part = TrainedPart(tail, nn.Linear(backbone.dim, 3), None, 0.2)
+    inside = {id(tensor) for tensor in [*tail.parameters(), *tail.buffers()]}
+    named = [*module.named_parameters(), *module.named_buffers()]
+    frozen = {n: t.clone() for n, t in named if id(t) not in inside}
+    statistics = {n: t.clone() for n, t in module.named_buffers()}
+    before = [parameter.clone() for parameter in tail.parameters()]
+    assert before
+
+    module.train()
+    set_training_mode(part, FinetuneSettings())
+    optimiser = torch.optim.AdamW((p for p in part.parameters() if p.requires_grad), lr=1e-2)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        x = torch.rand(4, 3, size, size, generator=generator)
+        trunk.eval()
+        loss = nn.functional.cross_entropy(part(trunk(x)), torch.tensor([0, 1, 2, 0]))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    after = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    assert frozen
+    for path, tensor in frozen.items():
+        assert torch.equal(after[path], tensor), path
+    for path, tensor in statistics.items():
+        assert torch.equal(after[path], tensor), path
+    changed = [not torch.equal(a, b) for a, b in zip(tail.parameters(), before, strict=True)]
+    assert any(changed)
+
+
+@pytest.mark.parametrize("unfreeze", [0, 1, 2, "all"])
+def test_frozen_tensors_are_bitwise_the_same_after_a_whole_run(
+    backbone: Backbone, store: FeatureStore, tmp_path: Path, unfreeze: int | str
+) -> None:
+    before = {name: t.clone() for name, t in backbone.module.state_dict().items()}
+    result = run(backbone, store, tmp_path, unfreeze=unfreeze, epochs=1, learning_rate=1e-2)
+    after = load_model(tmp_path).network.backbone.state_dict()
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    trained = set(before) - same
+    if unfreeze == 0 or result.best_epoch == 0:
+        assert not trained
+    buffers = {name for name, _ in backbone.module.named_buffers()}
+    assert buffers <= same
+    if unfreeze != "all":
+        assert "conv_stem.weight" in same
+
+
+@pytest.mark.parametrize(("name", "size"), FAMILIES)
+def test_epoch_0_equals_the_head(name: str, size: int, images: Path, tmp_path: Path) -> None:
+    backbone = load_backbone(name, weights="random", size=size)
+    engine = make_engine(backbone.module, backbone.preprocessing, device="cpu")
+    store = FeatureStore.create(tmp_path / "f.zarr")
+    extract(find_images(images), backbone=backbone, engine=engine, store=store)
+    rows = Snapshot.from_parquet(*store.read_snapshot()).split("train")
+    features = store.last_extracted().features([row.key for row in rows])
+    head = fit_head(features, [str(row.label) for row in rows], kind="logreg")
+    classifier = nn.Linear(backbone.dim, 3)
+    fold(head, classifier)
+    from extract import look
+
+    pixels = [one.pixels for one in look(find_images(images), backbone.preprocessing)]
+    batch = normalise(torch.from_numpy(np.stack(pixels[:24])), backbone.preprocessing)
+    keys = [one.row.key for one in look(find_images(images), backbone.preprocessing)][:24]
+    with torch.inference_mode():
+        logits = classifier(backbone.module.eval()(batch))
+    probabilities = torch.softmax(logits.double(), 1).numpy()
+    expected = head.predict_proba(store.last_extracted().features(keys))
+    assert np.abs(probabilities - expected).max() < 1e-3
+
+
+def test_the_first_record_of_the_history_is_the_starting_head(
+    backbone: Backbone, store: FeatureStore, tmp_path: Path
+) -> None:
+    result = run(backbone, store, tmp_path, unfreeze=1)
+    data = training_data(store)
+    training, validation = set_validation_aside(data.train, 0)
+    read = store.last_extracted().features
+    head = fit_head(
+        read([row.key for row in training]), [str(row.label) for row in training], kind="logreg"
+    )
+    probabilities = head.predict_proba(read([row.key for row in validation]))
+    truth = [head.classes.index(str(row.label)) for row in validation]
+    expected = -np.log(probabilities[np.arange(len(truth)), truth]).mean()
+    # through float16 activations
+    assert result.history[0]["validation_loss"] == pytest.approx(expected, rel=1e-2)
+
+
+def test_the_delivered_network_says_from_pixels_what_was_measured(
+    backbone: Backbone, store: FeatureStore, images: Path, tmp_path: Path
+) -> None:
+    result = run(backbone, store, tmp_path, unfreeze=2, learning_rate=1e-3)
+    model = load_model(tmp_path)
+    from extract import look
+
+    wanted = {row.path for row in training_data(store).test}
+    found = [one for one in look(find_images(images), model.preprocessing)]
+    pixels = np.stack([one.pixels for one in found if one.row.path in wanted])
+    with torch.inference_mode():
+        logits = model.network(normalise(torch.from_numpy(pixels), model.preprocessing))
+    probabilities = torch.softmax(logits.double(), 1).numpy()
+    np.testing.assert_allclose(probabilities, result.probabilities, atol=1e-2)
+    assert model.classes == result.classes == ("a", "b", "c")
+    names = {file.name for file in tmp_path.iterdir() if file.is_file()}
+    assert {"model.safetensors", "model.json", "history.csv", "history.png"} <= names
+
+
+def test_where_no_epoch_beats_the_head_the_refitted_head_is_delivered(
+    backbone: Backbone, store: FeatureStore, tmp_path: Path
+) -> None:
+    # a rate that ruins the network in the first epoch
+    result = run(backbone, store, tmp_path, unfreeze="all", learning_rate=1.0, epochs=1)
+    assert result.best_epoch == 0
+    rows = training_data(store).train
+    read = store.last_extracted().features
+    head = fit_head(read([r.key for r in rows]), [str(r.label) for r in rows], kind="logreg")
+    expected = head.predict_proba(read([row.key for row in training_data(store).test]))
+    np.testing.assert_allclose(result.probabilities, expected, atol=1e-2)
+    for name, tensor in load_model(tmp_path).network.backbone.state_dict().items():
+        assert torch.equal(tensor, backbone.module.state_dict()[name]), name
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_does_not(
+    backbone: Backbone, store: FeatureStore, tmp_path: Path
+) -> None:
+    first = run(backbone, store, tmp_path / "1", seed=3)
+    second = run(backbone, store, tmp_path / "2", seed=3)
+    other = run(backbone, store, tmp_path / "3", seed=4)
+    assert first.history == second.history
+    assert first.history != other.history
+
+
+def test_from_scratch_batch_norm_trains(
+    backbone: Backbone, store: FeatureStore, tmp_path: Path
+) -> None:
+    result = run(backbone, store, tmp_path, unfreeze="all", from_scratch=True, epochs=1)
+    assert result.best_epoch == 1
+    after = load_model(tmp_path).network.backbone.state_dict()
+    assert not torch.equal(
+        after["bn1.running_mean"], backbone.module.state_dict()["bn1.running_mean"]
+    )
+
+
+KILLED = """
+import sys, torch
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+import test_finetune as t
+from extract import FeatureStore, load_backbone
+torch.set_num_threads(1)
+backbone = load_backbone("efficientnet_lite0", size=32)
+t.run(backbone, FeatureStore(sys.argv[1]), Path(sys.argv[2]), epochs=6, patience=6,
+      learning_rate=1e-3)
+"""
+
+
+def test_a_killed_run_ends_bitwise_as_an_undisturbed_one(
+    store: FeatureStore, tmp_path: Path
+) -> None:
+    def start(directory: Path) -> subprocess.Popen[bytes]:
+        here = str(Path(__file__).parent)
+        return subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(store.path), str(directory), here]
+        )
+
+    assert start(tmp_path / "whole").wait() == 0
+    state = tmp_path / "killed" / "training.safetensors"
+    kills = 0
+    for wanted in (1, 2):
+        process = start(tmp_path / "killed")
+        seen = 0
+        last = state.stat().st_mtime_ns if state.exists() else 0
+        while process.poll() is None and seen < wanted:
+            time.sleep(0.005)
+            if state.exists() and state.stat().st_mtime_ns != last:
+                last, seen = state.stat().st_mtime_ns, seen + 1
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills >= 1
+    assert start(tmp_path / "killed").wait() == 0
+    whole = (tmp_path / "whole" / "model.safetensors").read_bytes()
+    assert (tmp_path / "killed" / "model.safetensors").read_bytes() == whole
+    assert (tmp_path / "killed" / "history.csv").read_text() == (
+        tmp_path / "whole" / "history.csv"
+    ).read_text()
+
+
+def test_validation_rows_are_set_aside_by_class_and_group(store: FeatureStore) -> None:
+    rows = training_data(store).train
+    training, validation = set_validation_aside(rows, 0)
+    assert len(training) + len(validation) == len(rows)
+    assert {row.label for row in validation} == {"a", "b", "c"}
+    grouped = [replace(row, group=str(n // 4)) for n, row in enumerate(rows)]
+    training, validation = set_validation_aside(grouped, 0)
+    assert not {row.group for row in training} & {row.group for row in validation}
+
+
+def test_too_few_images_are_refused(
+    backbone: Backbone, store: FeatureStore, tmp_path: Path
+) -> None:
+    rows = training_data(store).train
+    few = [row for label in "abc" for row in [r for r in rows if r.label == label][:2]]
+    with pytest.raises(FxError, match="too few images to fine-tune; got 6"):
+        set_validation_aside(few, 0)
+
+
+def test_a_diverging_run_says_what_to_try(
+    backbone: Backbone, store: FeatureStore, tmp_path: Path
+) -> None:
+    with pytest.raises(FxError, match=r"training diverged in epoch \d .*--learning-rate"):
+        run(backbone, store, tmp_path, unfreeze=0, learning_rate=1e30, epochs=3)
+
+
+def test_a_model_that_is_damaged_or_holds_code_is_refused(
+    backbone: Backbone, store: FeatureStore, tmp_path: Path
+) -> None:
+    run(backbone, store, tmp_path, epochs=1)
+    tensors = tmp_path / "model.safetensors"
+    whole = tensors.read_bytes()
+    tensors.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(FxError, match="model.safetensors cannot be read"):
+        load_model(tmp_path)
+    torch.save({"evil": print}, tensors)
+    with pytest.raises(FxError, match="model.safetensors cannot be read"):
+        load_model(tmp_path)
+    (tmp_path / "model.json").write_text("{}")
+    with pytest.raises(FxError, match="is no model of fx"):
+        load_model(tmp_path)
+
+
+def test_the_learning_rate_rises_and_falls_as_published() -> None:
+    optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=90)
+    expected = []
+    for _ in range(90):
+        expected.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        cosine.step()
+    rates = [schedule(step, 100, 0.1) for step in range(100)]
+    np.testing.assert_allclose(rates[10:], expected, atol=1e-9)
+    np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 10)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"epochs": 0}, {"unfreeze": -1}, {"learning_rate": 0.0}, {"from_scratch": True}]
+)
+def test_settings_are_checked_where_they_are_made(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="got"):
+        FinetuneSettings(**wrong)
