@@ -10,9 +10,10 @@ from extract.engine import (
     resolve_precision,
 )
 from extract.errors import FxError
-from extract.extraction import ExtractResult, extract, look, make_spec, take_snapshot
+from extract.extraction import ExtractResult, extract, make_spec, take_snapshot
 from extract.feature_set import Damage, FeatureSet, Spec
 from extract.preprocessing import Preprocessing
+from extract.reading import look
 from extract.snapshot import ImageRow, Snapshot, position, unit_of
 from extract.sources import ImageEntry, ImageSource, find_images
 from extract.store import FeatureStore

@@ -45,7 +45,8 @@ class ImageRow:
     key : SHA-256 of the file's bytes; empty where it could not be read
     label, group : as given; None where there is none
     split : ``train``, ``val``, ``test``, or None for a row in no split
-    note : why it is in no split: the reason it cannot be read, ``copy of …``, ``conflicting labels``
+    note : why it is in no split: the reason it cannot be read, ``copy of …``, or
+        ``conflicting labels``
     readable : whether it has features
     stamp : of the file, when it was read
     """
@@ -82,7 +83,7 @@ class Snapshot:
     def __post_init__(self) -> None:
         if not self.name:
             folder = Path(self.root).name or "images"
-            safe = "".join(c if c.isalnum() and c.isascii() or c in "-_" else "_" for c in folder)
+            safe = "".join(c if (c.isalnum() and c.isascii()) or c in "-_" else "_" for c in folder)
             object.__setattr__(self, "name", f"{safe}-{self.fingerprint[:8]}")
 
     @property

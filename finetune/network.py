@@ -9,7 +9,7 @@ from extract import Preprocessing, normalise
 
 
 class Network(nn.Module):
-    """A backbone and its classifier: normalised images (n, 3, size, size) to logits (n, classes)."""
+    """A backbone and its classifier: normalised images (n, 3, s, s) to logits (n, classes)."""
 
     def __init__(self, backbone: nn.Module, classifier: nn.Linear) -> None:
         super().__init__()

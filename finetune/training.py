@@ -169,7 +169,7 @@ def predict_logits(
     settings: FinetuneSettings,
     device: torch.device,
 ) -> torch.Tensor:
-    """Compute logits in inference mode: float32 tensor of shape (len(rows), classes), on the CPU."""
+    """Compute logits in inference mode: float32 tensor (len(rows), classes) on the CPU."""
     part.eval()
     size = max(settings.batch_size, 64)
     parts = []

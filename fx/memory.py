@@ -11,7 +11,7 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 
 def reset_peak_memory() -> None:
-    """Forget the peak so far; where the system cannot (it is not Linux), the peak is of all time."""
+    """Forget the peak so far; where the system cannot (only Linux can), it is of all time."""
     try:
         _CLEAR.write_text("5")  # proc(5): resets VmHWM
     except OSError:

@@ -66,7 +66,6 @@ def save_head(head: Head, directory: str | os.PathLike[str]) -> None:
         "metrics": head.metrics.as_dict() if head.metrics else None,
         "spec": head.spec,
         "source": head.source,
-        "source": head.source,
         "versions": {name: version(name) for name in ("numpy", "scikit-learn", "skops")},
     }
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
@@ -99,7 +98,6 @@ def load_head(directory: str | os.PathLike[str]) -> Head:
             notes=tuple(fields["notes"]),
             n_train=fields["n_train"],
             spec=fields["spec"],
-            source=fields["source"],
             source=fields["source"],
             metrics=Metrics(**fields["metrics"]) if fields["metrics"] else None,
         )

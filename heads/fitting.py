@@ -27,7 +27,6 @@ def fit_head(
     validation: tuple[ArrayLike, ArrayLike] | None = None,
     spec: dict[str, Any] | None = None,
     source: dict[str, Any] | None = None,
-    source: dict[str, Any] | None = None,
     seed: int = 0,
     jobs: int | None = None,
     progress: Progress | None = None,
@@ -55,7 +54,6 @@ def fit_head(
     validation : (features (m, d), labels (m,)), optional
     spec : dict that JSON can hold, what the features mean, kept with the head
     source : dict that JSON can hold, how to compute such features anew, kept with the head
-    source : dict that JSON can hold, where the features can be had again, kept with the head
     seed : int, of the shuffling into folds
     jobs : int, threads; all cores where not given
     progress : called with (done, total), in fits; the total grows where the grid is extended
@@ -118,7 +116,6 @@ def fit_head(
         notes=(*notes, *found.notes),
         n_train=len(rows),
         spec=dict(spec or {}),
-        source=dict(source or {}),
         source=dict(source or {}),
     )
 

@@ -38,7 +38,6 @@ class Head:
     n_train : int, rows that it was fitted on
     spec : dict that JSON can hold, what the features mean; not interpreted but for `check_spec`
     source : dict that JSON can hold, how to compute such features anew; not interpreted
-    source : dict that JSON can hold, where the features can be had again; not compared
     metrics : Metrics on test rows, once `tested`
     """
 
@@ -53,7 +52,6 @@ class Head:
     notes: tuple[str, ...]
     n_train: int
     spec: dict[str, Any] = field(default_factory=dict)
-    source: dict[str, Any] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
     metrics: Metrics | None = None
 

@@ -3,7 +3,7 @@
 import io
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +76,7 @@ def photos() -> Path:
 
 
 @pytest.fixture(scope="session")
-def cifar4(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def cifar4(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shared CIFAR-10 classes, unpacked."""
     archive = SHARED / "cifar4.tar.gz"
     if not archive.exists():
@@ -84,7 +84,7 @@ def cifar4(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("cifar4")
     with tarfile.open(archive) as tar:
         tar.extractall(root, filter="data")
-    yield root / "cifar4"
+    return root / "cifar4"
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:

@@ -60,12 +60,12 @@ def test_the_users_three_lines_run_as_they_stand(here: Path, fx: Fx) -> None:
     checkpoints.mkdir(parents=True)
     torch.save(network.state_dict(), checkpoints / Path(weights.url).name)
 
-    assert fx(*"extract --backbone resnet50".split()).status == 0
+    assert fx(*["extract", "--backbone", "resnet50"]).status == 0
     assert (here / "features.zarr").is_dir()
-    head = fx(*"fit-head svm".split())
+    head = fx(*["fit-head", "svm"])
     assert head.status == 0, head.err
     assert "svm on resnet50: accuracy" in head.out
-    tuned = fx(*"finetune --unfreeze 2".split())
+    tuned = fx(*["finetune", "--unfreeze", "2"])
     assert tuned.status == 0, tuned.err
     assert "resnet50, unfreeze 2: accuracy" in tuned.out
     assert len(list((here / "runs").glob("*/model.safetensors"))) == 1

@@ -101,7 +101,7 @@ def test_a_second_run_computes_nothing_and_reads_no_file(
     def no_reading(data: bytes) -> None:
         raise AssertionError("a file was read")
 
-    monkeypatch.setattr("extract.extraction.hashlib", SimpleNamespace(sha256=no_reading))
+    monkeypatch.setattr("extract.reading.hashlib", SimpleNamespace(sha256=no_reading))
     second = run(folder, tmp_path / "f.zarr", backbone, snapshot="again")
     assert (second.new, second.reused) == (0, 16)
 

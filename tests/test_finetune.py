@@ -204,7 +204,7 @@ def test_the_delivered_network_says_from_pixels_what_was_measured(
     from extract import look
 
     wanted = {row.path for row in training_data(store).test}
-    found = [one for one in look(find_images(images), model.preprocessing)]
+    found = list(look(find_images(images), model.preprocessing))
     pixels = np.stack([one.pixels for one in found if one.row.path in wanted])
     with torch.inference_mode():
         logits = model.network(normalise(torch.from_numpy(pixels), model.preprocessing))
@@ -330,10 +330,10 @@ def test_a_model_that_is_damaged_or_holds_code_is_refused(
     tensors = tmp_path / "model.safetensors"
     whole = tensors.read_bytes()
     tensors.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(FxError, match="model.safetensors cannot be read"):
+    with pytest.raises(FxError, match=r"model.safetensors cannot be read"):
         load_model(tmp_path)
     torch.save({"evil": print}, tensors)
-    with pytest.raises(FxError, match="model.safetensors cannot be read"):
+    with pytest.raises(FxError, match=r"model.safetensors cannot be read"):
         load_model(tmp_path)
     (tmp_path / "model.json").write_text("{}")
     with pytest.raises(FxError, match="is no model of fx"):
