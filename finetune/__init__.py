@@ -2,7 +2,14 @@
 
 from finetune.blocks import Block, cut, find_blocks
 from finetune.checkpoint import FinetunedModel, load_model
-from finetune.finetuning import Finetuned, TrainingData, finetune, fold, set_validation_aside
+from finetune.finetuning import (
+    Finetuned,
+    TrainingData,
+    fill_activations,
+    finetune,
+    fold,
+    set_validation_aside,
+)
 from finetune.settings import FinetuneSettings
 
 __all__ = [
@@ -12,6 +19,7 @@ __all__ = [
     "FinetunedModel",
     "TrainingData",
     "cut",
+    "fill_activations",
     "find_blocks",
     "finetune",
     "fold",

@@ -52,7 +52,7 @@ def load_activations(
     identity: dict[str, Any],
     cache: Path,
     progress: Progress | None = None,
-) -> tuple[Activations, Path]:
+) -> Activations:
     """Compute the activations of some images, or find those that an interrupted run left.
 
     Parameters
@@ -64,10 +64,6 @@ def load_activations(
     identity : what, besides the images, decides the activations
     cache : folder for files of activations
     progress : called with images done and in all
-
-    Returns
-    -------
-    the activations, and the folder to delete when they are needed no more
 
     Raises
     ------
@@ -83,7 +79,7 @@ def load_activations(
     if not done.exists():
         _fill(file, rows, root, engine, has_trunk, progress)
         done.touch()
-    return Activations(np.load(file, mmap_mode="r"), keys), folder
+    return Activations(np.load(file, mmap_mode="r"), keys)
 
 
 def _fill(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from extract import Backbone, Engine, FxError, ImageRow, make_engine, position, unit_of
-from finetune.activations import load_activations
+from finetune.activations import Activations, load_activations
 from finetune.blocks import cut
 from finetune.checkpoint import save_model
 from finetune.history import write_history
@@ -124,20 +124,15 @@ def finetune(
     if features is not None:
         head = _fit_start(features, training, settings.seed, report("fitting the head"))
         fold(head, part.classifier)
-    rows = activation_rows or [*training, *validation, *data.test]
-    identity = {
-        "weights": backbone.weights_hash if has_trunk else None,
-        "preprocessing": backbone.preprocessing.to_dict(),
-        "unfreeze": settings.unfreeze if has_trunk else "all",
-    }
-    activations, _ = load_activations(
-        sorted(rows, key=lambda row: row.path),
+    activations = _activations_of(
+        activation_rows or [*training, *validation, *data.test],
         data.root,
-        engine=engine,
-        has_trunk=has_trunk,
-        identity=identity,
-        cache=cache,
-        progress=report("frozen blocks"),
+        backbone,
+        engine,
+        settings,
+        has_trunk,
+        cache,
+        report("frozen blocks"),
     )
     begun = time.perf_counter()
     state = train(
@@ -175,6 +170,53 @@ def finetune(
     )
     _deliver(directory, backbone, part, result, settings, data)
     return result
+
+
+def fill_activations(
+    backbone: Backbone,
+    rows: Sequence[ImageRow],
+    root: Path,
+    *,
+    settings: FinetuneSettings,
+    device: torch.device,
+    cache: Path,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> None:
+    """Compute the activations that several fine-tunings at one depth will share.
+
+    Parameters are those of ``finetune``; ``rows`` are what it is given as ``activation_rows``.
+    """
+    _, engine, has_trunk = _split_network(backbone, 2, settings, device, batch_size)
+    callback = progress("frozen blocks") if progress else None
+    _activations_of(rows, root, backbone, engine, settings, has_trunk, cache, callback)
+
+
+def _activations_of(
+    rows: Sequence[ImageRow],
+    root: Path,
+    backbone: Backbone,
+    engine: Engine,
+    settings: FinetuneSettings,
+    has_trunk: bool,
+    cache: Path,
+    progress: Callable[[int, int], None] | None,
+) -> Activations:
+    identity = {
+        "weights": backbone.weights_hash if has_trunk else None,
+        "preprocessing": backbone.preprocessing.to_dict(),
+        "unfreeze": settings.unfreeze if has_trunk else "all",
+        "precision": engine.precision,
+    }
+    return load_activations(
+        sorted(rows, key=lambda row: row.path),
+        root,
+        engine=engine,
+        has_trunk=has_trunk,
+        identity=identity,
+        cache=cache,
+        progress=progress,
+    )
 
 
 def set_validation_aside(

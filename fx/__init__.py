@@ -1,1 +1,44 @@
-"""fx."""
+"""fx: features of pretrained CNNs, classical heads on them, fine-tuning, and which of them pays.
+
+What the command does, as functions: options in, a record out. The parts that they are made of
+are the packages ``extract``, ``heads`` and ``finetune``.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fx.comparison import Plan, compare
+    from fx.options import Options
+    from fx.prediction import predict_images
+    from fx.report import write_report
+    from fx.stages import extract_images, finetune_images, fit_head_on_store
+
+__all__ = [
+    "Options",
+    "Plan",
+    "compare",
+    "extract_images",
+    "finetune_images",
+    "fit_head_on_store",
+    "predict_images",
+    "write_report",
+]
+
+_WHERE = {
+    "Options": "fx.options",
+    "Plan": "fx.comparison",
+    "compare": "fx.comparison",
+    "extract_images": "fx.stages",
+    "finetune_images": "fx.stages",
+    "fit_head_on_store": "fx.stages",
+    "predict_images": "fx.prediction",
+    "write_report": "fx.report",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # imported when asked for (PEP 562): the command's help needs none of it
+    if name not in _WHERE:
+        raise AttributeError(f"module 'fx' has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)

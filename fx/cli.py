@@ -62,14 +62,15 @@ FEATURES, RUNS, DATA = Path("features.zarr"), Path("runs"), Path("data")
 
 def main() -> None:
     """Run the command; expected failures end in one line and exit status 1."""
-    from extract.errors import FxError
-
     arguments = sys.argv[1:]
     try:
         app()
     except Exception as error:
         if "--debug" in arguments:
             raise
+        # not before: importing it brings PyTorch along, and fx --help shall answer at once
+        from extract.errors import FxError
+
         message = str(error) if isinstance(error, FxError) else _explain(error)
         print(f"fx: error: {message}", file=sys.stderr)
         if "--json" in arguments:
@@ -334,8 +335,8 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """Measure all strategies on the same splits over growing training sets; write a report."""
-    from fx.compare import Plan
-    from fx.compare import compare as run_comparison
+    from fx.comparison import Plan
+    from fx.comparison import compare as run_comparison
     from fx.options import Options
 
     try:

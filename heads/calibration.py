@@ -58,13 +58,12 @@ def fit_temperature(scores: NDArray[np.float64], labels: NDArray[np.intp]) -> fl
     labels : int array of shape (n,)
     """
     ends = np.log([COOLEST, HOTTEST])
-    found = minimize_scalar(
-        lambda log_temperature: log_losses(scores * np.exp(-log_temperature), labels).mean(),
-        bounds=ends,
-        method="bounded",
-        options={"xatol": 1e-6},
-    )
-    if np.abs(ends - found.x).min() < 1e-3:
+
+    def loss(log_temperature: float) -> float:
+        return float(log_losses(scores * np.exp(-log_temperature), labels).mean())
+
+    found = minimize_scalar(loss, bounds=ends, method="bounded", options={"xatol": 1e-6})
+    if min(loss(end) for end in ends) <= found.fun + 1e-6:
         return 1.0
     return float(np.exp(found.x))
 

@@ -24,9 +24,9 @@ def minimise(
     *,
     evaluate: Evaluate,
     precondition: Precondition,
-    is_done: Callable[[Array, Array], bool],
+    is_done: Callable[[Array, Array], NDArray[np.bool_]],
 ) -> tuple[Array, bool]:
-    """Minimise until `is_done(point, gradient)`.
+    """Minimise until every problem is done; one that is done stays where it is.
 
     Parameters
     ----------
@@ -35,21 +35,25 @@ def minimise(
         `precondition` takes
     precondition : called with a curvature and a vector, multiplies that by about the inverse
         Hessian
-    is_done : called with a point and its gradient
+    is_done : called with a point and its gradient, gives a bool array of shape (q,)
 
     Returns
     -------
     point : float array of shape (q, k, d)
-    done : bool, False where MAX_ITERATIONS did not suffice
+    all_done : bool, False where MAX_ITERATIONS did not suffice
     """
     point = start
     slope, curvature = evaluate(point)
     pairs: list[Pair] = []
     for _ in range(MAX_ITERATIONS):
-        if is_done(point, slope):
+        done = is_done(point, slope)
+        if done.all():
             return point, True
         flatten = partial(precondition, curvature)
         direction = -_inverse_hessian_times(slope, pairs, flatten)
+        if (dot(slope, direction) >= 0)[~done].any():  # rounding has spoilt the memory
+            pairs, direction = [], -flatten(slope)
+        direction[done] = 0
         step, ahead, curvature = _line_search(evaluate, point, slope, direction)
         change = ahead - slope
         product = dot(step, change)
@@ -102,6 +106,6 @@ def _line_search(
         beyond = end > 0.8 * np.abs(start)
         if not beyond.any():
             break
-        secant = np.clip(start / (start - end), 0.1, 0.9)
-        length = np.where(beyond, length * secant, length)
+        secant = np.divide(start, start - end, out=np.ones_like(start), where=beyond)
+        length *= np.where(beyond, secant.clip(0.1, 0.9), 1)
     return step, ahead, curvature

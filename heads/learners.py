@@ -13,19 +13,19 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from extract.errors import FxError
 from heads.folds import Fold
 from heads.logistic import Problems, along_path
+from heads.scaling import standardiser
 
 Features = NDArray[np.float32]
 Labels = NDArray[np.intp]
 Scores = NDArray[np.float64]
 
 STEP = float(np.sqrt(10))  # between neighbouring values of C
-SEARCH_TOLERANCE = 0.03  # held-out log loss then lies within about 0.002 of the converged one
+SEARCH_TOLERANCE = 0.01  # held-out log loss near the best C is then right to about 0.001
 FINAL_TOLERANCE = 5e-4
 KERNELS = ("rbf", "linear")
 CACHE_MB = 500  # of kernel columns, for libsvm
@@ -78,7 +78,7 @@ class Learner(Protocol):
 class Logistic:
     """Multinomial logistic regression; its scores are its logits."""
 
-    grid: Sequence[float] = np.logspace(-3.5, 1, 10).tolist()
+    grid: Sequence[float] = np.logspace(-3, 1.5, 10).tolist()
     calibrated_search = False
     max_rows: int | None = None
 
@@ -121,7 +121,7 @@ class Logistic:
         classifier.classes_ = classes
         classifier.coef_, classifier.intercept_ = coefficients, intercepts
         classifier.n_features_in_ = features.shape[1]
-        return Pipeline([("scale", StandardScaler().fit(features)), ("classify", classifier)])
+        return Pipeline([("scale", standardiser(features)), ("classify", classifier)])
 
     def scores(self, pipeline: Pipeline, features: Features) -> Scores:
         """Logits; of two classes, half the margin each way."""
@@ -153,7 +153,7 @@ class SupportVectors:
         """Compute a fold's kernel once for all values of C, which `jobs` threads share."""
         by_fold = []
         for fitting, rest in splits:
-            scaler = StandardScaler().fit(features[fitting])
+            scaler = standardiser(features[fitting])
             known, others = scaler.transform(features[fitting]), scaler.transform(features[rest])
             gram, cross = self._kernel(known, known), self._kernel(others, known)
 
@@ -173,9 +173,9 @@ class SupportVectors:
     def fit(self, features: Features, names: NDArray[np.str_], c: float, *, jobs: int) -> Pipeline:
         """Fit scikit-learn's own SVC, with gamma="scale"."""
         machine = SVC(C=c, kernel=self.kernel, decision_function_shape="ovo", cache_size=CACHE_MB)
-        pipeline = Pipeline([("scale", StandardScaler()), ("classify", machine)])
-        pipeline.fit(features, names)
-        return pipeline
+        scaler = standardiser(features)
+        machine.fit(scaler.transform(features), names)
+        return Pipeline([("scale", scaler), ("classify", machine)])
 
     def scores(self, pipeline: Pipeline, features: Features) -> Scores:
         """Pairwise scores of the machine's margins."""

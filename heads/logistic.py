@@ -21,15 +21,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.preprocessing import StandardScaler
 
 from heads.lbfgs import dot, minimise
+from heads.scaling import standardiser
 
 Array = NDArray[Any]  # float32 while searching, float64 for the delivered head
 Map = Callable[[Callable[[slice], Any], Iterable[slice]], Iterable[Any]]
 
 BLOCK = 1024  # rows of a product; fixed, so that the sum does not depend on the threads
 SAMPLE = 2560  # rows, at most, that the curvature is estimated from
+# Shares of the last solutions, the latest first, in where the next one begins: straight on along
+# log C, and from three on bent by half of the last bend; all of it passes on too much noise.
+AHEAD = ((1,), (2, -1), (2.5, -2, 0.5))
+OUTLYING = 20  # deviations beyond which a value says nothing of the curvature
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Problems:
 
     Attributes
     ----------
-    rows : float array of shape (n, d), standardised by all of them, for the sake of rounding
+    rows : float array of shape (n, d), each column standardised by the fold it varies least in
     target : float array of shape (k, n), one-hot
     fitting : float array of shape (q, 1, n), 1 where a row belongs to a fold's fitting side
     scale, shift : float arrays of shape (q, 1, d), from `rows` to a fold's standardised rows
@@ -66,15 +70,20 @@ class Problems:
         over: Map = map,
     ) -> "Problems":
         """Prepare, in float32, the problems of fitting sides that are arrays of row numbers."""
-        common = StandardScaler().fit(features)
-        rows = common.transform(features)
-        own = [StandardScaler().fit(features[side]) for side in fitting]
+        scalers = [standardiser(features[side]) for side in fitting]
+        means = np.stack([[scaler.mean_] for scaler in scalers])
+        deviations = np.stack([[scaler.scale_] for scaler in scalers])
+        # an outlier that one fold holds out would leave float32 no digits for that fold's rows
+        calmest = deviations.argmin(axis=0, keepdims=True)
+        mean, deviation = (np.take_along_axis(of, calmest, 0)[0, 0] for of in (means, deviations))
+        rows = features.astype(np.float32)  # a copy
+        rows -= mean
+        rows /= deviation
         target = np.eye(int(labels.max()) + 1)[:, labels]
         sides = np.zeros((len(fitting), 1, len(rows)))
         for side, members in zip(sides, fitting, strict=True):
             side[:, members] = 1
-        scale = np.stack([[common.scale_ / scaler.scale_] for scaler in own])
-        shift = np.stack([[(scaler.mean_ - common.mean_) / common.scale_] for scaler in own])
+        scale, shift = deviation / deviations, (means - mean) / deviation
         basis, energy = _principal_axes(rows)
         return cls(rows, target, sides, scale, shift, basis, energy, over).cast(np.float32)
 
@@ -143,8 +152,7 @@ def along_path(
 ) -> Iterator[Array]:
     """Solve every fold for one C after the other.
 
-    Each C starts where the straight line through the last two solutions leads, which is why the
-    values should ascend in equal ratios.
+    Each C begins where the last solutions lead, which is why values should ascend in equal ratios.
 
     Parameters
     ----------
@@ -160,19 +168,23 @@ def along_path(
     # Two classes: scikit-learn penalises |w|^2 of one vector w = w1 - w0, and at the optimum
     # w1 = -w0 = w / 2, so that |w|^2 = 2 (|w0|^2 + |w1|^2).
     penalties = 2 if len(problems.target) == 2 else 1
-    weights = problems.start() if start is None else start.astype(problems.rows.dtype)
-    previous: Array | None = None
-    for place, c in enumerate(cs):
-        ridge = np.array(penalties / c, problems.rows.dtype)
+    dtype = problems.rows.dtype
+    solved: list[Array] = []
+    for c in cs:
+        ridge = np.array(penalties / c, dtype)
+        begin = problems.start() if start is None else start.astype(dtype)
+        if solved:
+            shares = AHEAD[len(solved) - 1]
+            begin = sum(share * one for share, one in zip(shares, solved, strict=True))
 
-        def is_close(weights: Array, slope: Array, ridge: Array = ridge) -> bool:
+        def is_close(weights: Array, slope: Array, ridge: Array = ridge) -> NDArray[np.bool_]:
             # The objective is 1/C-strongly convex in W, so that |gradient| <= t |W| / C puts W
             # within t |W| of the minimum.
             size = np.sqrt(dot(weights[:, :, :-1], weights[:, :, :-1]))
-            return bool((np.sqrt(dot(slope, slope)) <= tolerance * ridge * size).all())
+            return np.asarray(np.sqrt(dot(slope, slope)) <= tolerance * ridge * size)
 
-        solved, done = minimise(
-            weights if previous is None else 2 * weights - previous,
+        weights, done = minimise(
+            begin,
             evaluate=partial(problems.evaluate, ridge),
             precondition=partial(problems.precondition, ridge),
             is_done=is_close,
@@ -183,8 +195,7 @@ def along_path(
                 ConvergenceWarning,
                 stacklevel=2,
             )
-        previous = weights if place else None
-        weights = solved
+        solved = [weights, *solved[:2]]
         yield weights
 
 
@@ -193,7 +204,7 @@ def _principal_axes(rows: Array) -> tuple[Array, Array]:
 
     They only speed things up, so that a sample of the rows does, and float32.
     """
-    sample = rows[:: -(-len(rows) // SAMPLE)].astype(np.float32)
+    sample = rows[:: -(-len(rows) // SAMPLE)].astype(np.float32).clip(-OUTLYING, OUTLYING)
     n, d = sample.shape
     if n < d:
         energy, left = np.linalg.eigh(sample @ sample.T)

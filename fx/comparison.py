@@ -22,6 +22,7 @@ from fx.verdict import crossover, paired_tests, recommend
 
 if TYPE_CHECKING:
     from extract import Backbone, Engine, FeatureSet, ImageRow, Snapshot
+    from finetune import FinetuneSettings
 
 Begin = Callable[[str], Callable[[int, int], None]]
 
@@ -79,6 +80,16 @@ class _Bench:
     directory: Path
     begin: Begin
 
+    @property
+    def cache(self) -> Path:
+        """Folder of activations, which all cells share."""
+        return self.directory / "cache"
+
+    @property
+    def used_rows(self) -> list[ImageRow]:
+        """Rows that are in a split."""
+        return [row for row in self.snapshot.rows if row.split]
+
 
 def compare(images: Path, options: Options, plan: Plan, *, begin: Begin) -> dict[str, Any]:
     """Measure strategies over growing training sets and write the report.
@@ -135,7 +146,7 @@ def compare(images: Path, options: Options, plan: Plan, *, begin: Begin) -> dict
         for size in sizes
         for strategy in plan.strategies
     ]
-    shutil.rmtree(directory / "cache", ignore_errors=True)
+    shutil.rmtree(bench.cache, ignore_errors=True)
     results = [{k: v for k, v in cell.items() if k != "predicted"} for cell in cells]
     pairs = paired_tests(cells)
     record = {
@@ -152,8 +163,8 @@ def compare(images: Path, options: Options, plan: Plan, *, begin: Begin) -> dict
         "pairs": pairs,
         "recommendation": recommend(results, pairs),
         "crossover": crossover(results),
-        "extraction_seconds": extracted.seconds,
-        "extraction_new": extracted.new,
+        # what it cost where it was done now; features that were there cost nothing worth telling
+        "extraction_seconds": extracted.seconds if extracted.new else None,
         "failed": extracted.failed,
         "conflicts": extracted.conflicts,
         "leaks": extracted.leaks,
@@ -179,11 +190,12 @@ def _cell(bench: _Bench, strategy: str, size: int, seed: int) -> dict[str, Any]:
     if before is not None:
         return before
     rows = nested_subset(bench.snapshot.split("train"), size, seed)
-    report = bench.begin(f"{strategy}, {len(rows)} training images")
-    report(0, 1)
+    measure, shared = _head_cell, 0.0
+    if strategy not in ("logreg", "svm"):
+        measure, shared = _network_cell, _fill_activations(bench, strategy)
+    bench.begin(f"{strategy}, {len(rows)} training images")
     reset_peak_memory()
     begun = time.perf_counter()
-    measure = _head_cell if strategy in ("logreg", "svm") else _network_cell
     measured = measure(bench, strategy, rows, seed, directory)
     record = {
         "strategy": strategy,
@@ -191,9 +203,10 @@ def _cell(bench: _Bench, strategy: str, size: int, seed: int) -> dict[str, Any]:
         "seed": seed,
         **measured,
         "seconds": time.perf_counter() - begun,
+        # of the frozen blocks over all images, once for all cells at this depth, as extraction is
+        "shared_seconds": shared,
         "peak_memory_mb": peak_memory_mb(),
     }
-    report(1, 1)
     return finish(directory, record)
 
 
@@ -226,31 +239,56 @@ def _head_cell(
     }
 
 
-def _network_cell(
-    bench: _Bench, strategy: str, rows: list[ImageRow], seed: int, directory: Path
-) -> dict[str, Any]:
-    from extract import load_backbone
-    from finetune import FinetuneSettings, TrainingData, finetune
+def _network_settings(bench: _Bench, strategy: str, seed: int) -> FinetuneSettings:
+    from finetune import FinetuneSettings
 
     scratch = strategy == "scratch"
     depth = "all" if scratch else strategy.partition(":")[2]
-    settings = FinetuneSettings(
+    return FinetuneSettings(
         unfreeze="all" if depth == "all" else int(depth),
         from_scratch=scratch,
         epochs=bench.plan.epochs,
         precision=bench.engine.precision,
         seed=seed,
     )
+
+
+def _network_copy(bench: _Bench, strategy: str) -> Backbone:
+    """Copy the network: training changes it in place, and the next cell needs it as it was."""
+    from extract import load_backbone
+
     backbone = bench.backbone
-    if scratch:
-        size = backbone.preprocessing.size
-        backbone = load_backbone(backbone.name, weights="random", size=size)
-    else:
-        # training changes the network in place, and the next cell needs it as it was
-        backbone = dataclasses.replace(backbone, module=copy.deepcopy(backbone.module))
+    if strategy == "scratch":
+        return load_backbone(backbone.name, weights="random", size=backbone.preprocessing.size)
+    return dataclasses.replace(backbone, module=copy.deepcopy(backbone.module))
+
+
+def _fill_activations(bench: _Bench, strategy: str) -> float:
+    """Run the frozen blocks over all images once for all cells; return the seconds."""
+    from finetune import fill_activations
+
+    begun = time.perf_counter()
+    fill_activations(
+        _network_copy(bench, strategy),
+        bench.used_rows,
+        Path(bench.snapshot.root),
+        settings=_network_settings(bench, strategy, 0),
+        device=bench.engine.device,
+        cache=bench.cache,
+        batch_size=bench.options.batch_size,
+        progress=bench.begin,
+    )
+    return time.perf_counter() - begun
+
+
+def _network_cell(
+    bench: _Bench, strategy: str, rows: list[ImageRow], seed: int, directory: Path
+) -> dict[str, Any]:
+    from finetune import TrainingData, finetune
+
     snapshot = bench.snapshot
     result = finetune(
-        backbone,
+        _network_copy(bench, strategy),
         TrainingData(
             Path(snapshot.root),
             rows,
@@ -258,16 +296,21 @@ def _network_cell(
             snapshot.split("test"),
             snapshot.fingerprint,
         ),
-        None if scratch else bench.features.features,
-        settings=settings,
+        None if strategy == "scratch" else bench.features.features,
+        settings=_network_settings(bench, strategy, seed),
         device=bench.engine.device,
         directory=directory,
-        cache=bench.directory / "cache",
-        activation_rows=[row for row in snapshot.rows if row.split],
+        cache=bench.cache,
+        activation_rows=bench.used_rows,
         batch_size=bench.options.batch_size,
         progress=bench.begin,
     )
-    (directory / "training.safetensors").unlink(missing_ok=True)
+    leftovers = ["training.safetensors"]
+    if len(rows) < len(snapshot.split("train")):
+        # a network of half the images is measured, not used: it would only fill the disk
+        leftovers += ["model.safetensors", "model.json"]
+    for name in leftovers:
+        (directory / name).unlink(missing_ok=True)
     return {
         **result.metrics.as_dict(),
         "trainable_parameters": result.trainable_parameters,
