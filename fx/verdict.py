@@ -98,13 +98,13 @@ def recommend(results: Sequence[Record], pairs: Sequence[Record]) -> str:
     n_test = max(int(record["n_test"]) for record in results)
     accuracy = {s: v[largest] for s, v in _means(results, "accuracy").items() if largest in v}
     seconds = {s: v[largest] for s, v in _means(results, "seconds").items() if largest in v}
-    best = max(accuracy, key=lambda strategy: accuracy[strategy])
+    best = max(accuracy, key=lambda strategy: (accuracy[strategy], -seconds[strategy]))
     # of a proportion on the test images; what another training set would change is not in it
     error = math.sqrt(accuracy[best] * (1 - accuracy[best]) / n_test)
     near = [s for s in accuracy if accuracy[s] >= accuracy[best] - error]
     chosen = min(near, key=lambda strategy: seconds[strategy])
     text = (
-        f"Use {chosen}: {accuracy[chosen]:.1%} right on {n_test:,} test images after "
+        f"Use {chosen}: accuracy {accuracy[chosen]:.3f} on {n_test:,} test images after "
         f"{largest:,} training images, in {_duration(seconds[chosen])}."
     )
     if chosen != best:
@@ -121,8 +121,8 @@ def recommend(results: Sequence[Record], pairs: Sequence[Record]) -> str:
     p = next((pair["p_holm"] for pair in pairs if {pair["a"], pair["b"]} == {chosen, second}), 1.0)
     sure = "a difference beyond chance" if p < 0.05 else "a difference that chance could make"
     return (
-        f"{text} That is {gain:.1f} points over {second} "
-        f"({_duration(seconds[second])}): {sure} (p = {p:.2g})."
+        f"{text} {second} reached {accuracy[second]:.3f} in {_duration(seconds[second])}, "
+        f"{gain:.1f} points less: {sure} (p = {p:.2g})."
     )
 
 

@@ -16,6 +16,7 @@ Precondition = Callable[[Array, Array], Array]  # curvature, vector to its produ
 Pair = tuple[Array, Array, Array]  # step, change of slope, 1 / their product
 
 HISTORY = 10  # pairs remembered
+SIZED_BY = 2  # pairs that the preconditioner's size is fitted to; more cost more than they save
 MAX_ITERATIONS = 2000
 
 
@@ -45,12 +46,15 @@ def minimise(
     point = start
     slope, curvature = evaluate(point)
     pairs: list[Pair] = []
+    size = np.ones_like(dot(slope, slope))
     for _ in range(MAX_ITERATIONS):
         done = is_done(point, slope)
         if done.all():
             return point, True
         flatten = partial(precondition, curvature)
-        direction = -_inverse_hessian_times(slope, pairs, flatten)
+        if 0 < len(pairs) <= SIZED_BY:
+            size = _size(pairs[-1], flatten)
+        direction = -_inverse_hessian_times(slope, pairs, flatten, size)
         if (dot(slope, direction) >= 0)[~done].any():  # rounding has spoilt the memory
             pairs, direction = [], -flatten(slope)
         direction[done] = 0
@@ -68,8 +72,15 @@ def dot(a: Array, b: Array) -> Array:
     return np.asarray(np.einsum("qkd,qkd->q", a, b))
 
 
+def _size(pair: Pair, precondition: Callable[[Array], Array]) -> Array:
+    """By how much the preconditioner, right in shape, is too small, by the latest pair: (q,)."""
+    step, change, _ = pair
+    bent = dot(change, precondition(change))
+    return np.divide(dot(step, change), bent, out=np.ones_like(bent), where=bent > 0)
+
+
 def _inverse_hessian_times(
-    slope: Array, pairs: list[Pair], precondition: Callable[[Array], Array]
+    slope: Array, pairs: list[Pair], precondition: Callable[[Array], Array], size: Array
 ) -> Array:
     """Run the two loops of L-BFGS (Nocedal and Wright, Numerical Optimization, algorithm 7.4)."""
     q, factors = slope.copy(), []
@@ -77,13 +88,7 @@ def _inverse_hessian_times(
         factor = inverse * dot(step, q)
         q -= factor[:, None, None] * change
         factors.append(factor)
-    q = precondition(q)
-    if pairs:  # the preconditioner has the right shape, the last pair tells its size
-        step, change, _ = pairs[-1]
-        bent = dot(change, precondition(change))
-        q *= np.divide(dot(step, change), bent, out=np.ones_like(bent), where=bent > 0)[
-            :, None, None
-        ]
+    q = size[:, None, None] * precondition(q)
     for (step, change, inverse), factor in zip(pairs, reversed(factors), strict=True):
         q += (factor - inverse * dot(change, q))[:, None, None] * step
     return q

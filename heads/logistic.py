@@ -175,7 +175,7 @@ def along_path(
         begin = problems.start() if start is None else start.astype(dtype)
         if solved:
             shares = AHEAD[len(solved) - 1]
-            begin = sum(share * one for share, one in zip(shares, solved, strict=True))
+            begin = np.add.reduce([share * one for share, one in zip(shares, solved, strict=True)])
 
         def is_close(weights: Array, slope: Array, ridge: Array = ridge) -> NDArray[np.bool_]:
             # The objective is 1/C-strongly convex in W, so that |gradient| <= t |W| / C puts W
