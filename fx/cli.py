@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
@@ -63,6 +64,7 @@ FEATURES, RUNS, DATA = Path("features.zarr"), Path("runs"), Path("data")
 def main() -> None:
     """Run the command; expected failures end in one line and exit status 1."""
     arguments = sys.argv[1:]
+    warnings.showwarning = lambda message, *_: print(f"fx: warning: {message}", file=sys.stderr)
     try:
         app()
     except Exception as error:

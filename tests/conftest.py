@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -92,3 +94,18 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def calibrate_batch_norm(module: nn.Module, images: torch.Tensor) -> None:
+    """Give a random network batch-norm statistics of real images.
+
+    Without them it gives nearly the same vector for every picture, and proves nothing.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.reset_running_stats()
+            layer.momentum = None
+    module.train()
+    with torch.no_grad():
+        module(images)
+    module.eval()

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from conftest import calibrate_batch_norm
 from torch import nn
 
 from extract import Engine, FxError, Preprocessing, load_backbone, make_engine
@@ -50,15 +51,7 @@ def test_features_are_the_input_of_the_frameworks_own_classifier(name: str, phot
     backbone = load_backbone(name, weights=REAL.get(name, "random"))
     pixels = pixels_of(photos, backbone.preprocessing, 12)
     if name not in REAL:
-        # uncalibrated, a random network gives nearly the same vector for every picture
-        for module in backbone.module.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.reset_running_stats()
-                module.momentum = None
-        backbone.module.train()
-        with torch.no_grad():
-            backbone.module(floats(pixels, backbone.preprocessing))
-        backbone.module.eval()
+        calibrate_batch_norm(backbone.module, floats(pixels, backbone.preprocessing))
     if name == "efficientnet_lite0":
         network = timm.create_model("tf_efficientnet_lite0")
     else:

@@ -21,6 +21,7 @@ from heads.calibration import calibrate, log_losses
 from heads.folds import make_folds
 from heads.learners import Logistic, SupportVectors, pairwise_scores
 from heads.scaling import standardiser
+from heads.search import TIE
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -213,7 +214,7 @@ def test_of_equal_candidates_the_smallest_c_is_taken() -> None:
     apart = np.random.default_rng(1).normal(size=(100, 3)) + 5 * (y == "b")[:, None]
     head = fit_head(apart, y, kind="svm")
     losses = np.array([candidate.log_loss for candidate in head.search])
-    tied = [candidate.c for candidate in head.search if candidate.log_loss <= losses.min() + 1e-4]
+    tied = [candidate.c for candidate in head.search if candidate.log_loss <= losses.min() + TIE]
     assert len(tied) > 1, "from some C on no margin is violated, and nothing changes any more"
     assert head.c == tied[0]
 
