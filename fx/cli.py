@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import warnings
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
@@ -370,7 +371,7 @@ def compare(
 
     def show() -> None:
         print_comparison(record)
-        print(record["recommendation"])
+        print(textwrap.fill(record["recommendation"], 80))
         print(f"report: {record['report']}")
 
     _show(record, json_, show)

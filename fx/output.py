@@ -42,8 +42,7 @@ def print_table(
     from rich.text import Text
 
     values = [list(row) for row in rows]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title and Text(_printable(title)))
-    table.title_justify = "left"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         numeric = all(isinstance(row[index], int | float | None) for row in values)
         table.add_column(
@@ -52,7 +51,11 @@ def print_table(
     for row in values:
         table.add_row(*(Text(_in_a_cell(value)) for value in row))
     out = file or sys.stdout
-    Console(file=out, width=None if out.isatty() else 80, highlight=False).print(table)
+    console = Console(file=out, width=None if out.isatty() else 80, highlight=False)
+    if title:
+        # not the table's own title, which is folded to the table's width
+        console.print(Text(_printable(title)))
+    console.print(table)
 
 
 def print_comparison(comparison: dict[str, Any], *, file: TextIO | None = None) -> None:

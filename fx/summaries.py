@@ -63,9 +63,11 @@ def print_measured(record: dict[str, Any], what: str) -> None:
     if "best_epoch" in record:
         chosen = record["best_epoch"]
         kept = f"epoch {chosen} kept" if chosen else "the head it began as is kept"
-        rows += f"; {record['trainable_parameters']:,} parameters trained for "
-        rows += f"{record['epochs']} epochs, {kept}"
-    print(f"{rows}; {record['seconds']:.1f} s")
+        print(f"{rows}; {record['seconds']:.1f} s")
+        rows = f"{record['trainable_parameters']:,} parameters trained for "
+        print(f"{rows}{record['epochs']} epochs: {kept}")
+    else:
+        print(f"{rows}; {record['seconds']:.1f} s")
     for note in record.get("notes", ()):
         print(f"note: {note}")
     _print_confusion(record["confusion"], record["classes"])

@@ -318,6 +318,8 @@ def test_the_terminal_output_fits_80_columns(here: Path, fx: Fx) -> None:
     for words in (
         ("extract", "--size", "32"),
         ("fit-head", "logreg"),
+        ("finetune", "--epochs", "1"),
+        ("compare", "--sizes", "8,16", "--strategies", "logreg,svm"),
         ("store", "ls"),
         ("backbones",),
         ("backbones", "efficientnet_lite0"),
