@@ -118,6 +118,8 @@ def recommend(results: Sequence[Record], pairs: Sequence[Record]) -> str:
         return text
     second = max(others, key=lambda strategy: accuracy[strategy])
     gain = 100 * (accuracy[chosen] - accuracy[second])
+    if not gain:
+        return f"{text} {second} reached the same in {_duration(seconds[second])}."
     p = next((pair["p_holm"] for pair in pairs if {pair["a"], pair["b"]} == {chosen, second}), 1.0)
     sure = "a difference beyond chance" if p < 0.05 else "a difference that chance could make"
     return (
