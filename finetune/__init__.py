@@ -8,9 +8,9 @@ from finetune.finetuning import (
     fill_activations,
     finetune,
     fold,
-    set_validation_aside,
 )
 from finetune.settings import FinetuneSettings
+from finetune.validation import set_validation_aside
 
 __all__ = [
     "Block",

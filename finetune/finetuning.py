@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from extract import Backbone, Engine, FxError, ImageRow, make_engine, position, unit_of
+from extract import Backbone, Engine, FxError, ImageRow, make_engine, unit_of
 from finetune.activations import Activations, load_activations
 from finetune.blocks import cut
 from finetune.checkpoint import save_model
@@ -22,13 +21,11 @@ from finetune.history import write_history
 from finetune.network import Network, TrainedPart
 from finetune.settings import FinetuneSettings
 from finetune.training import predict_logits, train
+from finetune.validation import set_validation_aside
 from heads import Head, Metrics, evaluate, fit_head
 
 Progress = Callable[[str], Callable[[int, int], None] | None]
 Features = Callable[[Sequence[bytes]], NDArray[np.float32]]
-VALIDATION_SHARE = 0.2
-# A class with fewer training images gives none to validation: the head needs two to choose C.
-SMALLEST_SHARED_CLASS = 3
 
 
 @dataclass(frozen=True)
@@ -217,44 +214,6 @@ def _activations_of(
         cache=cache,
         progress=progress,
     )
-
-
-def set_validation_aside(
-    rows: Sequence[ImageRow], seed: int
-) -> tuple[list[ImageRow], list[ImageRow]]:
-    """Take a fifth of each class's units (groups, or images) for validation, by hash.
-
-    Parameters
-    ----------
-    rows : training rows
-    seed : draws another fifth
-
-    Returns
-    -------
-    the rows that train, and those that choose
-
-    Raises
-    ------
-    FxError
-        If no class has three images of its own to share.
-    """
-    units: dict[str, set[str]] = defaultdict(set)
-    for row in rows:
-        units[str(row.label)].add(unit_of(row))
-    aside: set[str] = set()
-    for label in sorted(units):
-        # a salt: the same hash already chose the test rows
-        ordered = sorted(units[label], key=lambda unit: position(seed, f"validation:{unit}"))
-        if len(ordered) >= SMALLEST_SHARED_CLASS:
-            aside.update(ordered[: max(1, round(VALIDATION_SHARE * len(ordered)))])
-    training = [row for row in rows if unit_of(row) not in aside]
-    validation = [row for row in rows if unit_of(row) in aside]
-    if not validation:
-        raise FxError(
-            f"too few images to fine-tune; got {len(rows)} training images in {len(units)} "
-            f"classes; give at least {SMALLEST_SHARED_CLASS} a class, or use fx fit-head"
-        )
-    return training, validation
 
 
 def fold(head: Head, classifier: nn.Linear) -> None:

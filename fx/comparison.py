@@ -7,8 +7,7 @@ import dataclasses
 import platform
 import shutil
 import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +17,7 @@ from fx.memory import peak_memory_mb, reset_peak_memory
 from fx.options import Options, open_backbone, open_engine, read_snapshot
 from fx.runs import finish, finished, run_directory
 from fx.stages import check_labelled, extract_images, groups_of, keys_of, labels_of
+from fx.subsets import nested_subset, subset_sizes
 from fx.verdict import crossover, paired_tests, recommend
 
 if TYPE_CHECKING:
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 Begin = Callable[[str], Callable[[int, int], None]]
 
 DEFAULT_STRATEGIES = ("logreg", "svm", "finetune:1")
-SIZES = 4
-# Smallest default size, images a class.
-FEWEST_PER_CLASS = 5
 
 
 @dataclass(frozen=True)
@@ -139,7 +136,7 @@ def compare(images: Path, options: Options, plan: Plan, *, begin: Begin) -> dict
         directory,
         begin,
     )
-    sizes = _sizes(plan, snapshot)
+    sizes = subset_sizes(plan.sizes, len(snapshot.split("train")), len(snapshot.classes))
     cells = [
         _cell(bench, strategy, size, seed)
         for seed in range(options.seed, options.seed + plan.seeds)
@@ -320,43 +317,6 @@ def _network_cell(
         "predicted": result.probabilities.argmax(axis=1).tolist(),
         "truth": [result.classes.index(label) for label in labels_of(snapshot.split("test"))],
     }
-
-
-def nested_subset(rows: Sequence[ImageRow], size: int, seed: int) -> list[ImageRow]:
-    """Choose a stratified training subset; a smaller one of the same seed lies within it.
-
-    Each class's rows are ordered by hash (groups kept together), and rows are taken in the order
-    of (position in the class + 1/2) / size of the class, so that every prefix is balanced as the
-    whole is.
-
-    Parameters
-    ----------
-    rows : training rows
-    size : how many are wanted; at least one of each class is given
-    seed : another order
-    """
-    from extract import position, unit_of
-
-    by_class: dict[str, list[ImageRow]] = defaultdict(list)
-    for row in rows:
-        by_class[str(row.label)].append(row)
-    ranked = []
-    for label, members in sorted(by_class.items()):
-        members.sort(key=lambda row: (position(seed, f"subset:{unit_of(row)}"), row.path))
-        for place, row in enumerate(members):
-            # the first two of every class come first: a class needs two to be fitted
-            ranked.append(((place + 0.5) / len(members) if place > 1 else place - 2, label, row))
-    ranked.sort(key=lambda entry: (entry[0], entry[1]))
-    return [row for _, _, row in ranked[: max(size, 2 * len(by_class))]]
-
-
-def _sizes(plan: Plan, snapshot: Snapshot) -> list[int]:
-    available = len(snapshot.split("train"))
-    if plan.sizes:
-        return sorted({min(size, available) for size in plan.sizes})
-    smallest = min(FEWEST_PER_CLASS * len(snapshot.classes), available)
-    ratio = (available / smallest) ** (1 / (SIZES - 1))
-    return sorted({round(smallest * ratio**step) for step in range(SIZES)})
 
 
 def _versions() -> dict[str, str]:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from extract import ImageRow
-from fx.comparison import Plan, nested_subset
+from fx.comparison import Plan
+from fx.subsets import nested_subset
 from fx.verdict import crossover, paired_tests, recommend
 
 Fx = Callable[..., Said]

@@ -1,0 +1,59 @@
+"""Training subsets of a comparison: nested, balanced, spaced evenly in the logarithm."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from extract import ImageRow
+
+SIZES = 4
+# Smallest default size, images a class.
+FEWEST_PER_CLASS = 5
+
+
+def nested_subset(rows: Sequence[ImageRow], size: int, seed: int) -> list[ImageRow]:
+    """Choose a stratified training subset; a smaller one of the same seed lies within it.
+
+    Each class's rows are ordered by hash (groups kept together), and rows are taken in the order
+    of (position in the class + 1/2) / size of the class, so that every prefix is balanced as the
+    whole is.
+
+    Parameters
+    ----------
+    rows : training rows
+    size : how many are wanted; at least one of each class is given
+    seed : another order
+    """
+    from extract import position, unit_of
+
+    by_class: dict[str, list[ImageRow]] = defaultdict(list)
+    for row in rows:
+        by_class[str(row.label)].append(row)
+    ranked = []
+    for label, members in sorted(by_class.items()):
+        members.sort(key=lambda row: (position(seed, f"subset:{unit_of(row)}"), row.path))
+        for place, row in enumerate(members):
+            # the first two of every class come first: a class needs two to be fitted
+            ranked.append(((place + 0.5) / len(members) if place > 1 else place - 2, label, row))
+    ranked.sort(key=lambda entry: (entry[0], entry[1]))
+    return [row for _, _, row in ranked[: max(size, 2 * len(by_class))]]
+
+
+def subset_sizes(wanted: Sequence[int], available: int, classes: int) -> list[int]:
+    """Decide the sizes of a comparison.
+
+    Parameters
+    ----------
+    wanted : asked for; more than there are means all; empty for four sizes, spaced by a constant
+        factor from five images a class up to all
+    available : training rows
+    classes : of them
+    """
+    if wanted:
+        return sorted({min(size, available) for size in wanted})
+    smallest = min(FEWEST_PER_CLASS * classes, available)
+    ratio = (available / smallest) ** (1 / (SIZES - 1))
+    return sorted({round(smallest * ratio**step) for step in range(SIZES)})
