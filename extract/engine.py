@@ -60,6 +60,11 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return precision
 
 
+def training_precision(precision: str) -> str:
+    """Precision to train in beside an engine's: fp16 would need its gradients scaled, bf16 not."""
+    return "bf16" if precision == "fp16" else precision
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Compute in a precision: a context for forward passes; fp32 switches it off."""
     return torch.autocast(device.type, dtype=PRECISIONS[precision], enabled=precision != "fp32")

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from extract.preprocessing import Preprocessing
 from extract.reading import look
 from extract.snapshot import FileStamp, ImageRow, Snapshot, assign_splits, leaked_copies
 from extract.sources import ImageSource
-from extract.store import FeatureStore
+from extract.store import FeatureStore, check_snapshot_name
 from extract.writer import FeatureWriter
 
 Progress = Callable[[int, int], None]
@@ -112,16 +113,17 @@ def extract(
     Raises
     ------
     FxError
-        If another process writes to the store.
+        If another process writes to the store, or the snapshot's name cannot be one.
     """
     begun = time.perf_counter()
     taken_ns = time.time_ns()
+    check_snapshot_name(snapshot)
     spec = make_spec(backbone, engine.precision)
     with store.lock():
         known = _previous_stamps(store, source, taken_ns) if not rehash else {}
         signature = engine.signature()
         current = store.find(spec)
-        stale = current is not None and not _still_agrees(current, source, engine, signature)
+        stale = current is not None and not _still_agrees(current, store, source, engine, signature)
         run = {
             **signature,
             "threads": os.cpu_count(),
@@ -131,9 +133,8 @@ def extract(
         writer = store.start(spec, backbone.dim, run, new_generation=stale)
         at_hand = frozenset(writer.known)
         rows = _fill(writer, source, engine, known, progress)
-        given = {entry.path: entry.split for entry in source.entries}
         taken = _keep_snapshot(store, source, rows, split_seed, taken_ns, snapshot)
-        leaks = leaked_copies(given, taken.rows) + _near_leaks(taken, writer.feature_set)
+        leaks = leaked_copies(rows) + _near_leaks(taken, writer.feature_set)
     seconds = time.perf_counter() - begun
     return ExtractResult(
         store=str(store.path),
@@ -174,6 +175,7 @@ def take_snapshot(
     Parameters are those of ``extract``.
     """
     taken_ns = time.time_ns()
+    check_snapshot_name(name)
     with store.lock():
         known = _previous_stamps(store, source, taken_ns)
         readable = {key for feature_set in store.sets() for key in feature_set.rows}
@@ -267,7 +269,11 @@ def _settled(stamp: FileStamp, taken_ns: int) -> bool:
 
 
 def _still_agrees(
-    current: FeatureSet, source: ImageSource, engine: Engine, signature: dict[str, Any]
+    current: FeatureSet,
+    store: FeatureStore,
+    source: ImageSource,
+    engine: Engine,
+    signature: dict[str, Any],
 ) -> bool:
     """Compute some stored rows again if another engine or version made them."""
     if not current.runs or all(
@@ -276,9 +282,9 @@ def _still_agrees(
         return True
     keys: list[bytes] = []
     images: list[NDArray[np.uint8]] = []
-    for entry in source.entries[:FILES_SEARCHED]:
+    for file in _where_stored_images_may_be(store, source):
         with suppress(OSError, UnreadableImage):
-            data = (source.root / entry.path).read_bytes()
+            data = file.read_bytes()
             key = hashlib.sha256(data).digest()
             if key in current.rows and key not in keys:
                 images.append(read_pixels(data, engine.preprocessing))
@@ -286,13 +292,24 @@ def _still_agrees(
         if len(keys) == ROWS_COMPARED:
             break
     if not keys:
-        return False
+        # nothing to compare with can be reached; the run records what computed which rows
+        return True
     size = engine.batch_size
     parts = (np.stack(images[i : i + size]) for i in range(0, len(images), size))
     again = np.concatenate(list(engine.run(parts)))
     stored = current.features(keys)
-    distance = np.linalg.norm(again - stored, axis=1) / np.linalg.norm(stored, axis=1)
-    return bool((distance <= TOLERANCE[engine.precision]).all())
+    distance = np.linalg.norm(again - stored, axis=1)
+    return bool((distance <= TOLERANCE[engine.precision] * np.linalg.norm(stored, axis=1)).all())
+
+
+def _where_stored_images_may_be(store: FeatureStore, source: ImageSource) -> Iterator[Path]:
+    """Some files of these images, then some of each snapshot, the last one first."""
+    yield from (source.root / entry.path for entry in source.entries[:FILES_SEARCHED])
+    for name in reversed(store.snapshots()):
+        with suppress(FxError):  # a damaged snapshot is another command's matter
+            snapshot = Snapshot.from_parquet(*store.read_snapshot(name))
+            for row in snapshot.rows[:FILES_SEARCHED]:
+                yield Path(snapshot.root) / row.path
 
 
 def _near_leaks(snapshot: Snapshot, features: FeatureSet) -> list[dict[str, str]]:

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -91,14 +92,19 @@ class OpenVINOEngine(Engine):
         about = [self.identity, self.preprocessing.to_dict(), self.batch_size, self.signature()]
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
         file = cache_directory() / f"{digest}.xml"
-        if not file.exists():
-            model = self._convert()
+        if file.exists():
+            # a damaged file is only a lost cache
+            with suppress(RuntimeError):
+                return openvino.Core().read_model(file)
+        model = self._convert()
+        # nor is a folder that cannot be written to anything to stop for
+        with suppress(OSError, RuntimeError):
             unfinished = file.with_name(f"{digest}-{os.getpid()}.xml")
             file.parent.mkdir(parents=True, exist_ok=True)
             openvino.save_model(model, unfinished, compress_to_fp16=False)
             unfinished.with_suffix(".bin").replace(file.with_suffix(".bin"))
             unfinished.replace(file)
-        return openvino.Core().read_model(file)
+        return model
 
     def _convert(self) -> openvino.Model:
         import openvino

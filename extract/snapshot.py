@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -121,15 +121,19 @@ class Snapshot:
         columns: dict[str, list[Any]] = defaultdict(list)
         for row in self.rows:
             columns["path"].append(row.path.encode(errors="surrogateescape"))
-            for name in ("key", "label", "group", "split", "note", "readable"):
+            for name in ("label", "group", "note"):
+                text = getattr(row, name)
+                # folders may have any bytes for a name
+                columns[name].append(text and text.encode(errors="surrogateescape"))
+            for name in ("key", "split", "readable"):
                 columns[name].append(getattr(row, name))
             stamp = asdict(row.stamp) if row.stamp else dict.fromkeys(FileStamp.__slots__)
             for name, value in stamp.items():
                 columns[name].append(value)
-        text, number = pa.string(), pa.int64()
+        number = pa.int64()
         types = {
-            **{"path": pa.binary(), "key": pa.binary(), "readable": pa.bool_()},
-            **dict.fromkeys(("label", "group", "split", "note"), text),
+            **dict.fromkeys(("path", "key", "label", "group", "note"), pa.binary()),
+            **{"split": pa.string(), "readable": pa.bool_()},
             **dict.fromkeys(("size", "mtime_ns", "ctime_ns"), number),
             "inode": pa.uint64(),
         }
@@ -159,10 +163,10 @@ class Snapshot:
 
 def _row_from(record: dict[str, Any]) -> ImageRow:
     stamp = {name: record.pop(name) for name in FileStamp.__slots__}
-    path = record.pop("path").decode(errors="surrogateescape")
-    return ImageRow(
-        path=path, stamp=None if stamp["inode"] is None else FileStamp(**stamp), **record
-    )
+    for name in ("path", "label", "group", "note"):
+        data = record[name]
+        record[name] = data if data is None else data.decode(errors="surrogateescape")
+    return ImageRow(stamp=None if stamp["inode"] is None else FileStamp(**stamp), **record)
 
 
 def position(seed: int, unit: str) -> float:
@@ -180,9 +184,10 @@ def assign_splits(rows: Iterable[ImageRow], split_seed: int) -> tuple[ImageRow, 
     """Decide every row's split.
 
     Rows come with the split that was given for them, or None. Where no test split is given, a
-    fifth of the units of the rows without one, or with ``train``, is set aside by hash. One
-    exception: a class that would have no test row gives up the unit with its lowest hash, if it
-    has another one.
+    fifth of the units of the rows without one, or with ``train``, is set aside by hash. Two
+    exceptions, for classes with more than one unit: one that would have no test row gives up the
+    unit with its lowest hash, and one that would have no other row keeps that with its highest.
+    A class of one unit is for training.
 
     Parameters
     ----------
@@ -194,19 +199,22 @@ def assign_splits(rows: Iterable[ImageRow], split_seed: int) -> tuple[ImageRow, 
     the rows, sorted by path, with ``split`` and ``note`` decided
     """
     ordered = _settle_copies(sorted(rows, key=lambda row: row.path))
-    counted = [row for row in ordered if row.readable and not row.note and row.label is not None]
+    counted = [row for row in ordered if _counts(row)]
     test_given = any(row.split == "test" for row in counted)
     aside = set() if test_given else _test_units(counted, split_seed)
     result = []
-    counted_paths = {row.path for row in counted}
     for row in ordered:
-        if row.path not in counted_paths:
+        if not _counts(row):
             result.append(replace(row, split=None))
         elif row.split == "val" or test_given:
             result.append(replace(row, split=row.split or "train"))
         else:
             result.append(replace(row, split="test" if unit_of(row) in aside else "train"))
     return tuple(result)
+
+
+def _counts(row: ImageRow) -> bool:
+    return row.readable and not row.note and row.label is not None
 
 
 def _test_units(rows: list[ImageRow], seed: int) -> set[str]:
@@ -216,44 +224,63 @@ def _test_units(rows: list[ImageRow], seed: int) -> set[str]:
     for row in candidates:
         units[str(row.label)].add(unit_of(row))
     for label in sorted(units):
-        if len(units[label]) > 1 and not units[label] & aside:
-            aside.add(min(units[label], key=lambda unit: position(seed, unit)))
+        ordered = sorted(units[label], key=lambda unit: position(seed, unit))
+        if len(ordered) > 1 and not units[label] & aside:
+            aside.add(ordered[0])
+        elif units[label] <= aside:
+            aside.discard(ordered[-1])
     return aside
 
 
 def _settle_copies(rows: list[ImageRow]) -> list[ImageRow]:
-    """Mark rows with the bytes of another: in conflict, or copies of the one that counts."""
-    by_key: dict[bytes, list[ImageRow]] = defaultdict(list)
-    for row in rows:
+    """Mark rows with the bytes of another: in conflict, or copies of the one that counts.
+
+    By their place and not their path: a table may list one path twice.
+    """
+    notes: dict[int, str] = {}
+    for places in _same_bytes(rows):
+        if len({rows[i].label for i in places if rows[i].label is not None}) > 1:
+            notes.update((i, "conflicting labels") for i in places)
+        else:
+            first = rows[places[0]].path
+            notes.update((i, f"copy of {first}") for i in places[1:])
+    return [replace(row, note=notes.get(i, row.note)) for i, row in enumerate(rows)]
+
+
+def _same_bytes(rows: list[ImageRow]) -> list[list[int]]:
+    """Places of rows that share a key; first the one that counts, where the labels agree."""
+    by_key: dict[bytes, list[int]] = defaultdict(list)
+    for place, row in enumerate(rows):
         if row.readable:
-            by_key[row.key].append(row)
-    notes: dict[str, str] = {}
+            by_key[row.key].append(place)
     # a copy that is given in the test split counts there: the test split stays what it was
     rank = {"test": 0, "val": 1, "train": 2, None: 2}
-    for same in by_key.values():
-        if len({row.label for row in same if row.label is not None}) > 1:
-            notes.update((row.path, "conflicting labels") for row in same)
-        elif len(same) > 1:
-            first = min(same, key=lambda row: (row.label is None, rank[row.split], row.path))
-            notes.update((r.path, f"copy of {first.path}") for r in same if r is not first)
-    return [replace(row, note=notes.get(row.path, row.note)) for row in rows]
+    return [
+        sorted(same, key=lambda i: (rows[i].label is None, rank[rows[i].split], rows[i].path))
+        for same in by_key.values()
+        if len(same) > 1
+    ]
 
 
-def leaked_copies(
-    given: Mapping[str, str | None], rows: Iterable[ImageRow]
-) -> list[dict[str, str]]:
+def leaked_copies(rows: Iterable[ImageRow]) -> list[dict[str, str]]:
     """List byte-for-byte copies that the given splits put on different sides.
 
     Parameters
     ----------
-    given : path → the split that the folder or table gave
-    rows : of the finished snapshot
+    rows : with the splits that the folder or table gave
     """
+    ordered = sorted(rows, key=lambda row: row.path)
     leaks = []
-    for row in rows:
-        if row.note.startswith("copy of "):
-            other = row.note.removeprefix("copy of ")
-            here, there = given.get(row.path), given.get(other)
-            if here and there and here != there:
-                leaks.append({"path": row.path, "split": here, "copy": other, "other": there})
+    for places in _same_bytes(ordered):
+        first = ordered[places[0]]
+        for row in (ordered[i] for i in places[1:]):
+            if first.split and row.split and first.split != row.split:
+                leaks.append(
+                    {
+                        "path": row.path,
+                        "split": row.split,
+                        "copy": first.path,
+                        "other": first.split,
+                    }
+                )
     return leaks

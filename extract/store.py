@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
+import shutil
 import socket
 import sys
 import time
@@ -43,6 +45,8 @@ from extract.writer import (
 
 LAYOUT = 1
 SNAPSHOTS = "snapshots"
+# how the names end of what zarr, or fx itself, has not finished writing
+UNFINISHED = ".partial"
 
 
 class FeatureStore:
@@ -79,8 +83,9 @@ class FeatureStore:
     def create(cls, path: str | Path) -> FeatureStore:
         """Open a store, making an empty one where nothing lies yet."""
         path = Path(path)
-        if not path.exists():
-            path.mkdir(parents=True)
+        # also an empty folder: one made by hand, or by a run killed right here
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            path.mkdir(parents=True, exist_ok=True)
             zarr.create_group(path, attributes={"fx_layout": LAYOUT})
             sync(path / "zarr.json")
         return cls(path)
@@ -88,7 +93,12 @@ class FeatureStore:
     def sets(self) -> list[FeatureSet]:
         """All feature sets, in the order of their names."""
         names = sorted(entry.parent.name for entry in self.path.glob("*/zarr.json"))
-        return [self._open(name) for name in names if name != SNAPSHOTS]
+        unfinished = (SNAPSHOTS, UNFINISHED)
+        return [self._open(name) for name in names if not name.endswith(unfinished)]
+
+    def open_set(self, name: str) -> FeatureSet:
+        """Open a feature set by the name that an extraction's result gives."""
+        return self._open(name)
 
     def _open(self, name: str, *, write: bool = False) -> FeatureSet:
         try:
@@ -129,8 +139,11 @@ class FeatureStore:
         """Keep a snapshot's Parquet bytes under a name and make it the last one taken."""
         data = np.frombuffer(table, dtype=np.uint8)
         snapshots = zarr.open_group(self.path, mode="r+").require_group(SNAPSHOTS)
+        folder = self.path / SNAPSHOTS / name
+        # beside the old one, then in its place: a reader never finds half a snapshot
+        new, old = (folder.with_name(f"{name}.{age}{UNFINISHED}") for age in ("new", "old"))
         array = snapshots.create_array(
-            name,
+            new.name,
             shape=data.shape,
             chunks=data.shape,
             dtype=data.dtype,
@@ -139,7 +152,11 @@ class FeatureStore:
             overwrite=True,
         )
         array[:] = data
-        sync(*(self.path / SNAPSHOTS / name).rglob("*"))
+        sync(*new.rglob("*"))
+        if folder.exists():
+            folder.replace(old)
+        new.replace(folder)
+        shutil.rmtree(old, ignore_errors=True)
         self._update_root(last_snapshot=name)
 
     def read_snapshot(self, name: str | None = None) -> tuple[str, bytes]:
@@ -162,7 +179,11 @@ class FeatureStore:
         if not (self.path / SNAPSHOTS).exists():
             return []
         group = zarr.open_group(self.path / SNAPSHOTS, mode="r")
-        taken = {name: int(cast(int, array.attrs["taken_ns"])) for name, array in group.arrays()}
+        taken = {
+            name: int(cast(int, array.attrs["taken_ns"]))
+            for name, array in group.arrays()
+            if not name.endswith(UNFINISHED)
+        }
         return sorted(taken, key=lambda name: taken[name])
 
     def _update_root(self, **attributes: Any) -> None:
@@ -189,8 +210,11 @@ class FeatureStore:
                     f"{self.path} is being written by {holder}; "
                     "wait for it, or give another --store"
                 ) from None
-            for leftover in self.path.rglob("*.partial"):
-                leftover.unlink()
+            for leftover in [*self.path.rglob(f"*{UNFINISHED}")]:
+                if leftover.is_dir():
+                    shutil.rmtree(leftover)
+                else:
+                    leftover.unlink(missing_ok=True)
             since = time.strftime("%Y-%m-%d %H:%M:%S")
             command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
             self._update_root(
@@ -217,7 +241,8 @@ class FeatureStore:
             name = spec_id(spec)
             if current is not None:
                 name += f".g{generation(current.name) + 1}"
-            group = zarr.open_group(self.path, mode="r+").create_group(name)
+            unfinished = f"{name}{UNFINISHED}"
+            group = zarr.open_group(self.path, mode="r+").create_group(unfinished)
             for array, width, dtype, chunk, shard in (
                 ("features", dim, np.float32, ROWS_PER_CHUNK, ROWS_PER_SHARD),
                 ("keys", KEY_BYTES, np.uint8, KEYS_PER_CHUNK, None),
@@ -241,10 +266,14 @@ class FeatureStore:
                     "damaged": [],
                 }
             )
+            (self.path / unfinished).replace(self.path / name)
         else:
             name = current.name
         self._update_root(last_extracted=name)
-        return FeatureWriter(self._open(name, write=True), run)
+        feature_set = self._open(name, write=True)
+        # the file that the weights came from may since have moved
+        feature_set.group.attrs.update({"weights_source": run["weights_source"]})
+        return FeatureWriter(feature_set, run)
 
     def verify(self) -> list[Damage]:
         """Read everything back and mark what is damaged, for the next extraction to mend."""
@@ -257,3 +286,18 @@ class FeatureStore:
                 feature_set.group.attrs.update({"damaged": [list(span) for span in spans]})
                 found += damage
         return found
+
+
+def check_snapshot_name(name: str | None) -> None:
+    """Refuse a name that could not be a folder's within the store.
+
+    Raises
+    ------
+    FxError
+        If it has other characters than letters, digits, ``.``, ``_`` and ``-``.
+    """
+    if name is not None and not re.fullmatch(r"\w[\w.-]*", name):
+        raise FxError(
+            f"a snapshot's name has letters, digits, '.', '_' and '-' only; got {name!r}; "
+            "choose another for --snapshot"
+        )

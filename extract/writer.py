@@ -59,9 +59,10 @@ class FeatureWriter:
                         kept = np.asarray(array[begin:end])
                     except Exception:  # unreadable: nothing of this shard can be kept
                         kept = np.zeros((end - begin, array.shape[1]), dtype=array.dtype)
+                        # zarr would read it before it writes a part of it
+                        file.unlink(missing_ok=True)
                     if name == "keys":
                         kept[max(start - begin, 0) : max(stop - begin, 0)] = 0
-                    file.unlink(missing_ok=True)
                     array[begin:end] = kept
                     sync(file)
         self.feature_set.group.attrs.update({"damaged": []})

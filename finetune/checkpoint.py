@@ -101,8 +101,10 @@ def load_model(directory: Path) -> FinetunedModel:
     tensors = directory / MODEL_TENSORS
     try:
         # into the network's own dictionary: MNASNet looks for the version that only that one holds
-        own = network.state_dict()
-        own.update(load_file(tensors))
+        own, kept = network.state_dict(), load_file(tensors)
+        if own.keys() != kept.keys():
+            raise RuntimeError(f"{len(own.keys() ^ kept.keys())} tensors too many or too few")
+        own.update(kept)
         network.load_state_dict(own)
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]

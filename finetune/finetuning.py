@@ -84,6 +84,7 @@ def finetune(
     directory: Path,
     cache: Path,
     activation_rows: Sequence[ImageRow] = (),
+    engine: str = "auto",
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> Finetuned:
@@ -102,6 +103,7 @@ def finetune(
     cache : folder for activations at the freezing boundary
     activation_rows : images whose activations the cache shall hold, where it is shared by several
         fine-tunings; by default those of ``data``
+    engine : that runs the trunk: ``auto``, ``torch`` or ``openvino``
     batch_size : images in one pass through the trunk
     progress : given what is being done, returns a callback for it
 
@@ -117,7 +119,9 @@ def finetune(
         training, validation = set_validation_aside(data.train, settings.seed)
     classes = tuple(sorted({str(row.label) for row in training}))
     _check_labels(classes, validation, data.test)
-    part, engine, has_trunk = _split_network(backbone, len(classes), settings, device, batch_size)
+    part, runner, has_trunk = _split_network(
+        backbone, len(classes), settings, device, engine, batch_size
+    )
     if features is not None:
         head = _fit_start(features, training, settings.seed, report("fitting the head"))
         fold(head, part.classifier)
@@ -125,7 +129,7 @@ def finetune(
         activation_rows or [*training, *validation, *data.test],
         data.root,
         backbone,
-        engine,
+        runner,
         settings,
         has_trunk,
         cache,
@@ -177,6 +181,7 @@ def fill_activations(
     settings: FinetuneSettings,
     device: torch.device,
     cache: Path,
+    engine: str = "auto",
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> None:
@@ -184,9 +189,9 @@ def fill_activations(
 
     Parameters are those of ``finetune``; ``rows`` are what it is given as ``activation_rows``.
     """
-    _, engine, has_trunk = _split_network(backbone, 2, settings, device, batch_size)
+    _, runner, has_trunk = _split_network(backbone, 2, settings, device, engine, batch_size)
     callback = progress("frozen blocks") if progress else None
-    _activations_of(rows, root, backbone, engine, settings, has_trunk, cache, callback)
+    _activations_of(rows, root, backbone, runner, settings, has_trunk, cache, callback)
 
 
 def _activations_of(
@@ -248,29 +253,28 @@ def _split_network(
     classes: int,
     settings: FinetuneSettings,
     device: torch.device,
+    engine: str,
     batch_size: int,
 ) -> tuple[TrainedPart, Engine, bool]:
     """Freeze the trunk, make the rest trainable, and put a classifier on it."""
     module, preprocessing = backbone.module, backbone.preprocessing
     module.eval().requires_grad_(False)
-    if settings.unfreeze == "all":
-        trunk, tail = None, module
-    else:
-        trunk, tail = cut(module, backbone.trained_size, settings.unfreeze)
+    trunk, tail = cut(module, backbone.trained_size, settings.unfreeze)
+    has_trunk = not isinstance(trunk, nn.Identity)
     tail.requires_grad_(True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         classifier = nn.Linear(backbone.dim, classes)
-    part = TrainedPart(tail, classifier, preprocessing if trunk is None else None, settings.dropout)
-    engine = make_engine(
-        trunk or nn.Identity(),
+    part = TrainedPart(tail, classifier, None if has_trunk else preprocessing, settings.dropout)
+    runner = make_engine(
+        trunk,
         preprocessing,
-        name="auto" if trunk else "torch",
+        name=engine if has_trunk else "torch",
         device=device.type,
         precision=settings.precision,
         batch_size=batch_size,
     )
-    return part, engine, trunk is not None
+    return part, runner, has_trunk
 
 
 def _check_labels(

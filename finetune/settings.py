@@ -44,6 +44,8 @@ class FinetuneSettings:
             raise ValueError(
                 f"from scratch everything trains; got unfreeze {self.unfreeze}, expected 'all'"
             )
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"training is in fp32 or bf16; got {self.precision!r}")
         for name in ("epochs", "batch_size", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")

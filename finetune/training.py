@@ -114,7 +114,8 @@ def _train_epoch(
 ) -> tuple[float, float, float]:
     """Pass once over the rows; return the mean loss, the accuracy and the last learning rate."""
     set_training_mode(part, settings)
-    batches = -(-len(rows) // settings.batch_size)
+    # a last batch of one image goes with the one before: batch norm cannot train on it
+    batches = max(1, -(-(len(rows) - 1) // settings.batch_size))
     total = settings.epochs * batches
     # seeded by the epoch, so that a resumed run draws what an undisturbed one would have
     seed = settings.seed * 100_003 + epoch
@@ -123,7 +124,8 @@ def _train_epoch(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         for number in range(batches):
-            chosen = order[number * settings.batch_size : (number + 1) * settings.batch_size]
+            stop = None if number == batches - 1 else (number + 1) * settings.batch_size
+            chosen = order[number * settings.batch_size : stop]
             step = (epoch - 1) * batches + number
             rate = settings.peak_learning_rate * schedule(step, total, settings.warm_up)
             for group in optimiser.param_groups:

@@ -32,14 +32,21 @@ def set_validation_aside(
         If no class has three images of its own to share.
     """
     units: dict[str, set[str]] = defaultdict(set)
+    classes: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         units[str(row.label)].add(unit_of(row))
+        classes[unit_of(row)].add(str(row.label))
     aside: set[str] = set()
     for label in sorted(units):
         # a salt: the same hash already chose the test rows
         ordered = sorted(units[label], key=lambda unit: position(seed, f"validation:{unit}"))
-        if len(ordered) >= SMALLEST_SHARED_CLASS:
-            aside.update(ordered[: max(1, round(VALIDATION_SHARE * len(ordered)))])
+        wanted = max(1, round(VALIDATION_SHARE * len(ordered)))
+        for unit in ordered:
+            if len(units[label] & aside) >= wanted:
+                break
+            # a group may hold several classes: all of them must keep two units to be fitted
+            if all(len(units[one] - aside) >= SMALLEST_SHARED_CLASS for one in classes[unit]):
+                aside.add(unit)
     training = [row for row in rows if unit_of(row) not in aside]
     validation = [row for row in rows if unit_of(row) in aside]
     if not validation:

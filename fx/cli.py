@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import textwrap
 import warnings
@@ -49,8 +50,8 @@ Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 EngineName = Annotated[str, typer.Option("--engine", help="auto, torch or openvino.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images in one forward pass.")]
-Seed = Annotated[int, typer.Option(help="Of everything drawn, but never of the test split.")]
-SplitSeed = Annotated[int, typer.Option(help="Moves the test split of unsplit images.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of everything drawn, but never of the test split.")]
+SplitSeed = Annotated[int, typer.Option(min=0, help="Moves the test split of unsplit images.")]
 SnapshotName = Annotated[
     str | None, typer.Option("--snapshot", help="Labels and splits. [default: the last taken]")
 ]
@@ -65,6 +66,10 @@ FEATURES, RUNS, DATA = Path("features.zarr"), Path("runs"), Path("data")
 def main() -> None:
     """Run the command; expected failures end in one line and exit status 1."""
     arguments = sys.argv[1:]
+    for stream in (sys.stdout, sys.stderr):
+        # a file may be named by any bytes, and none of them shall end a run
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     warnings.showwarning = lambda message, *_: print(f"fx: warning: {message}", file=sys.stderr)
     try:
         app()
@@ -251,8 +256,11 @@ def fit_head(
 def finetune(
     images: Images = DATA,
     unfreeze: Annotated[
-        str, typer.Option(metavar="K|all", help="Last blocks to train; 0: the classifier alone.")
-    ] = "1",
+        str | None,
+        typer.Option(
+            metavar="K|all", help="Last blocks to train; 0: the classifier alone. [default: 1]"
+        ),
+    ] = None,
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Begin with random weights.")
     ] = False,
@@ -294,7 +302,9 @@ def finetune(
         seed=seed,
         fresh=fresh,
     )
-    depth = "all" if from_scratch else unfreeze
+    depth = unfreeze or ("all" if from_scratch else "1")
+    if from_scratch and depth != "all":
+        raise typer.BadParameter(f"--from-scratch trains everything; got --unfreeze {depth}")
     if depth != "all" and not depth.isdecimal():
         raise typer.BadParameter(f"a number of blocks or 'all'; got {unfreeze!r}")
     with progress_bars(quiet=json_) as begin:
@@ -371,6 +381,8 @@ def compare(
 
     def show() -> None:
         print_comparison(record)
+        for cell in record["skipped"]:
+            print(f"left out: {cell['strategy']} at {cell['n_train']:,}: {cell['reason']}")
         print(textwrap.fill(record["recommendation"], 80))
         print(f"report: {record['report']}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import platform
+import shlex
 import shutil
 import time
 from collections.abc import Callable
@@ -110,7 +111,7 @@ def compare(images: Path, options: Options, plan: Plan, *, begin: Begin) -> dict
     FxError
         If the images do not suffice.
     """
-    from extract import FeatureStore
+    from extract import FeatureStore, FxError
     from fx.report import learning_curve_png, write_report
 
     extracted = extract_images(images, options, begin=begin)
@@ -118,31 +119,42 @@ def compare(images: Path, options: Options, plan: Plan, *, begin: Begin) -> dict
     snapshot = read_snapshot(store, dataclasses.replace(options, snapshot=extracted.snapshot))
     check_labelled(snapshot)
     backbone = open_backbone(options)
-    features = store.last_extracted()
+    features = store.open_set(extracted.spec)
+    engine = open_engine(options, backbone)
+    _check_depths(plan, backbone)
     identity = {
         "features": features.name,
         "snapshot": snapshot.fingerprint,
         "epochs": plan.epochs,
         "seed": options.seed,
+        "batch_size": options.batch_size,
+        "device": engine.device.type,
     }
     directory = run_directory(options.out, f"compare-{backbone.name}", identity)
     bench = _Bench(
         options,
         plan,
         backbone,
-        open_engine(options, backbone),
+        engine,
         features,
         snapshot,
         directory,
         begin,
     )
     sizes = subset_sizes(plan.sizes, len(snapshot.split("train")), len(snapshot.classes))
-    cells = [
-        _cell(bench, strategy, size, seed)
-        for seed in range(options.seed, options.seed + plan.seeds)
-        for size in sizes
-        for strategy in plan.strategies
-    ]
+    cells, skipped = [], []
+    for seed in range(options.seed, options.seed + plan.seeds):
+        for size in sizes:
+            for strategy in plan.strategies:
+                try:
+                    cells.append(_cell(bench, strategy, size, seed))
+                except FxError as error:
+                    # what one strategy cannot do at one size shall not cost the others
+                    skipped.append(
+                        {"strategy": strategy, "n_train": size, "seed": seed, "reason": str(error)}
+                    )
+    if not cells:
+        raise FxError(skipped[0]["reason"])
     shutil.rmtree(bench.cache, ignore_errors=True)
     results = [{k: v for k, v in cell.items() if k != "predicted"} for cell in cells]
     pairs = paired_tests(cells)
@@ -157,11 +169,14 @@ def compare(images: Path, options: Options, plan: Plan, *, begin: Begin) -> dict
         "n_validation": len(snapshot.split("val")),
         "n_test": len(snapshot.split("test")),
         "results": results,
+        "skipped": skipped,
         "pairs": pairs,
         "recommendation": recommend(results, pairs),
         "crossover": crossover(results),
-        # what it cost where it was done now; features that were there cost nothing worth telling
-        "extraction_seconds": extracted.seconds if extracted.new else None,
+        # what it cost when it was done; features that were there cost nothing worth telling
+        "extraction_seconds": extracted.seconds
+        if extracted.new
+        else (finished(directory) or {}).get("extraction_seconds"),
         "failed": extracted.failed,
         "conflicts": extracted.conflicts,
         "leaks": extracted.leaks,
@@ -230,13 +245,14 @@ def _head_cell(
     return {
         **metrics.as_dict(),
         "c": head.c,
-        "trainable_parameters": len(head.classes) * (bench.backbone.dim + 1),
+        "trainable_parameters": head.parameters,
         "predicted": probabilities.argmax(axis=1).tolist(),
         "truth": numbers.tolist(),
     }
 
 
 def _network_settings(bench: _Bench, strategy: str, seed: int) -> FinetuneSettings:
+    from extract import training_precision
     from finetune import FinetuneSettings
 
     scratch = strategy == "scratch"
@@ -245,18 +261,20 @@ def _network_settings(bench: _Bench, strategy: str, seed: int) -> FinetuneSettin
         unfreeze="all" if depth == "all" else int(depth),
         from_scratch=scratch,
         epochs=bench.plan.epochs,
-        precision=bench.engine.precision,
+        batch_size=bench.options.batch_size,
+        precision=training_precision(bench.engine.precision),
         seed=seed,
     )
 
 
-def _network_copy(bench: _Bench, strategy: str) -> Backbone:
+def _network_copy(bench: _Bench, strategy: str, seed: int) -> Backbone:
     """Copy the network: training changes it in place, and the next cell needs it as it was."""
     from extract import load_backbone
 
     backbone = bench.backbone
     if strategy == "scratch":
-        return load_backbone(backbone.name, weights="random", size=backbone.preprocessing.size)
+        size = backbone.preprocessing.size
+        return load_backbone(backbone.name, weights="random", size=size, seed=seed)
     return dataclasses.replace(backbone, module=copy.deepcopy(backbone.module))
 
 
@@ -266,12 +284,13 @@ def _fill_activations(bench: _Bench, strategy: str) -> float:
 
     begun = time.perf_counter()
     fill_activations(
-        _network_copy(bench, strategy),
+        _network_copy(bench, strategy, 0),
         bench.used_rows,
         Path(bench.snapshot.root),
         settings=_network_settings(bench, strategy, 0),
         device=bench.engine.device,
         cache=bench.cache,
+        engine=bench.options.engine,
         batch_size=bench.options.batch_size,
         progress=bench.begin,
     )
@@ -285,7 +304,7 @@ def _network_cell(
 
     snapshot = bench.snapshot
     result = finetune(
-        _network_copy(bench, strategy),
+        _network_copy(bench, strategy, seed),
         TrainingData(
             Path(snapshot.root),
             rows,
@@ -299,6 +318,7 @@ def _network_cell(
         directory=directory,
         cache=bench.cache,
         activation_rows=bench.used_rows,
+        engine=bench.options.engine,
         batch_size=bench.options.batch_size,
         progress=bench.begin,
     )
@@ -324,13 +344,29 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
+def _check_depths(plan: Plan, backbone: Backbone) -> None:
+    """Refuse a depth that the network has not, before anything is measured."""
+    from extract import FxError
+    from finetune import find_blocks
+
+    depths = [strategy.partition(":")[2] for strategy in plan.strategies]
+    deepest = max((int(depth) for depth in depths if depth.isdecimal()), default=0)
+    if deepest and deepest > (count := len(find_blocks(backbone.module, backbone.trained_size))):
+        raise FxError(
+            f"{backbone.name} has {count} blocks; got finetune:{deepest}; "
+            f"see them with: fx backbones {backbone.name}"
+        )
+
+
 def _command(images: Path, options: Options, plan: Plan, sizes: list[int]) -> str:
-    parts = ["fx compare", str(images), "--sizes", ",".join(map(str, sizes))]
-    parts += ["--strategies", ",".join(plan.strategies), "--store", str(options.store)]
-    if options.backbone:
-        parts += ["--backbone", options.backbone]
-    if options.weights:
-        parts += ["--weights", options.weights]
-    if options.size:
-        parts += ["--size", str(options.size)]
-    return " ".join(parts)
+    """Spell the command that measures this again, defaults left out."""
+    chosen = dataclasses.asdict(options) | dataclasses.asdict(plan)
+    usual = dataclasses.asdict(Options()) | dataclasses.asdict(Plan())
+    chosen |= {"sizes": sizes, "fresh": usual["fresh"]}
+    words = ["fx", "compare", str(images)]
+    for name, value in chosen.items():
+        if value != usual[name]:
+            several = isinstance(value, list | tuple)
+            text = ",".join(map(str, value)) if several else str(value)
+            words += [f"--{name.replace('_', '-')}", text]
+    return shlex.join(words)

@@ -43,8 +43,10 @@ class Options:
     fresh: bool = False
 
 
-def open_backbone(options: Options) -> Backbone:
+def open_backbone(options: Options, *, seed: int = 0) -> Backbone:
     """Load the backbone asked for, by default the one last extracted, as it was extracted.
+
+    ``seed`` draws random weights, where such are asked for.
 
     Raises
     ------
@@ -61,7 +63,9 @@ def open_backbone(options: Options) -> Backbone:
             name = str(last.spec["backbone"])
             weights = weights or last.weights_source
             size = size or int(last.spec["size"])
-    return load_backbone(name or DEFAULT_BACKBONE, weights=weights or "default", size=size)
+    return load_backbone(
+        name or DEFAULT_BACKBONE, weights=weights or "default", size=size, seed=seed
+    )
 
 
 def open_engine(options: Options, backbone: Backbone) -> Engine:
@@ -87,9 +91,9 @@ def choose_features(store: FeatureStore, options: Options) -> FeatureSet:
     FxError
         If the store has none such.
     """
-    from extract import FxError
+    from extract import FxError, resolve_weights
 
-    if options.backbone is None and options.size is None and options.precision == "auto":
+    if options.precision == "auto" and not (options.backbone or options.size or options.weights):
         return store.last_extracted()
     wanted = {
         "backbone": options.backbone,
@@ -100,7 +104,12 @@ def choose_features(store: FeatureStore, options: Options) -> FeatureSet:
     sets = store.sets()
     found = [s for s in sets if all(s.spec[name] == value for name, value in asked.items())]
     if options.weights is not None:
-        found = [s for s in found if s.weights_source == options.weights]
+        asked["weights"] = options.weights
+        found = [
+            s
+            for s in found
+            if s.weights_source == resolve_weights(str(s.spec["backbone"]), options.weights)
+        ]
     if not found:
         what = ", ".join(f"{name} {value}" for name, value in asked.items())
         have = ", ".join(sorted({f"{s.spec['backbone']} at {s.spec['size']}" for s in sets}))
@@ -108,7 +117,8 @@ def choose_features(store: FeatureStore, options: Options) -> FeatureSet:
             f"no features of {what} in {store.path}; it has: {have or 'none'}; "
             "run fx extract with the same options"
         )
-    return max(found, key=lambda s: s.last_written)
+    last = store.last_extracted().name
+    return max(found, key=lambda s: (s.name == last, s.last_written))
 
 
 def read_snapshot(store: FeatureStore, options: Options) -> Snapshot:

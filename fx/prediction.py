@@ -94,7 +94,7 @@ def _open_model(model: Path, options: Options) -> tuple[Engine, Probabilities, t
 
 
 def _open_head(folder: Path, options: Options) -> tuple[Engine, Probabilities, tuple[str, ...]]:
-    from extract import load_backbone, make_spec
+    from extract import load_backbone, make_spec, resolve_device
     from fx.options import open_engine
     from heads import load_head
 
@@ -104,8 +104,10 @@ def _open_head(folder: Path, options: Options) -> tuple[Engine, Probabilities, t
         weights=str(head.source["weights"]),
         size=int(head.spec["size"]),
     )
-    if options.precision == "auto":
-        options = dataclasses.replace(options, precision=str(head.spec["numerics"]))
+    precision = str(head.spec["numerics"])
+    on_cpu = resolve_device(options.device).type == "cpu"
+    if options.precision == "auto" and not (on_cpu and precision == "fp16"):
+        options = dataclasses.replace(options, precision=precision)
     engine = open_engine(options, backbone)
     head.check_spec(make_spec(backbone, engine.precision))
     return engine, head.predict_proba, head.classes

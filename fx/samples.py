@@ -44,14 +44,18 @@ def write_sample(name: str, directory: Path, *, begin: Begin) -> dict[str, Any]:
     if name not in NAMES:
         raise FxError(f"unknown sample {name!r}; choose one of: {', '.join(NAMES)}")
     marker = directory / ".fx-sample"
-    if marker.exists() and marker.read_text() == name:
+    begun = f"{name} unfinished"
+    state = marker.read_text() if marker.exists() else ""
+    if state == name:
         files = list(directory.glob("*/*.png"))
     else:
-        others = [f for f in directory.glob("*") if f.name != "README.md"]
-        if others:
+        others = [f for f in directory.glob("*") if f.name not in ("README.md", marker.name)]
+        if others and state != begun:
             raise FxError(
                 f"{directory} is not empty ({others[0].name}); give another folder for {name}"
             )
+        directory.mkdir(parents=True, exist_ok=True)
+        marker.write_text(begun)
         files = _write(_digits() if name == "digits" else _downloaded(name), directory, begin)
         marker.write_text(name)
     classes = sorted({file.parent.name for file in files})

@@ -163,11 +163,12 @@ def finetune_images(
     FxError
         If there is too little that is labelled, or training cannot go on.
     """
+    from extract import training_precision
     from finetune import FinetuneSettings, TrainingData, finetune
 
     if from_scratch:
         options = dataclasses.replace(options, weights="random")
-    backbone = open_backbone(options)
+    backbone = open_backbone(options, seed=options.seed if from_scratch else 0)
     engine = open_engine(options, backbone)
     settings = FinetuneSettings(
         unfreeze=unfreeze,
@@ -175,7 +176,7 @@ def finetune_images(
         epochs=epochs,
         learning_rate=learning_rate,
         batch_size=options.batch_size,
-        precision=engine.precision,
+        precision=training_precision(engine.precision),
         seed=options.seed,
     )
     if from_scratch:
@@ -193,8 +194,11 @@ def finetune_images(
     }
     name = "scratch" if from_scratch else f"finetune-{unfreeze}"
     directory = run_directory(options.out, f"{name}-{backbone.name}", identity)
+    cache = directory / "cache"
     before = finished(directory, fresh=options.fresh)
     if before is not None:
+        # a run killed just after it had finished may have left them
+        shutil.rmtree(cache, ignore_errors=True)
         return before
     begun = time.perf_counter()
     data = TrainingData(
@@ -204,7 +208,6 @@ def finetune_images(
         snapshot.split("test"),
         snapshot.fingerprint,
     )
-    cache = directory / "cache"
     result = finetune(
         backbone,
         data,
@@ -213,6 +216,7 @@ def finetune_images(
         device=engine.device,
         directory=directory,
         cache=cache,
+        engine=options.engine,
         batch_size=options.batch_size,
         progress=begin,
     )
@@ -258,7 +262,7 @@ def _extracted(
         progress=begin("extracting"),
     )
     snapshot = Snapshot.from_parquet(*store.read_snapshot(result.snapshot))
-    return snapshot, store.last_extracted().features
+    return snapshot, store.open_set(result.spec).features
 
 
 def _snapshot_alone(images: Path, backbone: Backbone, options: Options, begin: Begin) -> Snapshot:
@@ -298,7 +302,8 @@ def check_labelled(snapshot: Snapshot) -> None:
     for split in ("train", "test"):
         if not snapshot.split(split):
             raise FxError(
-                f"snapshot {snapshot.name} has no {split} rows; give each class at least two images"
+                f"snapshot {snapshot.name} has no {split} rows; "
+                "give each class at least three images"
             )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -17,9 +17,9 @@ FEWEST_PER_CLASS = 5
 def nested_subset(rows: Sequence[ImageRow], size: int, seed: int) -> list[ImageRow]:
     """Choose a stratified training subset; a smaller one of the same seed lies within it.
 
-    Each class's rows are ordered by hash (groups kept together), and rows are taken in the order
-    of (position in the class + 1/2) / size of the class, so that every prefix is balanced as the
-    whole is.
+    Each class's rows are ordered by hash, one of each group before the second of any, and rows are
+    taken in the order of (position in the class + 1/2) / size of the class, so that every prefix
+    is balanced as the whole is, and has as many groups as it can.
 
     Parameters
     ----------
@@ -34,8 +34,13 @@ def nested_subset(rows: Sequence[ImageRow], size: int, seed: int) -> list[ImageR
         by_class[str(row.label)].append(row)
     ranked = []
     for label, members in sorted(by_class.items()):
-        members.sort(key=lambda row: (position(seed, f"subset:{unit_of(row)}"), row.path))
-        for place, row in enumerate(members):
+        turns: Counter[str] = Counter()
+        keyed = []
+        for row in sorted(members, key=lambda row: position(seed, f"row:{row.key.hex()}")):
+            unit = unit_of(row)
+            keyed.append((turns[unit], position(seed, f"subset:{unit}"), row.path, row))
+            turns[unit] += 1
+        for place, (*_, row) in enumerate(sorted(keyed, key=lambda one: one[:3])):
             # the first two of every class come first: a class needs two to be fitted
             ranked.append(((place + 0.5) / len(members) if place > 1 else place - 2, label, row))
     ranked.sort(key=lambda entry: (entry[0], entry[1]))
@@ -47,13 +52,13 @@ def subset_sizes(wanted: Sequence[int], available: int, classes: int) -> list[in
 
     Parameters
     ----------
-    wanted : asked for; more than there are means all; empty for four sizes, spaced by a constant
+    wanted : asked for, two a class at least and all at most; empty for four, spaced by a constant
         factor from five images a class up to all
     available : training rows
     classes : of them
     """
     if wanted:
-        return sorted({min(size, available) for size in wanted})
+        return sorted({min(max(size, 2 * classes), available) for size in wanted})
     smallest = min(FEWEST_PER_CLASS * classes, available)
     ratio = (available / smallest) ** (1 / (SIZES - 1))
     return sorted({round(smallest * ratio**step) for step in range(SIZES)})

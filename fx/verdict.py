@@ -120,6 +120,8 @@ def recommend(results: Sequence[Record], pairs: Sequence[Record]) -> str:
     gain = 100 * (accuracy[chosen] - accuracy[second])
     if not gain:
         return f"{text} {second} reached the same in {_duration(seconds[second])}."
+    if len({record["seed"] for record in results}) > 1:
+        return f"{text} {second} reached {accuracy[second]:.3f} in {_duration(seconds[second])}."
     p = next((pair["p_holm"] for pair in pairs if {pair["a"], pair["b"]} == {chosen, second}), 1.0)
     sure = "a difference beyond chance" if p < 0.05 else "a difference that chance could make"
     return (

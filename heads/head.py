@@ -60,6 +60,13 @@ class Head:
         """Features per image that the head takes."""
         return int(self.pipeline.n_features_in_)
 
+    @property
+    def parameters(self) -> int:
+        """Numbers that the fit chose: weights, or dual coefficients, and intercepts."""
+        machine = self.pipeline[-1]
+        weights = machine.coef_ if self.kind == "logreg" else machine.dual_coef_
+        return int(weights.size + machine.intercept_.size)
+
     def scores(self, features: ArrayLike) -> NDArray[np.float64]:
         """Score features before calibration: softmax of the scores is the uncalibrated head.
 

@@ -126,6 +126,8 @@ def test_a_wrong_option_answers_quickly_with_status_2() -> None:
         "fit-head svm --c 0",
         "finetune --unfreeze two",
         "finetune --epochs 0",
+        "finetune --from-scratch --unfreeze 2",
+        "finetune --seed -1",
         "finetune --learning-rate -1",
         "compare --sizes ten",
         "compare --strategies guess",
@@ -194,6 +196,36 @@ def test_features_of_another_backbone_are_not_taken(here: Path, fx: Fx) -> None:
     line = one_line(fx("fit-head", "svm", "--backbone", "resnet50"))
     assert "no features of backbone resnet50" in line
     assert "efficientnet_lite0 at 32" in line
+
+
+def test_weights_choose_among_stored_features(here: Path, fx: Fx) -> None:
+    write_classes(here / "data", per_class=8)
+    assert fx("extract", "--size", 32).status == 0
+    assert fx("extract", "--size", 32, "--weights", "random").status == 0
+    name = ("--backbone", "efficientnet_lite0")
+    paths = {
+        json.loads(fx("fit-head", "logreg", *words, "--json").out)["path"]
+        for words in ((*name, "--weights", "default"), ("--weights", "random"), ())
+    }
+    assert len(paths) == 2
+    line = one_line(fx("fit-head", "logreg", "--weights", "wheel:other"))
+    assert "weights wheel:other" in line
+
+
+def test_a_class_named_by_any_bytes_goes_through(here: Path, fx: Fx) -> None:
+    write_classes(here / "data", per_class=8)
+    (here / "data" / "a").rename(here / "data" / os.fsdecode(b"caf\xe9"))
+    said = fx("extract", "--size", 32)
+    assert said.status == 0, said.err
+    assert fx("fit-head", "logreg").status == 0
+
+
+def test_an_interrupted_sample_is_written_again(
+    here: Path, fx: Fx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "data" / "0").mkdir(parents=True)
+    (here / "data" / ".fx-sample").write_text("digits unfinished")
+    assert "1797 images" in fx("sample", "digits").out
 
 
 def test_images_of_a_snapshot_without_features_are_refused(here: Path, fx: Fx) -> None:

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import shlex
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,16 @@ def test_a_subset_has_every_class_and_about_its_share(counts, size, seed) -> Non
         share = len(chosen) * count / sum(counts.values())
         # two of each come first, whatever their share
         assert abs(found[label] - share) <= 2 * len(counts) + 1
+
+
+def test_a_subset_has_as_many_groups_as_it_can() -> None:
+    rows = [
+        replace(row, group=f"{row.label}{n % 10}")
+        for n, row in enumerate(rows_of({"a": 100, "b": 100}))
+    ]
+    for seed in range(5):
+        groups = Counter(row.group for row in nested_subset(rows, 20, seed))
+        assert len(groups) == 20
 
 
 def test_another_seed_draws_another_subset() -> None:
@@ -190,3 +202,30 @@ def test_given_validation_rows_choose_and_are_not_trained_on(
     assert (head["n_train"], head["n_validation"], head["n_test"]) == (16, 16, 16)
     tuned = json.loads(fx("finetune", "--epochs", 1, "--json").out)
     assert (tuned["n_train"], tuned["n_validation"], tuned["n_test"]) == (16, 16, 16)
+
+
+def test_what_one_strategy_cannot_do_does_not_cost_the_others(
+    tmp_path: Path, fx: Fx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_classes(tmp_path / "data", per_class=12)
+    assert fx("extract", "--size", 32).status == 0
+    said = fx("compare", "--sizes", "4,16", "--strategies", "logreg,finetune:0", "--epochs", 1)
+    assert said.status == 0, said.err
+    assert "left out: finetune:0 at 4: too few images to fine-tune" in said.out
+    refused = fx("compare", "--strategies", "logreg,finetune:9")
+    assert refused.status == 1
+    assert "has 5 blocks; got finetune:9" in refused.err
+
+
+def test_the_reports_command_repeats_the_comparison(
+    tmp_path: Path, fx: Fx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_classes(tmp_path / "my data", per_class=10)
+    words = ["--size", 32, "--sizes", "8", "--strategies", "logreg", "--seed", 3, "--seeds", 2]
+    first = json.loads(fx("compare", "my data", *words, "--json").out)
+    (command,) = first["commands"]
+    again = json.loads(fx(*shlex.split(command)[1:], "--json").out)
+    assert again["results"] == first["results"]
+    assert again["extraction_seconds"] == first["extraction_seconds"]

@@ -75,9 +75,27 @@ def test_a_class_without_a_test_row_gives_up_one() -> None:
         assert any(r.split == "test" for r in result if r.label == "c")
 
 
-def test_a_class_of_one_image_keeps_it_for_training_or_testing_only() -> None:
-    result = splits(assign_splits([*many(40), row("x", "x", "c")], 0))
-    assert result["x"] in ("train", "test")
+def test_a_class_of_one_image_keeps_it_for_training() -> None:
+    for seed in range(20):
+        assert splits(assign_splits([*many(40), row("x", "x", "c")], seed))["x"] == "train"
+
+
+def test_no_class_of_two_images_is_wholly_in_the_test_split() -> None:
+    for seed in range(60):
+        rows = [row(f"{label}{n}", f"{label}{n}", label) for label in "abcdefgh" for n in range(2)]
+        result = assign_splits(rows, seed)
+        for label in "abcdefgh":
+            assert {r.split for r in result if r.label == label} == {"train", "test"}
+
+
+def test_a_path_that_a_table_lists_twice_counts_once() -> None:
+    twice = [row("x", "x", split="train"), row("x", "x", split="test")]
+    others = [row(f"{n}", f"{n}", split="train") for n in range(5)]
+    result = assign_splits([*others, *twice], 0)
+    assert sorted(str(r.split) for r in result if r.path == "x") == ["None", "test"]
+    assert leaked_copies([*others, *twice]) == [
+        {"path": "x", "split": "train", "copy": "x", "other": "test"}
+    ]
 
 
 def test_copies_count_once_and_conflicting_labels_not_at_all() -> None:
@@ -104,8 +122,7 @@ def test_a_copy_in_a_given_test_split_counts_there_and_is_a_leak() -> None:
     result = assign_splits(rows, 0)
     assert splits(result)["z-test"] == "test"
     assert splits(result)["a-train"] is None
-    given_ = {r.path: r.split for r in rows}
-    assert leaked_copies(given_, result) == [
+    assert leaked_copies(rows) == [
         {"path": "a-train", "split": "train", "copy": "z-test", "other": "test"}
     ]
 
@@ -123,6 +140,7 @@ def test_a_snapshot_survives_parquet_with_odd_names() -> None:
     rows = (
         row("a\udcff.png", "1"),
         row("naïve 🐈\n.png", "2", None, note="truncated", readable=False),
+        row("z.png", "3", "caf\udce9", group="g\udce9", note="copy of a\udcff.png"),
     )
     snapshot = Snapshot("/root", rows, 3, 17)
     assert Snapshot.from_parquet(snapshot.name, snapshot.to_parquet()) == snapshot

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from extract import FeatureStore, FxError
 from extract import writer as writer_module
 from extract.feature_set import spec_id
+from extract.store import check_snapshot_name
 
 SPEC = {"backbone": "net", "weights": "00", "size": 8, "numerics": "fp32"}
 RUN = {"engine": "test", "versions": {}, "weights_source": "default", "taken_ns": 1}
@@ -239,3 +240,28 @@ def test_what_is_no_store_is_refused_in_one_line(tmp_path: Path, what: str) -> N
         FeatureStore(path)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_a_store_or_set_killed_while_it_was_made_is_made_again(tmp_path: Path) -> None:
+    (tmp_path / "f.zarr").mkdir()
+    store = FeatureStore.create(tmp_path / "f.zarr")
+    zarr.create_group(store.path / f"{spec_id(SPEC)}.partial")
+    assert store.sets() == []
+    append(store, range(3))
+    np.testing.assert_array_equal(read(store, range(3)), rows_of(range(3)))
+    assert not list(store.path.rglob("*.partial"))
+
+
+def test_a_snapshot_is_replaced_whole(tmp_path: Path) -> None:
+    store = FeatureStore.create(tmp_path / "f.zarr")
+    for number, data in enumerate((b"first", b"second, longer")):
+        store.write_snapshot("s", data, number)
+        assert store.read_snapshot() == ("s", data)
+    (store.path / "snapshots" / "s.new.partial").mkdir()
+    assert store.snapshots() == ["s"]
+
+
+@pytest.mark.parametrize("name", ["exp/1", "../x", "", ".hidden", "a b"])
+def test_a_snapshots_name_is_checked_before_any_work(name: str) -> None:
+    with pytest.raises(FxError, match="--snapshot"):
+        check_snapshot_name(name)
