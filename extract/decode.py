@@ -26,6 +26,7 @@ from scipy.fft import dctn
 from extract.preprocessing import Preprocessing
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+CROPS = (1, 5, 10)
 
 _RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -88,58 +89,81 @@ def decode(data: bytes, *, at_least: int | None = None) -> Image.Image:
             raise UnreadableImage(_reason(error)) from error
 
 
-def read_pixels(data: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+def read_pixels(data: bytes, preprocessing: Preprocessing, crops: int = 1) -> NDArray[np.uint8]:
     """Return an image file's pixels as the network is to see them, before normalisation.
 
     `decode` and `prepare`, the former at no less than twice ``preprocessing.resize``.
 
     Returns
     -------
-    uint8 array of shape (size, size, 3)
+    uint8 array of shape (crops, size, size, 3)
 
     Raises
     ------
     UnreadableImage
         As `decode` does.
     """
-    return prepare(decode(data, at_least=2 * preprocessing.resize), preprocessing)
+    return prepare(decode(data, at_least=2 * preprocessing.resize), preprocessing, crops)
 
 
-def prepare(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Return the centre square of a picture whose shorter side was scaled to ``resize``.
+def prepare(image: Image.Image, preprocessing: Preprocessing, crops: int = 1) -> NDArray[np.uint8]:
+    """Return squares of a picture whose shorter side was scaled to ``resize``.
 
-    The square's place is computed in the picture's own coordinates, and that part alone is
-    scaled. The pixels are those of torchvision's ``Resize(resize)`` and ``CenterCrop(size)``.
+    A square's place is computed in the picture's own coordinates, and that part alone is scaled.
+    The pixels are those of torchvision's ``Resize(resize)`` followed by ``CenterCrop(size)``,
+    ``FiveCrop(size)`` or ``TenCrop(size)``.
 
     Parameters
     ----------
     image : PIL.Image.Image
         Mode RGB.
     preprocessing : Preprocessing
+    crops : {1, 5, 10}
+        The centre alone; with the four corners; all these and their mirror images.
 
     Returns
     -------
-    uint8 array of shape (size, size, 3)
+    uint8 array of shape (crops, size, size, 3)
+        The centre first.
     """
     if image.mode != "RGB":
         raise ValueError(f"the image's mode must be RGB, got {image.mode}")
+    if crops not in CROPS:
+        raise ValueError(f"crops must be one of {CROPS}, got {crops}")
     width, height = image.size
     shorter = min(width, height)
     size, resize = preprocessing.size, preprocessing.resize
-    left, right = _centre(width, resize * width // shorter, size)
-    top, bottom = _centre(height, resize * height // shorter, size)
-    square = image.resize(
-        (size, size),
-        _RESAMPLING[preprocessing.interpolation],
-        box=(left, top, right, bottom),
+    scaled = resize * width // shorter, resize * height // shorter
+    right, bottom = scaled[0] - size, scaled[1] - size
+    places = [(round(right / 2), round(bottom / 2))]
+    if crops > 1:
+        places += [(0, 0), (right, 0), (0, bottom), (right, bottom)]
+    squares = [
+        np.asarray(
+            image.resize(
+                (size, size),
+                _RESAMPLING[preprocessing.interpolation],
+                box=_box(place, size, scaled, image.size),
+            )
+        )
+        for place in places
+    ]
+    if crops == 10:
+        squares += [square[:, ::-1] for square in squares]
+    return np.stack(squares)
+
+
+def _box(
+    place: tuple[int, int], size: int, scaled: tuple[int, int], original: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """Return a square of the scaled picture in the original's coordinates."""
+    (left, top), (scaled_width, scaled_height), (width, height) = place, scaled, original
+    return (
+        left * width / scaled_width,
+        top * height / scaled_height,
+        min((left + size) * width / scaled_width, width),
+        min((top + size) * height / scaled_height, height),
     )
-    return np.array(square)
-
-
-def _centre(length: int, scaled: int, size: int) -> tuple[float, float]:
-    """Return where the middle `size` of `scaled` pixels begin and end among `length` pixels."""
-    begin = round((scaled - size) / 2)
-    return begin * length / scaled, min((begin + size) * length / scaled, length)
 
 
 def _read(data: bytes, at_least: int | None) -> Image.Image:

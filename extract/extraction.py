@@ -2,39 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.backbones import Backbone
-from extract.decode import UnreadableImage, near_copies, perceptual_hash, read_pixels
+from extract.agreement import disagreeing
+from extract.backbones import Backbone, make_spec
+from extract.decode import CROPS, near_copies, perceptual_hash
 from extract.engine import Engine
 from extract.errors import FxError
-from extract.feature_set import FeatureSet, Spec
+from extract.feature_set import FeatureSet
 from extract.preprocessing import Preprocessing
-from extract.reading import look
+from extract.reading import batched, look, mean_of_crops
 from extract.snapshot import FileStamp, ImageRow, Snapshot, assign_splits, leaked_copies
 from extract.sources import ImageSource
-from extract.store import FeatureStore, check_snapshot_name
+from extract.store import DTYPES, FeatureStore, check_snapshot_name
 from extract.writer import FeatureWriter
 
 Progress = Callable[[int, int], None]
 
 # A file changed this shortly before it was looked at could change again unnoticed.
 RACY_NS = 2_000_000_000
-# Largest relative distance between a stored row and the same row computed again.
-TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 1e-2}
-ROWS_COMPARED = 8
-FILES_SEARCHED = 256
 
 
 @dataclass(frozen=True)
@@ -43,20 +38,24 @@ class ExtractResult:
 
     Attributes
     ----------
-    store, backbone, spec, snapshot : names of what was filled
+    store, backbone, spec, snapshot : names of what was filled; of several layers, the first's spec
+    layers : a record for each layer: ``layer``, ``spec``, ``dim``
     images : images found
-    new : feature vectors computed
-    reused : images whose vector was there
+    new : images whose features were computed
+    reused : images whose features were there
     failed, duplicates, conflicts, leaks : records, one an image
     splits : rows per split and class
-    dim : length of a vector
+    dim : length of a vector, of the first layer
+    crops : squares of each image that a vector is the mean of
     seconds, images_per_second : wall time, and images looked at over it
     engine, precision : how the new ones were computed
+    dtype : what they are kept in
     """
 
     store: str
     backbone: str
     spec: str
+    layers: list[dict[str, Any]]
     snapshot: str
     images: int
     new: int
@@ -67,23 +66,12 @@ class ExtractResult:
     leaks: list[dict[str, str]]
     splits: dict[str, dict[str, int]]
     dim: int
+    crops: int
     seconds: float
     images_per_second: float
     engine: str
     precision: str
-
-
-def make_spec(backbone: Backbone, precision: str) -> Spec:
-    """Say what the features of a backbone mean; two sets with one spec may be mixed."""
-    return {
-        "backbone": backbone.name,
-        "weights": backbone.weights_hash,
-        "layer": "pool",
-        "size": backbone.preprocessing.size,
-        "crops": 1,
-        "preprocessing": backbone.preprocessing.to_dict(),
-        "numerics": precision,
-    }
+    dtype: str
 
 
 def extract(
@@ -92,6 +80,8 @@ def extract(
     backbone: Backbone,
     engine: Engine,
     store: FeatureStore,
+    crops: int = 1,
+    dtype: str | None = None,
     split_seed: int = 0,
     snapshot: str | None = None,
     rehash: bool = False,
@@ -102,9 +92,11 @@ def extract(
     Parameters
     ----------
     source : the images
-    backbone : gives the spec
+    backbone : gives the specs, one for each of its layers
     engine : runs ``backbone.module``
     store : where features go; locked while this runs
+    crops : squares of each image whose features are averaged: 1, 5 or 10
+    dtype : that features are kept in, ``float32`` or ``float16``; None for what the store has
     split_seed : moves the split of images that come without one
     snapshot : name of the snapshot; by default made of the folder's name and a hash
     rehash : read every file, also those that look unchanged
@@ -113,33 +105,50 @@ def extract(
     Raises
     ------
     FxError
-        If another process writes to the store, or the snapshot's name cannot be one.
+        If another process writes to the store, an option is none of its values, or features do
+        not fit the dtype.
     """
     begun = time.perf_counter()
     taken_ns = time.time_ns()
     check_snapshot_name(snapshot)
-    spec = make_spec(backbone, engine.precision)
+    _check_choice("--crops", crops, CROPS)
+    _check_choice("--dtype", dtype, (None, *DTYPES))
+    specs = [
+        make_spec(
+            backbone,
+            engine.precision,
+            layer=layer,
+            crops=crops,
+            network_hash=engine.network_hash,
+        )
+        for layer in backbone.layers
+    ]
     with store.lock():
-        known = _previous_stamps(store, source, taken_ns) if not rehash else {}
+        known = _previous_stamps(store, source) if not rehash else {}
         signature = engine.signature()
-        current = store.find(spec)
-        stale = current is not None and not _still_agrees(current, store, source, engine, signature)
+        stale = disagreeing(specs, backbone, store, source, engine, crops)
         run = {
             **signature,
             "threads": os.cpu_count(),
             "weights_source": backbone.weights,
             "taken_ns": taken_ns,
         }
-        writer = store.start(spec, backbone.dim, run, new_generation=stale)
+        wanted = list(zip(specs, backbone.layers.values(), strict=True))
+        writer = store.start(wanted, run, stale=stale, dtype=dtype)
         at_hand = frozenset(writer.known)
-        rows = _fill(writer, source, engine, known, progress)
+        rows = _fill(writer, source, backbone, engine, known, crops, progress)
         taken = _keep_snapshot(store, source, rows, split_seed, taken_ns, snapshot)
-        leaks = leaked_copies(rows) + _near_leaks(taken, writer.feature_set)
+        leaks = leaked_copies(rows) + _near_leaks(taken, writer.sets[0])
     seconds = time.perf_counter() - begun
+    first = writer.sets[0]
     return ExtractResult(
         store=str(store.path),
         backbone=backbone.name,
-        spec=writer.feature_set.name,
+        spec=first.name,
+        layers=[
+            {"layer": layer, "spec": feature_set.name, "dim": feature_set.dim}
+            for layer, feature_set in zip(backbone.layers, writer.sets, strict=True)
+        ],
         snapshot=taken.name,
         images=len(taken.rows),
         new=len(writer.known) - len(at_hand),
@@ -153,12 +162,20 @@ def extract(
         conflicts=[row.path for row in taken.rows if row.note == "conflicting labels"],
         leaks=leaks,
         splits=taken.counts(),
-        dim=backbone.dim,
+        dim=first.dim,
+        crops=crops,
         seconds=seconds,
         images_per_second=len(taken.rows) / seconds,
         engine=str(signature["engine"]),
         precision=engine.precision,
+        dtype=str(first.dtype),
     )
+
+
+def _check_choice(option: str, value: object, allowed: Sequence[object]) -> None:
+    if value not in allowed:
+        choices = ", ".join(str(one) for one in allowed if one is not None)
+        raise FxError(f"{option} must be one of {choices}; got {value!r}")
 
 
 def take_snapshot(
@@ -177,7 +194,7 @@ def take_snapshot(
     taken_ns = time.time_ns()
     check_snapshot_name(name)
     with store.lock():
-        known = _previous_stamps(store, source, taken_ns)
+        known = _previous_stamps(store, source)
         readable = {key for feature_set in store.sets() for key in feature_set.rows}
         readable |= {key for _, key in known.values()}
         rows = []
@@ -205,42 +222,36 @@ def _keep_snapshot(
 def _fill(
     writer: FeatureWriter,
     source: ImageSource,
+    backbone: Backbone,
     engine: Engine,
     known: dict[str, tuple[FileStamp, bytes]],
+    crops: int,
     progress: Progress | None,
 ) -> list[ImageRow]:
     """Look at every image and append the rows that are missing; what was done is never lost."""
     rows: list[ImageRow] = []
-    waiting: deque[tuple[list[bytes], NDArray[np.uint8]]] = deque()
+    waiting: deque[tuple[bytes, NDArray[np.uint8]]] = deque()
     asked = set(writer.known)
     total = len(source.entries)
+    edges = np.cumsum(list(backbone.layers.values()))[:-1]
 
-    def batches() -> Iterator[NDArray[np.uint8]]:
-        keys: list[bytes] = []
-        images: list[NDArray[np.uint8]] = []
-        for looked in look(source, engine.preprocessing, writer.known, known):
+    def pictures() -> Iterator[NDArray[np.uint8]]:
+        for looked in look(source, engine.preprocessing, writer.known, known, crops=crops):
             rows.append(looked.row)
             if progress:
                 progress(len(rows), total)
-            if looked.pixels is None or looked.row.key in asked:
-                continue
-            asked.add(looked.row.key)
-            keys.append(looked.row.key)
-            images.append(looked.pixels)
-            if len(keys) == engine.batch_size:
-                waiting.append((keys, np.stack([perceptual_hash(image) for image in images])))
-                yield np.stack(images)
-                keys, images = [], []
-        if keys:
-            waiting.append((keys, np.stack([perceptual_hash(image) for image in images])))
-            yield np.stack(images)
+            if looked.pixels is not None and looked.row.key not in asked:
+                asked.add(looked.row.key)
+                waiting.append((looked.row.key, perceptual_hash(looked.pixels[0])))
+                yield looked.pixels
 
     try:
-        for features in engine.run(batches()):
-            keys, hashes = waiting.popleft()
-            writer.append(keys, features, hashes)
+        batches = engine.run(batched(pictures(), engine.batch_size))
+        for vectors in mean_of_crops(batches, crops):
+            keys, hashes = zip(*(waiting.popleft() for _ in vectors), strict=True)
+            writer.append(keys, np.split(vectors, edges, axis=1), np.stack(hashes))
     except BaseException:
-        with suppress(OSError):  # the disk may be what failed
+        with suppress(OSError, FxError):  # the disk may be what failed
             writer.commit()
         raise
     writer.commit()
@@ -248,10 +259,12 @@ def _fill(
 
 
 def _previous_stamps(
-    store: FeatureStore, source: ImageSource, taken_ns: int
+    store: FeatureStore, source: ImageSource
 ) -> dict[str, tuple[FileStamp, bytes]]:
     """Find the stamps of the last snapshot of the same root, without those too young to trust."""
     root = str(source.root.resolve())
+    if store.was_copied:
+        return {}
     for name in reversed(store.snapshots()):
         with suppress(FxError):  # a damaged snapshot only costs hashing
             snapshot = Snapshot.from_parquet(*store.read_snapshot(name))
@@ -266,50 +279,6 @@ def _previous_stamps(
 
 def _settled(stamp: FileStamp, taken_ns: int) -> bool:
     return max(stamp.mtime_ns, stamp.ctime_ns) < taken_ns - RACY_NS
-
-
-def _still_agrees(
-    current: FeatureSet,
-    store: FeatureStore,
-    source: ImageSource,
-    engine: Engine,
-    signature: dict[str, Any],
-) -> bool:
-    """Compute some stored rows again if another engine or version made them."""
-    if not current.runs or all(
-        current.runs[-1].get(name) == value for name, value in signature.items()
-    ):
-        return True
-    keys: list[bytes] = []
-    images: list[NDArray[np.uint8]] = []
-    for file in _where_stored_images_may_be(store, source):
-        with suppress(OSError, UnreadableImage):
-            data = file.read_bytes()
-            key = hashlib.sha256(data).digest()
-            if key in current.rows and key not in keys:
-                images.append(read_pixels(data, engine.preprocessing))
-                keys.append(key)
-        if len(keys) == ROWS_COMPARED:
-            break
-    if not keys:
-        # nothing to compare with can be reached; the run records what computed which rows
-        return True
-    size = engine.batch_size
-    parts = (np.stack(images[i : i + size]) for i in range(0, len(images), size))
-    again = np.concatenate(list(engine.run(parts)))
-    stored = current.features(keys)
-    distance = np.linalg.norm(again - stored, axis=1)
-    return bool((distance <= TOLERANCE[engine.precision] * np.linalg.norm(stored, axis=1)).all())
-
-
-def _where_stored_images_may_be(store: FeatureStore, source: ImageSource) -> Iterator[Path]:
-    """Some files of these images, then some of each snapshot, the last one first."""
-    yield from (source.root / entry.path for entry in source.entries[:FILES_SEARCHED])
-    for name in reversed(store.snapshots()):
-        with suppress(FxError):  # a damaged snapshot is another command's matter
-            snapshot = Snapshot.from_parquet(*store.read_snapshot(name))
-            for row in snapshot.rows[:FILES_SEARCHED]:
-                yield Path(snapshot.root) / row.path
 
 
 def _near_leaks(snapshot: Snapshot, features: FeatureSet) -> list[dict[str, str]]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+import re
+import weakref
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +20,7 @@ from numpy.typing import NDArray
 from extract.errors import FxError
 
 ROW_ARRAYS = ("features", "keys", "hashes")
+KEY_BYTES = 32
 
 Spec = dict[str, Any]
 
@@ -34,7 +39,7 @@ class Damage:
     Attributes
     ----------
     group : name of the sub-group
-    start, stop : first row, and one past the last
+    start, stop : first row, and one past the last; both 0 where it is not known which
     reason : what is wrong, with the file's name
     """
 
@@ -45,12 +50,32 @@ class Damage:
 
 
 class FeatureSet:
-    """The committed rows of one spec: what a reader sees is fixed when this object is made."""
+    """The committed rows of one spec: what a reader sees is fixed when this object is made.
 
-    def __init__(self, group: zarr.Group, path: Path) -> None:
+    The set's folder is locked, shared, for as long as this object lives: what is collected as
+    garbage meanwhile stays until its last reader is gone.
+
+    Parameters
+    ----------
+    group : of the set
+    path : its folder
+    decided : attributes that a commit has decided on, and may not have written here yet
+
+    Attributes
+    ----------
+    spec : what the features mean
+    dim : int, numbers a row
+    dtype : that they are kept in, float32 or float16
+    committed : int, rows that count
+    runs : a record for each extraction that added rows
+    """
+
+    def __init__(self, group: zarr.Group, path: Path, decided: dict[str, Any]) -> None:
         self.group = group
         self.path = path
         attributes = group.attrs.asdict()
+        if int(decided.get("committed", 0)) > int(cast(int, attributes["committed"])):
+            attributes |= decided
         self.name = path.name
         self.spec = cast(Spec, attributes["spec"])
         self.dim = int(cast(int, attributes["dim"]))
@@ -58,7 +83,15 @@ class FeatureSet:
         self.runs = cast(list[dict[str, Any]], attributes["runs"])
         self.weights_source = str(attributes["weights_source"])
         self.damaged = [tuple(span) for span in cast(list[list[int]], attributes["damaged"])]
+        for name in ROW_ARRAYS:
+            if self.array(name).shape[0] < self.committed:
+                raise ValueError(f"{name} has fewer rows than the {self.committed} committed")
+        self.dtype = np.dtype(self.array("features").dtype)
         self._rows: dict[bytes, int] | None = None
+        descriptor = os.open(path, os.O_RDONLY)
+        self.close = weakref.finalize(self, os.close, descriptor)
+        # it fails while the set is being deleted, and only then
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
     def array(self, name: str) -> zarr.Array[Any]:
         """Return one of the row arrays: ``features``, ``keys`` or ``hashes``."""
@@ -66,15 +99,19 @@ class FeatureSet:
         # all zeros are written, too: a shard that is not there is a shard that was lost
         return array.with_config({"write_empty_chunks": True})
 
-    def _read(self, name: str) -> NDArray[Any]:
-        missing = self.missing_shards(name)
-        if missing:
-            raise FxError(
-                f"the store lacks {missing[0]}; "
-                f"run fx store verify {self.path.parent}, then fx extract"
-            )
+    def _read(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        array = self.array(name)
+        rows = (array.shards or array.chunks)[0]
+        for number in range(start // rows, -(-stop // rows)):
+            file = self.path / name / "c" / str(number) / "0"
+            # zarr would read zeros
+            if not file.exists():
+                raise FxError(
+                    f"the store lacks {file}; "
+                    f"run fx store verify {self.path.parent}, then fx extract"
+                )
         try:
-            return np.asarray(self.array(name)[: self.committed])
+            return np.asarray(array[start:stop])
         except ValueError as error:
             raise FxError(
                 f"{self.path / name} is damaged ({error}); "
@@ -90,7 +127,7 @@ class FeatureSet:
     def rows(self) -> dict[bytes, int]:
         """Row number of every committed key, without rows given up or known to be damaged."""
         if self._rows is None:
-            keys = self._read("keys")
+            keys = self._read("keys", 0, self.committed)
             self._rows = {key.tobytes(): row for row, key in enumerate(keys) if key.any()}
             if self.damaged:
                 bad = {row for start, stop in self.damaged for row in range(start, stop)}
@@ -127,7 +164,32 @@ class FeatureSet:
                 f"{absent} of {len(keys)} images have no features in {self.path}; "
                 "run fx extract again"
             )
-        return self._read(name)[[rows[key] for key in keys]]
+        wanted = np.array([rows[key] for key in keys], dtype=np.int64)
+        array = self.array(name)
+        result = np.empty((len(keys), array.shape[1]), dtype=array.dtype)
+        step = (array.shards or array.chunks)[0]
+        # a shard at a time: beside the result, memory holds one of them
+        for number in np.unique(wanted // step):
+            start = int(number) * step
+            inside = np.flatnonzero(wanted // step == number)
+            shard = self._read(name, start, min(start + step, self.committed))
+            result[inside] = shard[wanted[inside] - start]
+        return result
+
+    def in_batches(
+        self, keys: Collection[bytes]
+    ) -> Iterator[tuple[list[bytes], list[NDArray[np.float32]], NDArray[np.uint8]]]:
+        """Yield the rows of some images, at most a shard of them at a time, in their order here.
+
+        Yields
+        ------
+        keys, [features], hashes : as ``FeatureWriter.append`` takes them
+        """
+        ordered = sorted((key for key in keys if key in self.rows), key=self.rows.__getitem__)
+        step = (self.array("features").shards or self.array("features").chunks)[0]
+        for start in range(0, len(ordered), step):
+            some = ordered[start : start + step]
+            yield some, [self.features(some)], self.hashes(some)
 
     def forget_rows(self) -> None:
         """Let the next look-up read the keys again: the writer has changed them."""
@@ -162,6 +224,8 @@ class FeatureSet:
         return found
 
 
-def generation(name: str) -> int:
-    """Generation of a feature set, from its name: 0, or what follows ``.g``."""
-    return int(name.split(".g")[1]) if ".g" in name else 0
+def split_generation(name: str) -> tuple[str, int]:
+    """Split a feature set's name: that of its spec, and its generation (0, or behind ``.g``)."""
+    # a backbone's own name may hold a ".g", too
+    found = re.fullmatch(r"(.+)\.g(\d+)", name)
+    return (found[1], int(found[2])) if found else (name, 0)

@@ -21,7 +21,13 @@ from extract.sources import ImageEntry, ImageSource
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """One image read: its row, and its pixels where they are needed."""
+    """One image read: its row, and its pixels where they are needed.
+
+    Attributes
+    ----------
+    row : ImageRow
+    pixels : uint8 array of shape (crops, size, size, 3), or None
+    """
 
     row: ImageRow
     pixels: NDArray[np.uint8] | None = None
@@ -32,6 +38,8 @@ def look(
     preprocessing: Preprocessing,
     stored: Iterable[bytes] = (),
     known: dict[str, tuple[FileStamp, bytes]] | None = None,
+    *,
+    crops: int = 1,
 ) -> Iterator[Looked]:
     """Read images in threads, in order, a bounded number ahead.
 
@@ -41,13 +49,14 @@ def look(
     preprocessing : what pixels are made into
     stored : keys whose pixels are not needed
     known : path → stamp and key, of files that need not be read if they still have that stamp
+    crops : squares cut from each image: 1, 5 or 10
     """
     have = stored if isinstance(stored, set) else set(stored)
     stamps = known or {}
     workers = max(2, os.cpu_count() or 1)
 
     def work(entry: ImageEntry) -> Looked:
-        return _look_at(entry, source.root, preprocessing, have, stamps)
+        return _look_at(entry, source.root, preprocessing, have, stamps, crops)
 
     with ThreadPoolExecutor(workers) as pool:
         ahead: deque[Future[Looked]] = deque()
@@ -69,6 +78,7 @@ def _look_at(
     preprocessing: Preprocessing,
     stored: set[bytes],
     known: dict[str, tuple[FileStamp, bytes]],
+    crops: int,
 ) -> Looked:
     def row(key: bytes, note: str, stamp: FileStamp | None) -> ImageRow:
         return ImageRow(
@@ -89,7 +99,49 @@ def _look_at(
     if key in stored:
         return Looked(row(key, "", stamp))
     try:
-        pixels = read_pixels(data, preprocessing)
+        pixels = read_pixels(data, preprocessing, crops)
     except UnreadableImage as error:
         return Looked(row(key, str(error), stamp))
     return Looked(row(key, "", stamp), pixels)
+
+
+def batched(pictures: Iterable[NDArray[np.uint8]], batch_size: int) -> Iterator[NDArray[np.uint8]]:
+    """Join pictures into batches, in order.
+
+    Parameters
+    ----------
+    pictures : uint8 arrays of shape (crops, size, size, 3)
+    batch_size : squares in a batch
+
+    Yields
+    ------
+    uint8 array of shape (batch_size, size, size, 3), the last one of at most that many
+    """
+    waiting: list[NDArray[np.uint8]] = []
+    count = 0
+    for picture in pictures:
+        waiting.append(picture)
+        count += len(picture)
+        while count >= batch_size:
+            joined = np.concatenate(waiting)
+            yield joined[:batch_size]
+            waiting = [joined[batch_size:]]
+            count -= batch_size
+    if count:
+        yield np.concatenate(waiting)
+
+
+def mean_of_crops(
+    batches: Iterator[NDArray[np.float32]], crops: int
+) -> Iterator[NDArray[np.float32]]:
+    """Average the features of each image's crops, which may lie in two batches."""
+    rest: NDArray[np.float32] | None = None
+    for features in batches:
+        if crops == 1:
+            yield features
+            continue
+        joined = features if rest is None else np.concatenate([rest, features])
+        whole = len(joined) // crops * crops
+        rest = joined[whole:]
+        if whole:
+            yield joined[:whole].reshape(-1, crops, joined.shape[1]).mean(axis=1)

@@ -2,16 +2,19 @@
 
 A store is a Zarr v3 group with one sub-group a spec::
 
-    features.zarr/
+    features.zarr/                  attributes: fx_layout, last_extracted, last_snapshot, commit
         resnet50-1f2e3d4c5b6a/      attributes: spec, dim, committed, runs
             features  (n, d)        the vectors, in shards of 4,096 rows
             keys      (n, 32) uint8 SHA-256 of each image file; 32 zeros: a row given up
             hashes    (n, 32) uint8 perceptual hash of each image
         snapshots/NAME              the bytes of a Parquet table
+        networks/HASH.xml, .bin     networks in int8 whose features are here
 
 Rows beyond ``committed`` are unfinished work: the next writer overwrites them, fx never reads
 them. Zarr writes each shard to a new file and renames it, so the growing last shard is whole at
-any moment.
+any moment. A commit is one write of the root's ``commit``, which holds the new attributes of every
+set that the pass fills; they are written to the sets right after, and again by the next writer if
+this one was killed in between.
 """
 
 from __future__ import annotations
@@ -23,30 +26,21 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import zarr
-from zarr.codecs import Crc32cCodec
 
+from extract.blobs import blob_attribute, blob_names, read_blob, write_blob
 from extract.errors import FxError
-from extract.feature_set import Damage, FeatureSet, Spec, generation, spec_id
-from extract.writer import (
-    KEY_BYTES,
-    KEYS_PER_CHUNK,
-    ROWS_PER_CHUNK,
-    ROWS_PER_SHARD,
-    FeatureWriter,
-    sync,
-)
+from extract.feature_set import Damage, FeatureSet, Spec, spec_id, split_generation
+from extract.writer import UNFINISHED, FeatureWriter, copy_rows, create_set, sync
 
 LAYOUT = 1
-SNAPSHOTS = "snapshots"
-# how the names end of what zarr, or fx itself, has not finished writing
-UNFINISHED = ".partial"
+SNAPSHOTS, NETWORKS = "snapshots", "networks"
+DTYPES = ("float32", "float16")
 
 
 class FeatureStore:
@@ -67,8 +61,13 @@ class FeatureStore:
         if not self.path.exists():
             raise FxError(f"no feature store at {self.path}; make one with fx extract")
         try:
-            layout = zarr.open_group(self.path, mode="r").attrs.get("fx_layout")
+            layout = self._root().get("fx_layout")
         except Exception as error:  # zarr raises a different class for each way to be none
+            if self._names():
+                raise FxError(
+                    f"{self.path / 'zarr.json'} is missing or damaged; "
+                    "the next fx extract into this store writes it anew"
+                ) from error
             raise FxError(
                 f"{self.path} is not a feature store ({type(error).__name__}); "
                 "give the folder that fx extract wrote"
@@ -81,46 +80,103 @@ class FeatureStore:
 
     @classmethod
     def create(cls, path: str | Path) -> FeatureStore:
-        """Open a store, making an empty one where nothing lies yet."""
+        """Open a store, making an empty one where nothing lies yet, and mending a damaged root."""
         path = Path(path)
         # also an empty folder: one made by hand, or by a run killed right here
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
             path.mkdir(parents=True, exist_ok=True)
             zarr.create_group(path, attributes={"fx_layout": LAYOUT})
             sync(path / "zarr.json")
-        return cls(path)
+        try:
+            return cls(path)
+        except FxError as error:
+            store = cls.__new__(cls)
+            store.path = path
+            if error.__cause__ is None or not path.is_dir() or not store._names():
+                raise
+            store._write_root_anew()
+            return cls(path)
+
+    def _root(self) -> dict[str, Any]:
+        return zarr.open_group(self.path, mode="r").attrs.asdict()
+
+    def _update_root(self, **attributes: Any) -> None:
+        zarr.open_group(self.path, mode="r+").attrs.update(attributes)
+        sync(self.path / "zarr.json")
+
+    def _write_root_anew(self) -> None:
+        """Write the root's attributes from what lies below it."""
+        attributes: dict[str, Any] = {"fx_layout": LAYOUT}
+        (self.path / "zarr.json").unlink(missing_ok=True)
+        zarr.create_group(self.path, attributes=attributes)
+        newest = max(self.sets(), key=lambda s: s.last_written, default=None)
+        if newest is not None:
+            attributes["last_extracted"] = newest.name
+        snapshots = self.snapshots()
+        if snapshots:
+            attributes["last_snapshot"] = snapshots[-1]
+        self._update_root(**attributes)
+
+    def _names(self) -> list[str]:
+        """Names of all feature sets, those that cannot be read among them."""
+        names = []
+        for folder in sorted(self.path.glob("*-*")):
+            if re.fullmatch(r".+-[0-9a-f]{12}(\.g\d+)?", folder.name) and folder.is_dir():
+                names.append(folder.name)
+        return names
+
+    def _open(self, name: str, *, write: bool = False) -> FeatureSet:
+        path = self.path / name
+        try:
+            # opened anew: a zarr group keeps the attributes that it read first; and before the
+            # root: a commit that comes in between is then seen in one of the two
+            group = zarr.open_group(path, mode="r+" if write else "r")
+            decided = self._root().get("commit", {}).get(name, {})
+            return FeatureSet(group, path, decided)
+        except Exception as error:
+            raise FxError(
+                f"{path} cannot be read ({type(error).__name__}: {' '.join(str(error).split())}); "
+                "the next fx extract of its images computes them again"
+            ) from error
 
     def sets(self) -> list[FeatureSet]:
-        """All feature sets, in the order of their names."""
-        names = sorted(entry.parent.name for entry in self.path.glob("*/zarr.json"))
-        unfinished = (SNAPSHOTS, UNFINISHED)
-        return [self._open(name) for name in names if not name.endswith(unfinished)]
+        """All feature sets that can be read, in the order of their names."""
+        found = []
+        for name in self._names():
+            with suppress(FxError):  # ``verify`` tells of these
+                found.append(self._open(name))
+        return found
+
+    def broken_sets(self) -> dict[str, str]:
+        """Names of the feature sets that cannot be read, and why."""
+        found = {}
+        for name in self._names():
+            try:
+                self._open(name)
+            except FxError as error:
+                found[name] = str(error)
+        return found
 
     def open_set(self, name: str) -> FeatureSet:
         """Open a feature set by the name that an extraction's result gives."""
         return self._open(name)
 
-    def _open(self, name: str, *, write: bool = False) -> FeatureSet:
-        try:
-            # opened anew: a zarr group keeps the attributes that it read first
-            group = zarr.open_group(self.path / name, mode="r+" if write else "r")
-            return FeatureSet(group, self.path / name)
-        except Exception as error:
-            raise FxError(
-                f"{self.path / name} cannot be read ({type(error).__name__}: {error}); "
-                "delete that folder and extract again"
-            ) from error
-
     def find(self, spec: Spec) -> FeatureSet | None:
-        """Find the newest generation of a spec's features."""
-        wanted = spec_id(spec)
-        found = [s for s in self.sets() if s.name.split(".g")[0] == wanted]
-        return max(found, key=lambda s: generation(s.name), default=None)
+        """Find the newest generation of a spec's features; None if there is none to be read."""
+        newest = max(self._generations(spec), key=split_generation, default=None)
+        try:
+            return None if newest is None else self._open(newest)
+        except FxError:
+            # an older one holds other rows, or ones that were found to differ
+            return None
+
+    def _generations(self, spec: Spec) -> list[str]:
+        return [name for name in self._names() if split_generation(name)[0] == spec_id(spec)]
 
     @property
     def has_features(self) -> bool:
         """Whether anything has been extracted into this store."""
-        return "last_extracted" in zarr.open_group(self.path, mode="r").attrs
+        return self._root().get("last_extracted") is not None
 
     def last_extracted(self) -> FeatureSet:
         """The feature set that an extraction wrote to or read last.
@@ -130,65 +186,56 @@ class FeatureStore:
         FxError
             If nothing has been extracted into this store.
         """
-        name = zarr.open_group(self.path, mode="r").attrs.get("last_extracted")
+        name = self._root().get("last_extracted")
         if name is None or not (self.path / str(name)).exists():
             raise FxError(f"{self.path} holds no features yet; fill it with fx extract")
         return self._open(str(name))
 
     def write_snapshot(self, name: str, table: bytes, taken_ns: int) -> None:
         """Keep a snapshot's Parquet bytes under a name and make it the last one taken."""
-        data = np.frombuffer(table, dtype=np.uint8)
-        snapshots = zarr.open_group(self.path, mode="r+").require_group(SNAPSHOTS)
-        folder = self.path / SNAPSHOTS / name
-        # beside the old one, then in its place: a reader never finds half a snapshot
-        new, old = (folder.with_name(f"{name}.{age}{UNFINISHED}") for age in ("new", "old"))
-        array = snapshots.create_array(
-            new.name,
-            shape=data.shape,
-            chunks=data.shape,
-            dtype=data.dtype,
-            compressors=[Crc32cCodec()],
-            attributes={"taken_ns": taken_ns},
-            overwrite=True,
-        )
-        array[:] = data
-        sync(*new.rglob("*"))
-        if folder.exists():
-            folder.replace(old)
-        new.replace(folder)
-        shutil.rmtree(old, ignore_errors=True)
-        self._update_root(last_snapshot=name)
+        write_blob(self.path, SNAPSHOTS, name, table, taken_ns=taken_ns)
+        # the folder's own number: in a copy of the store, no file is taken to be unchanged
+        self._update_root(last_snapshot=name, inode=self.path.stat().st_ino)
 
     def read_snapshot(self, name: str | None = None) -> tuple[str, bytes]:
         """Return the name and Parquet bytes of a snapshot (default: the last one taken)."""
         known = self.snapshots()
         if name is None:
-            last = zarr.open_group(self.path, mode="r").attrs.get("last_snapshot")
+            last = self._root().get("last_snapshot")
             name = None if last is None else str(last)
         if name is None or name not in known:
             have = ", ".join(known) or "none"
             raise FxError(f"no snapshot {name!r} in {self.path}; it has: {have}; run fx extract")
         try:
-            array = cast("zarr.Array[Any]", zarr.open(self.path / SNAPSHOTS / name, mode="r"))
-            return name, np.asarray(array[:]).tobytes()
-        except ValueError as error:
-            raise FxError(f"snapshot {name} is damaged ({error}); run fx extract again") from error
+            return name, read_blob(self.path, SNAPSHOTS, name)
+        except FxError as error:
+            raise FxError(f"snapshot {name}: {error}; run fx extract again") from error
 
     def snapshots(self) -> list[str]:
-        """Names of the snapshots, oldest first."""
-        if not (self.path / SNAPSHOTS).exists():
-            return []
-        group = zarr.open_group(self.path / SNAPSHOTS, mode="r")
-        taken = {
-            name: int(cast(int, array.attrs["taken_ns"]))
-            for name, array in group.arrays()
-            if not name.endswith(UNFINISHED)
-        }
-        return sorted(taken, key=lambda name: taken[name])
+        """Names of the snapshots, oldest first; damaged ones before all others."""
+        names = blob_names(self.path, SNAPSHOTS)
+        taken = {name: blob_attribute(self.path, SNAPSHOTS, name, "taken_ns") for name in names}
+        return sorted(names, key=lambda name: taken[name] or 0)
 
-    def _update_root(self, **attributes: Any) -> None:
-        zarr.open_group(self.path, mode="r+").attrs.update(attributes)
-        sync(self.path / "zarr.json")
+    @property
+    def was_copied(self) -> bool:
+        """Whether the store lies elsewhere than when its last snapshot was taken."""
+        return bool(self._root().get("inode") != self.path.stat().st_ino)
+
+    def write_network(self, name: str, parts: dict[str, bytes]) -> None:
+        """Keep the files of a network, by their suffixes; the caller holds the lock."""
+        for suffix, data in parts.items():
+            write_blob(self.path, NETWORKS, f"{name}{suffix}", data)
+
+    def read_network(self, name: str, suffixes: Sequence[str]) -> list[bytes]:
+        """Read the files of a network.
+
+        Raises
+        ------
+        FxError
+            If one is not there or damaged.
+        """
+        return [read_blob(self.path, NETWORKS, f"{name}{suffix}") for suffix in suffixes]
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -205,16 +252,11 @@ class FeatureStore:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                holder = zarr.open_group(self.path, mode="r").attrs.get("writer")
                 raise FxError(
-                    f"{self.path} is being written by {holder}; "
+                    f"{self.path} is being written by {self._root().get('writer')}; "
                     "wait for it, or give another --store"
                 ) from None
-            for leftover in [*self.path.rglob(f"*{UNFINISHED}")]:
-                if leftover.is_dir():
-                    shutil.rmtree(leftover)
-                else:
-                    leftover.unlink(missing_ok=True)
+            self._clear_after_a_killed_writer()
             since = time.strftime("%Y-%m-%d %H:%M:%S")
             command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
             self._update_root(
@@ -224,60 +266,126 @@ class FeatureStore:
         finally:
             os.close(descriptor)
 
+    def _clear_after_a_killed_writer(self) -> None:
+        for leftover in [*self.path.rglob(f"*{UNFINISHED}")]:
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink(missing_ok=True)
+        decided = cast(dict[str, dict[str, Any]], self._root().get("commit", {}))
+        for name, attributes in decided.items():
+            with suppress(FxError):  # a set that cannot be read is begun anew
+                feature_set = self._open(name, write=True)
+                written = cast(int, feature_set.group.attrs["committed"])
+                if written < int(attributes["committed"]):
+                    feature_set.group.attrs.update(attributes)
+                    sync(feature_set.path / "zarr.json")
+
+    def _publish(self, changes: dict[str, dict[str, Any]]) -> None:
+        """Make new attributes of several sets count all at once: the root names them first."""
+        self._update_root(commit=changes)
+        for name, attributes in changes.items():
+            zarr.open_group(self.path / name, mode="r+").attrs.update(attributes)
+            sync(self.path / name / "zarr.json")
+
     def start(
-        self, spec: Spec, dim: int, run: dict[str, Any], *, new_generation: bool = False
+        self,
+        wanted: Sequence[tuple[Spec, int]],
+        run: dict[str, Any],
+        *,
+        stale: Collection[str] = (),
+        dtype: str | None = None,
     ) -> FeatureWriter:
-        """Begin to append to a spec's features; the caller holds the lock.
+        """Begin to append to the features of one or several specs; the caller holds the lock.
 
         Parameters
         ----------
-        spec : what the features mean
-        dim : length of one feature vector
+        wanted : what the features mean, and the length of their vectors
         run : engine, versions and time, recorded with the rows, and where the weights came from
-        new_generation : leave the rows that are there to their readers and begin anew
+        stale : names of sets to leave to their readers and begin anew
+        dtype : ``float32`` or ``float16``; None for what a set has, float32 for a new one
         """
-        current = self.find(spec)
-        if current is None or new_generation:
-            name = spec_id(spec)
-            if current is not None:
-                name += f".g{generation(current.name) + 1}"
-            unfinished = f"{name}{UNFINISHED}"
-            group = zarr.open_group(self.path, mode="r+").create_group(unfinished)
-            for array, width, dtype, chunk, shard in (
-                ("features", dim, np.float32, ROWS_PER_CHUNK, ROWS_PER_SHARD),
-                ("keys", KEY_BYTES, np.uint8, KEYS_PER_CHUNK, None),
-                ("hashes", KEY_BYTES, np.uint8, KEYS_PER_CHUNK, None),
-            ):
-                group.create_array(
-                    array,
-                    shape=(0, width),
-                    chunks=(chunk, width),
-                    shards=None if shard is None else (shard, width),
-                    dtype=dtype,
-                    compressors=[Crc32cCodec()],
-                )
-            group.attrs.update(
-                {
-                    "spec": spec,
-                    "weights_source": run["weights_source"],
-                    "dim": dim,
-                    "committed": 0,
-                    "runs": [],
-                    "damaged": [],
-                }
-            )
-            (self.path / unfinished).replace(self.path / name)
-        else:
-            name = current.name
-        self._update_root(last_extracted=name)
-        feature_set = self._open(name, write=True)
-        # the file that the weights came from may since have moved
-        feature_set.group.attrs.update({"weights_source": run["weights_source"]})
-        return FeatureWriter(feature_set, run)
+        names = []
+        for spec, dim in wanted:
+            current = self.find(spec)
+            kept = DTYPES[0] if current is None else str(current.dtype)
+            if current is None or current.name in stale:
+                name = self.new_generation(spec, dim, run, dtype or kept)
+            elif dtype in (None, kept):
+                name = current.name
+            else:
+                # float32 is made float16 from what is there; the other way it is computed anew
+                rows = current if dtype == "float16" else None
+                name = self.new_generation(spec, dim, run, str(dtype), copied=rows)
+            names.append(name)
+        self._update_root(last_extracted=names[0])
+        sets = [self._open(name, write=True) for name in names]
+        for feature_set in sets:
+            # the file that the weights came from may since have moved
+            feature_set.group.attrs.update({"weights_source": run["weights_source"]})
+        return FeatureWriter(sets, self._publish, run)
+
+    def new_generation(
+        self,
+        spec: Spec,
+        dim: int,
+        run: dict[str, Any],
+        dtype: str,
+        *,
+        copied: FeatureSet | None = None,
+        keys: Collection[bytes] | None = None,
+    ) -> str:
+        """Make a set for a spec beside those there are, in one step, and return its name.
+
+        Parameters
+        ----------
+        spec, dim, run, dtype : as in ``start``
+        copied : rows to begin with
+        keys : which of them; None for all
+        """
+        before = [split_generation(name)[1] for name in self._generations(spec)]
+        name = spec_id(spec) + (f".g{max(before) + 1}" if before else "")
+        unfinished = f"{name}{UNFINISHED}"
+        group = create_set(self.path, unfinished, spec, dim, dtype, run["weights_source"])
+        if copied is not None:
+            fresh = FeatureSet(group, self.path / unfinished, {})
+            wanted = copied.rows if keys is None else keys
+            copy_rows(copied, FeatureWriter([fresh], _publish_within(group), run), wanted)
+            fresh.close()
+        (self.path / unfinished).replace(self.path / name)
+        sync(self.path / name)
+        return name
+
+    def rewrite(self, name: str, keys: Collection[bytes]) -> None:
+        """Make a new generation of a set, of some images' rows; the caller holds the lock."""
+        old = self._open(name)
+        run = {**(old.runs[-1] if old.runs else {}), "weights_source": old.weights_source}
+        new = self.new_generation(old.spec, old.dim, run, str(old.dtype), copied=old, keys=keys)
+        old.close()
+        if self._root().get("last_extracted") == name:
+            self._update_root(last_extracted=new)
+
+    def drop_snapshot(self, name: str) -> None:
+        """Delete a snapshot; the caller holds the lock."""
+        shutil.rmtree(self.path / SNAPSHOTS / name)
+        if self._root().get("last_snapshot") == name:
+            remaining = self.snapshots()
+            self._update_root(last_snapshot=remaining[-1] if remaining else None)
+
+    def forget_dropped_sets(self) -> None:
+        """Name no set in the root that is not there; the caller holds the lock."""
+        names = self._names()
+        root = self._root()
+        commit = {n: a for n, a in root.get("commit", {}).items() if n in names}
+        last = root.get("last_extracted")
+        if last not in names:
+            newest = max(self.sets(), key=lambda s: s.last_written, default=None)
+            last = newest.name if newest else None
+        self._update_root(commit=commit, last_extracted=last)
 
     def verify(self) -> list[Damage]:
         """Read everything back and mark what is damaged, for the next extraction to mend."""
-        found = []
+        found = [Damage(name, 0, 0, reason) for name, reason in self.broken_sets().items()]
         with self.lock():
             for name in [s.name for s in self.sets()]:
                 feature_set = self._open(name, write=True)
@@ -285,7 +393,23 @@ class FeatureStore:
                 spans = sorted({(d.start, d.stop) for d in damage})
                 feature_set.group.attrs.update({"damaged": [list(span) for span in spans]})
                 found += damage
+        for kind in (SNAPSHOTS, NETWORKS):
+            for name in blob_names(self.path, kind):
+                try:
+                    read_blob(self.path, kind, name)
+                except FxError as error:
+                    found.append(Damage(f"{kind}/{name}", 0, 0, str(error)))
         return found
+
+
+def _publish_within(group: zarr.Group) -> Any:
+    """Publish to a set that nobody can see yet."""
+
+    def publish(changes: dict[str, dict[str, Any]]) -> None:
+        for attributes in changes.values():
+            group.attrs.update(attributes)
+
+    return publish
 
 
 def check_snapshot_name(name: str | None) -> None:

@@ -1,117 +1,227 @@
-"""Appending features: data first, then a sync to the disk, then the count of committed rows."""
+"""Appending features: data first, then a sync to the disk, then the count of committed rows.
+
+Several sets that one pass fills are committed together, by one write that names all of them.
+"""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zarr
 from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec
 
-from extract.feature_set import ROW_ARRAYS, FeatureSet
+from extract.errors import FxError
+from extract.feature_set import KEY_BYTES, ROW_ARRAYS, FeatureSet, Spec
 
+# how the names end of what zarr, or fx itself, has not finished writing
+UNFINISHED = ".partial"
+# A killed run may lose this much work, in seconds.
+COMMIT_INTERVAL = 20.0
+# And this much memory holds what waits to be committed.
+COMMIT_BYTES = 1 << 26
 ROWS_PER_SHARD = 4096
 ROWS_PER_CHUNK = 256
 KEYS_PER_CHUNK = 16384
-KEY_BYTES = 32
-# A killed run may lose this much work, in seconds.
-COMMIT_INTERVAL = 20.0
+# A shard is read and written whole, so vectors that are very long come in shards of fewer rows.
+SHARD_BYTES = 1 << 26
+
+# Makes changed attributes of several sets, by name, count all at once.
+Publish = Callable[[dict[str, dict[str, Any]]], None]
 
 
 class FeatureWriter:
-    """Appends rows to one feature set; they are buffered and committed every 20 seconds.
+    """Appends rows to the sets that one pass fills; they are committed every 20 seconds.
 
     Rows in a damaged range are given up first: their keys become zeros, so that their images
     count as new.
+
+    Attributes
+    ----------
+    sets : the feature sets, in the order of the parts that ``append`` is given
+    known : keys that all sets have, or are about to have
     """
 
-    def __init__(self, feature_set: FeatureSet, run: dict[str, Any]) -> None:
-        self.feature_set = feature_set
-        self._run = {**run, "rows": 0}
-        self._pending: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = []
-        self._waiting = 0
+    def __init__(self, sets: Sequence[FeatureSet], publish: Publish, run: dict[str, Any]) -> None:
+        self.sets = list(sets)
+        self._publish = publish
+        for feature_set in self.sets:
+            give_up_damaged_rows(feature_set)
+        self._have = [set(feature_set.rows) for feature_set in self.sets]
+        self.known = set.intersection(*self._have)
+        self._runs = [{**run, "rows": 0} for _ in self.sets]
+        self._pending: list[list[tuple[NDArray[Any], ...]]] = [[] for _ in self.sets]
+        self._bytes = 0
         self._since = time.monotonic()
-        self._give_up_damaged_rows()
-        self.known = set(feature_set.rows)
-
-    def _give_up_damaged_rows(self) -> None:
-        feature_set = self.feature_set
-        spans = set(feature_set.damaged)
-        for name in ROW_ARRAYS:
-            rows = (feature_set.array(name).shards or feature_set.array(name).chunks)[0]
-            for file in feature_set.missing_shards(name):
-                start = int(file.parent.name) * rows
-                spans.add((start, min(start + rows, feature_set.committed)))
-        if not spans:
-            return
-        for name in ROW_ARRAYS:
-            array = feature_set.array(name)
-            rows = (array.shards or array.chunks)[0]
-            for start, stop in sorted(spans):
-                first, last = start // rows, -(-stop // rows)
-                for number in range(first, last):
-                    file = feature_set.path / name / "c" / str(number) / "0"
-                    begin, end = number * rows, min((number + 1) * rows, feature_set.committed)
-                    try:
-                        kept = np.asarray(array[begin:end])
-                    except Exception:  # unreadable: nothing of this shard can be kept
-                        kept = np.zeros((end - begin, array.shape[1]), dtype=array.dtype)
-                        # zarr would read it before it writes a part of it
-                        file.unlink(missing_ok=True)
-                    if name == "keys":
-                        kept[max(start - begin, 0) : max(stop - begin, 0)] = 0
-                    array[begin:end] = kept
-                    sync(file)
-        self.feature_set.group.attrs.update({"damaged": []})
-        sync(feature_set.path / "zarr.json")
-        feature_set.damaged = []
-        feature_set.forget_rows()
 
     def append(
-        self, keys: Sequence[bytes], features: NDArray[np.float32], hashes: NDArray[np.uint8]
+        self, keys: Sequence[bytes], parts: Sequence[NDArray[np.float32]], hashes: NDArray[np.uint8]
     ) -> None:
-        """Add rows.
+        """Add rows, to each set those that it lacks.
 
         Parameters
         ----------
         keys : n digests of 32 bytes
-        features : float32 array of shape (n, dim)
+        parts : float32 arrays of shape (n, dim), one a set
         hashes : uint8 array of shape (n, 32)
+
+        Raises
+        ------
+        FxError
+            If a number is too large for a set that keeps float16.
         """
         key_rows = np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, KEY_BYTES)
-        self._pending.append((features, key_rows, hashes))
-        self._waiting += len(key_rows)
+        for number, (feature_set, features) in enumerate(zip(self.sets, parts, strict=True)):
+            have = self._have[number]
+            lacking = [row for row, key in enumerate(keys) if key not in have]
+            if lacking:
+                kept = _narrowed(features[lacking], feature_set)
+                self._pending[number].append((kept, key_rows[lacking], hashes[lacking]))
+                self._bytes += kept.nbytes
+                have.update(keys)
         self.known.update(keys)
-        late = time.monotonic() - self._since > COMMIT_INTERVAL
-        if late or self._waiting >= ROWS_PER_SHARD:
+        if time.monotonic() - self._since > COMMIT_INTERVAL or self._bytes >= COMMIT_BYTES:
             self.commit()
 
     def commit(self) -> None:
         """Write what is buffered, wait until it is on the disk, then count it as committed."""
         self._since = time.monotonic()
-        if not self._waiting:
+        changes: dict[str, dict[str, Any]] = {}
+        for feature_set, pending, run in zip(self.sets, self._pending, self._runs, strict=True):
+            if not pending:
+                continue
+            columns = [np.concatenate(column) for column in zip(*pending, strict=True)]
+            stop = feature_set.committed + len(columns[0])
+            for name, values in zip(ROW_ARRAYS, columns, strict=True):
+                _write_rows(feature_set, name, stop, values)
+            if not run["rows"]:
+                feature_set.runs.append(run)
+            run["rows"] += len(columns[0])
+            changes[feature_set.name] = {"committed": stop, "runs": feature_set.runs}
+        if not changes:
             return
-        feature_set = self.feature_set
-        start, stop = feature_set.committed, feature_set.committed + self._waiting
-        for position, name in enumerate(ROW_ARRAYS):
-            array = feature_set.array(name)
-            array.resize((stop, array.shape[1]))
-            array[start:stop] = np.concatenate([part[position] for part in self._pending])
-            rows = (array.shards or array.chunks)[0]
-            shards = range(start // rows, -(-stop // rows))
-            folder = feature_set.path / name
-            sync(folder / "zarr.json", *(folder / "c" / str(n) / "0" for n in shards))
-        if not self._run["rows"]:
-            feature_set.runs.append(self._run)
-        self._run["rows"] += self._waiting
-        self.feature_set.group.attrs.update({"committed": stop, "runs": feature_set.runs})
-        sync(feature_set.path / "zarr.json")
-        feature_set.committed = stop
-        feature_set.forget_rows()
-        self._pending, self._waiting = [], 0
+        self._publish(changes)
+        for number, feature_set in enumerate(self.sets):
+            if feature_set.name in changes:
+                feature_set.committed = changes[feature_set.name]["committed"]
+                feature_set.forget_rows()
+                self._pending[number] = []
+        self._bytes = 0
+
+
+def _narrowed(features: NDArray[np.float32], feature_set: FeatureSet) -> NDArray[Any]:
+    if feature_set.dtype == np.float32:
+        return np.ascontiguousarray(features)
+    largest = float(np.abs(features).max(initial=0))
+    if largest > np.finfo(feature_set.dtype).max:
+        raise FxError(
+            f"features of {feature_set.name} reach {largest:.3g}, more than {feature_set.dtype} "
+            "holds; extract with --dtype float32"
+        )
+    return features.astype(feature_set.dtype)
+
+
+def _write_rows(feature_set: FeatureSet, name: str, stop: int, values: NDArray[Any]) -> None:
+    """Write rows after the committed ones, and wait until they are on the disk."""
+    start = feature_set.committed
+    array = feature_set.array(name)
+    array.resize((stop, array.shape[1]))
+    array[start:stop] = values
+    rows = (array.shards or array.chunks)[0]
+    shards = range(start // rows, -(-stop // rows))
+    folder = feature_set.path / name
+    sync(folder / "zarr.json", *(folder / "c" / str(number) / "0" for number in shards))
+
+
+def create_set(
+    store: Path, name: str, spec: Spec, dim: int, dtype: str, weights_source: str
+) -> zarr.Group:
+    """Make the group of an empty feature set.
+
+    Parameters
+    ----------
+    store : the store's folder
+    name : of the group
+    spec : what the features mean
+    dim : int, numbers a row
+    dtype : ``float32`` or ``float16``
+    weights_source : where the network's weights came from
+    """
+    group = zarr.open_group(store, mode="r+").create_group(name)
+    fitting = 1 << (SHARD_BYTES // (4 * dim)).bit_length() - 1
+    rows = min(ROWS_PER_SHARD, max(64, fitting))
+    for array, width, kind, chunk, shard in (
+        ("features", dim, np.dtype(dtype), min(rows, ROWS_PER_CHUNK), rows),
+        ("keys", KEY_BYTES, np.dtype(np.uint8), KEYS_PER_CHUNK, None),
+        ("hashes", KEY_BYTES, np.dtype(np.uint8), KEYS_PER_CHUNK, None),
+    ):
+        # not compressed: that saves a tenth, and reading takes 1.6 times as long
+        # (benchmarks/storage.py)
+        group.create_array(
+            array,
+            shape=(0, width),
+            chunks=(chunk, width),
+            shards=None if shard is None else (shard, width),
+            dtype=kind,
+            compressors=[Crc32cCodec()],
+            dimension_names=["row", f"{array}_column"],
+        )
+    group.attrs.update(
+        {
+            "spec": spec,
+            "weights_source": weights_source,
+            "dim": dim,
+            "committed": 0,
+            "runs": [],
+            "damaged": [],
+        }
+    )
+    return group
+
+
+def give_up_damaged_rows(feature_set: FeatureSet) -> None:
+    """Set the keys of damaged rows to zeros, and write what cannot be read as zeros, too."""
+    spans = set(feature_set.damaged)
+    for name in ROW_ARRAYS:
+        rows = (feature_set.array(name).shards or feature_set.array(name).chunks)[0]
+        for file in feature_set.missing_shards(name):
+            start = int(file.parent.name) * rows
+            spans.add((start, min(start + rows, feature_set.committed)))
+    if not spans:
+        return
+    for name in ROW_ARRAYS:
+        array = feature_set.array(name)
+        rows = (array.shards or array.chunks)[0]
+        for start, stop in sorted(spans):
+            for number in range(start // rows, -(-stop // rows)):
+                file = feature_set.path / name / "c" / str(number) / "0"
+                begin, end = number * rows, min((number + 1) * rows, feature_set.committed)
+                try:
+                    kept = np.asarray(array[begin:end])
+                except Exception:  # unreadable: nothing of this shard can be kept
+                    kept = np.zeros((end - begin, array.shape[1]), dtype=array.dtype)
+                    # zarr would read it before it writes a part of it
+                    file.unlink(missing_ok=True)
+                if name == "keys":
+                    kept[max(start - begin, 0) : max(stop - begin, 0)] = 0
+                array[begin:end] = kept
+                sync(file)
+    feature_set.group.attrs.update({"damaged": []})
+    sync(feature_set.path / "zarr.json")
+    feature_set.damaged = []
+    feature_set.forget_rows()
+
+
+def copy_rows(source: FeatureSet, target: FeatureWriter, keys: Collection[bytes]) -> None:
+    """Append the rows of some images to the one set of a writer, a shard at a time."""
+    for batch in source.in_batches(keys):
+        target.append(*batch)
+    target.commit()
 
 
 def sync(*files: Path) -> None:

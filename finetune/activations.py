@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from extract import Engine, FxError, ImageEntry, ImageRow, ImageSource, look
+from extract import Engine, FxError, ImageEntry, ImageRow, ImageSource, batched, look
 
 Progress = Callable[[int, int], None]
 # Space left free on the disk, bytes.
@@ -93,7 +93,7 @@ def _fill(
     file.parent.mkdir(parents=True, exist_ok=True)
     array: NDArray[Any] | None = None
     position = 0
-    batches = _pixel_batches(rows, root, engine)
+    batches = batched(_pixels(rows, root, engine), engine.batch_size)
     for part in engine.run(batches) if has_trunk else batches:
         if array is None:
             dtype = np.dtype(np.float16 if has_trunk else np.uint8)
@@ -113,22 +113,14 @@ def _fill(
         array.flush()  # type: ignore[attr-defined]  # a memmap
 
 
-def _pixel_batches(
-    rows: Sequence[ImageRow], root: Path, engine: Engine
-) -> Iterator[NDArray[np.uint8]]:
+def _pixels(rows: Sequence[ImageRow], root: Path, engine: Engine) -> Iterator[NDArray[np.uint8]]:
     entries = tuple(ImageEntry(row.path, row.label, row.split, row.group) for row in rows)
     source = ImageSource(root, "classes", entries, ())
-    images: list[NDArray[np.uint8]] = []
     for row, looked in zip(rows, look(source, engine.preprocessing), strict=True):
         if looked.pixels is None or looked.row.key != row.key:
             what = looked.row.note or "its bytes changed"
             raise FxError(f"{root / row.path}: {what} since the snapshot; run fx extract again")
-        images.append(looked.pixels)
-        if len(images) == engine.batch_size:
-            yield np.stack(images)
-            images = []
-    if images:
-        yield np.stack(images)
+        yield looked.pixels
 
 
 def _check_room(folder: Path, needed: int) -> None:

@@ -85,7 +85,7 @@ def finetune(
     cache: Path,
     activation_rows: Sequence[ImageRow] = (),
     engine: str = "auto",
-    batch_size: int = 32,
+    batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> Finetuned:
     """Train the last blocks of a backbone and a classifier, from the head fitted on its features.
@@ -104,7 +104,7 @@ def finetune(
     activation_rows : images whose activations the cache shall hold, where it is shared by several
         fine-tunings; by default those of ``data``
     engine : that runs the trunk: ``auto``, ``torch`` or ``openvino``
-    batch_size : images in one pass through the trunk
+    batch_size : images in one pass through the trunk; None for what suits the engine
     progress : given what is being done, returns a callback for it
 
     Raises
@@ -182,7 +182,7 @@ def fill_activations(
     device: torch.device,
     cache: Path,
     engine: str = "auto",
-    batch_size: int = 32,
+    batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Compute the activations that several fine-tunings at one depth will share.
@@ -254,7 +254,7 @@ def _split_network(
     settings: FinetuneSettings,
     device: torch.device,
     engine: str,
-    batch_size: int,
+    batch_size: int | None,
 ) -> tuple[TrainedPart, Engine, bool]:
     """Freeze the trunk, make the rest trainable, and put a classifier on it."""
     module, preprocessing = backbone.module, backbone.preprocessing

@@ -46,10 +46,19 @@ Size = Annotated[
     int | None, typer.Option(min=16, help="Pixels a side. [default: that of the weights]")
 ]
 Store = Annotated[Path, typer.Option(help="Where features are kept.")]
-Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+Precision = Annotated[
+    str, typer.Option(help="auto, fp32, bf16 or fp16; extract and fit-head: int8, too.")
+]
+Layer = Annotated[
+    str, typer.Option(help="Inner layer; see fx extract --help. [default: the last extracted]")
+]
+Crops = Annotated[int | None, typer.Option(help="[default: those last extracted]")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 EngineName = Annotated[str, typer.Option("--engine", help="auto, torch or openvino.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images in one forward pass.")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(min=1, help="Images in one forward pass. [default: what suits the engine]"),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything drawn, but never of the test split.")]
 SplitSeed = Annotated[int, typer.Option(min=0, help="Moves the test split of unsplit images.")]
 SnapshotName = Annotated[
@@ -161,17 +170,31 @@ def backbones(
     _show(record, json_, show)
 
 
-@app.command(epilog="Example: fx extract data --backbone resnet50")
+@app.command(epilog="Examples: fx extract data --backbone resnet50; fx extract --layer pool,layer3")
 def extract(
     images: Images = DATA,
     backbone: Backbone = None,
     weights: Weights = None,
     size: Size = None,
+    layer: Annotated[
+        str,
+        typer.Option(
+            help="Where features are taken, several in one pass: pool (what the classifier gets), "
+            "any inner layer averaged over its area, NAME:flatten for its whole map."
+        ),
+    ] = "pool",
+    crops: Annotated[
+        int, typer.Option(help="1: the centre; 5: and the corners; 10: and mirrored; averaged.")
+    ] = 1,
     store: Store = FEATURES,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, or float16: half the room. [default: the store's, or float32]"),
+    ] = None,
     precision: Precision = "auto",
     device: Device = "auto",
     engine: EngineName = "auto",
-    batch_size: BatchSize = 32,
+    batch_size: BatchSize = None,
     split_seed: SplitSeed = 0,
     snapshot: Annotated[
         str | None, typer.Option(help="Name for this state of the images. [default: made up]")
@@ -190,6 +213,8 @@ def extract(
         backbone=backbone,
         weights=weights,
         size=size,
+        layers=_names(layer),
+        crops=crops,
         snapshot=snapshot,
         precision=precision,
         device=device,
@@ -198,7 +223,9 @@ def extract(
         split_seed=split_seed,
     )
     with progress_bars(quiet=json_) as begin:
-        result = extract_images(images, options, strict=strict, rehash=rehash, begin=begin)
+        result = extract_images(
+            images, options, strict=strict, rehash=rehash, dtype=dtype, begin=begin
+        )
     from fx.summaries import print_extraction
 
     _show(result, json_, lambda: print_extraction(result))
@@ -211,6 +238,8 @@ def fit_head(
     backbone: Backbone = None,
     weights: Weights = None,
     size: Size = None,
+    layer: Layer = "",
+    crops: Crops = None,
     precision: Precision = "auto",
     kernel: Annotated[str, typer.Option(help="Of the SVM: rbf or linear.")] = "rbf",
     c: Annotated[
@@ -235,6 +264,8 @@ def fit_head(
         backbone=backbone,
         weights=weights,
         size=size,
+        layers=_names(layer),
+        crops=crops,
         snapshot=snapshot,
         precision=precision,
         seed=seed,
@@ -275,7 +306,7 @@ def finetune(
     precision: Precision = "auto",
     device: Device = "auto",
     engine: EngineName = "auto",
-    batch_size: BatchSize = 32,
+    batch_size: BatchSize = None,
     split_seed: SplitSeed = 0,
     seed: Seed = 0,
     out: Out = RUNS,
@@ -339,7 +370,7 @@ def compare(
     precision: Precision = "auto",
     device: Device = "auto",
     engine: EngineName = "auto",
-    batch_size: BatchSize = 32,
+    batch_size: BatchSize = None,
     split_seed: SplitSeed = 0,
     seed: Seed = 0,
     out: Out = RUNS,
@@ -355,7 +386,7 @@ def compare(
     try:
         wanted = tuple(int(word) for word in sizes.split(",") if word.strip())
         plan = Plan(
-            tuple(word.strip() for word in strategies.split(",") if word.strip()),
+            _names(strategies),
             wanted,
             seeds,
             epochs,
@@ -396,7 +427,7 @@ def predict(
     precision: Precision = "auto",
     device: Device = "auto",
     engine: EngineName = "auto",
-    batch_size: BatchSize = 32,
+    batch_size: BatchSize = None,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -429,9 +460,10 @@ def store_verify(
     from extract import FeatureStore
 
     damage = FeatureStore(store).verify()
-    lines = [f"{d.group}, rows {d.start} to {d.stop - 1}: {d.reason}" for d in damage]
+    rows = [f", rows {d.start} to {d.stop - 1}" if d.stop else "" for d in damage]
+    lines = [f"{d.group}{where}: {d.reason}" for d, where in zip(damage, rows, strict=True)]
     if damage:
-        lines.append("run fx extract on the same images to compute these rows again")
+        lines.append("run fx extract on the same images to compute again what is damaged")
     _show(
         {"store": store, "damaged": damage},
         json_,
@@ -439,6 +471,41 @@ def store_verify(
     )
     if damage:
         raise typer.Exit(1)
+
+
+@store_app.command("gc", epilog="Example: fx store gc features.zarr --keep 1")
+def store_gc(
+    store: StoreArgument = FEATURES,
+    keep: Annotated[
+        int | None,
+        typer.Option(min=1, help="Newest snapshots of each folder to keep. [default: all]"),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Drop what no snapshot uses: rows, old generations, damaged sets. Asks first."""
+    from extract import FeatureStore, collect, find_garbage
+    from fx.summaries import garbage_lines
+
+    opened = FeatureStore(store)
+    garbage, in_use = find_garbage(opened, keep=keep), list[str]()
+    lines = garbage_lines(garbage)
+    if garbage and not json_:
+        print("\n".join(lines))
+    # with --json and without --yes it is shown alone
+    dropping = yes or (bool(garbage) and not json_ and typer.confirm("drop these?", err=True))
+    if garbage and dropping:
+        garbage, in_use = collect(opened, keep=keep)
+    record = {"store": store, "dropped": dropping, "garbage": garbage, "in_use": in_use}
+    done = "dropped" if dropping else "nothing was dropped"
+    kept = "".join(f"\nstill read, and kept until the next gc: {name}" for name in in_use)
+    nothing = f"{store}: snapshots use all that it holds"
+    _show(record, json_, lambda: print(done + kept if garbage else nothing))
+
+
+def _names(words: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in words.split(",") if word.strip())
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> Any:

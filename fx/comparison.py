@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from fx.memory import peak_memory_mb, reset_peak_memory
 from fx.options import Options, open_backbone, open_engine, read_snapshot
 from fx.runs import finish, finished, run_directory
-from fx.stages import check_labelled, extract_images, groups_of, keys_of, labels_of
+from fx.stages import check_labelled, fill_store, groups_of, keys_of, labels_of
 from fx.subsets import nested_subset, subset_sizes
 from fx.verdict import crossover, paired_tests, recommend
 
@@ -111,16 +111,16 @@ def compare(images: Path, options: Options, plan: Plan, *, begin: Begin) -> dict
     FxError
         If the images do not suffice.
     """
-    from extract import FeatureStore, FxError
+    from extract import FeatureStore, FxError, find_images
     from fx.report import learning_curve_png, write_report
 
-    extracted = extract_images(images, options, begin=begin)
+    backbone = open_backbone(options)
+    engine = open_engine(options, backbone)
+    extracted = fill_store(find_images(images), backbone, engine, options, begin=begin)
     store = FeatureStore(options.store)
     snapshot = read_snapshot(store, dataclasses.replace(options, snapshot=extracted.snapshot))
     check_labelled(snapshot)
-    backbone = open_backbone(options)
     features = store.open_set(extracted.spec)
-    engine = open_engine(options, backbone)
     _check_depths(plan, backbone)
     identity = {
         "features": features.name,
@@ -261,7 +261,7 @@ def _network_settings(bench: _Bench, strategy: str, seed: int) -> FinetuneSettin
         unfreeze="all" if depth == "all" else int(depth),
         from_scratch=scratch,
         epochs=bench.plan.epochs,
-        batch_size=bench.options.batch_size,
+        batch_size=bench.options.batch_size or 32,
         precision=training_precision(bench.engine.precision),
         seed=seed,
     )

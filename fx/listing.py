@@ -59,12 +59,18 @@ def describe_store(path: Path) -> dict[str, Any]:
     FxError
         If there is no store.
     """
-    from extract import FeatureStore, Snapshot
+    from extract import FeatureStore, FxError, Snapshot
 
     store = FeatureStore(path)
-    snapshots = [Snapshot.from_parquet(*store.read_snapshot(name)) for name in store.snapshots()]
+    snapshots, damaged = [], store.broken_sets()
+    for name in store.snapshots():
+        try:
+            snapshots.append(Snapshot.from_parquet(*store.read_snapshot(name)))
+        except FxError as error:
+            damaged[name] = str(error)
     return {
         "store": str(path),
+        "damaged": damaged,
         "sets": [
             {
                 "name": feature_set.name,
@@ -72,6 +78,7 @@ def describe_store(path: Path) -> dict[str, Any]:
                 "weights_source": feature_set.weights_source,
                 "rows": len(feature_set.rows),
                 "dim": feature_set.dim,
+                "dtype": str(feature_set.dtype),
                 "megabytes": sum(f.stat().st_size for f in feature_set.path.rglob("*")) / 1e6,
                 "engines": sorted({str(run["engine"]) for run in feature_set.runs}),
             }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from extract import Backbone, Engine, FeatureSet, FeatureStore, Snapshot
+    from extract import Backbone, Engine, FeatureSet, FeatureStore, Quantised, Snapshot
 
 DEFAULT_BACKBONE = "efficientnet_lite0"
 
@@ -21,8 +21,11 @@ class Options:
     store : of features
     out : folder for all other output
     backbone, weights, size : of the network; None takes what was extracted last
+    layers : of the network, whose features are meant; none for the last extracted, or ``pool``
+    crops : squares of an image that are averaged; None for the last extracted, or 1
     snapshot : None takes the last one taken
-    precision, device, engine, batch_size : how networks are run
+    precision, device, engine : how networks are run
+    batch_size : images in one forward pass; None for what suits the engine
     split_seed : moves the test rows
     seed : of everything else that is drawn
     fresh : do again what is finished
@@ -33,11 +36,13 @@ class Options:
     backbone: str | None = None
     weights: str | None = None
     size: int | None = None
+    layers: tuple[str, ...] = ()
+    crops: int | None = None
     snapshot: str | None = None
     precision: str = "auto"
     device: str = "auto"
     engine: str = "auto"
-    batch_size: int = 32
+    batch_size: int | None = None
     split_seed: int = 0
     seed: int = 0
     fresh: bool = False
@@ -68,7 +73,7 @@ def open_backbone(options: Options, *, seed: int = 0) -> Backbone:
     )
 
 
-def open_engine(options: Options, backbone: Backbone) -> Engine:
+def open_engine(options: Options, backbone: Backbone, quantised: Quantised | None = None) -> Engine:
     """Make the engine that runs a backbone as the options say."""
     from extract import make_engine
 
@@ -79,7 +84,8 @@ def open_engine(options: Options, backbone: Backbone) -> Engine:
         device=options.device,
         precision=options.precision,
         batch_size=options.batch_size,
-        identity=f"{backbone.name} {backbone.weights_hash}",
+        identity=backbone.identity,
+        quantised=quantised,
     )
 
 
@@ -93,11 +99,15 @@ def choose_features(store: FeatureStore, options: Options) -> FeatureSet:
     """
     from extract import FxError, resolve_weights
 
-    if options.precision == "auto" and not (options.backbone or options.size or options.weights):
+    layer = _one_layer(options)
+    asked_for = (options.backbone, options.size, options.weights, layer, options.crops)
+    if options.precision == "auto" and not any(asked_for):
         return store.last_extracted()
     wanted = {
         "backbone": options.backbone,
         "size": options.size,
+        "layer": layer,
+        "crops": options.crops,
         "numerics": None if options.precision == "auto" else options.precision,
     }
     asked = {name: value for name, value in wanted.items() if value is not None}
@@ -112,13 +122,29 @@ def choose_features(store: FeatureStore, options: Options) -> FeatureSet:
         ]
     if not found:
         what = ", ".join(f"{name} {value}" for name, value in asked.items())
-        have = ", ".join(sorted({f"{s.spec['backbone']} at {s.spec['size']}" for s in sets}))
+        have = ", ".join(sorted({_described(s) for s in sets}))
         raise FxError(
             f"no features of {what} in {store.path}; it has: {have or 'none'}; "
             "run fx extract with the same options"
         )
     last = store.last_extracted().name
     return max(found, key=lambda s: (s.name == last, s.last_written))
+
+
+def _one_layer(options: Options) -> str | None:
+    from extract import FxError
+
+    if len(options.layers) > 1:
+        raise FxError(f"a head takes one --layer; got {','.join(options.layers)}")
+    return options.layers[0] if options.layers else None
+
+
+def _described(feature_set: FeatureSet) -> str:
+    spec = feature_set.spec
+    text = f"{spec['backbone']} at {spec['size']}"
+    if spec["layer"] != "pool":
+        text += f", layer {spec['layer']}"
+    return text + (f", {spec['crops']} crops" if spec["crops"] > 1 else "")
 
 
 def read_snapshot(store: FeatureStore, options: Options) -> Snapshot:

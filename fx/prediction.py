@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from extract import Engine
 
     Probabilities = Callable[[NDArray[np.float32]], NDArray[np.float64]]
+    # and how many crops of an image are averaged
+    Opened = tuple[Engine, Probabilities, tuple[str, ...], int]
 
 Begin = Callable[[str], Callable[[int, int], None]]
 
@@ -40,33 +42,26 @@ def predict_images(model: Path, images: Path, options: Options, *, begin: Begin)
     FxError
         If the model is none, or there are no images.
     """
-    from extract import find_images, look
+    from extract import batched, find_images, look, mean_of_crops
 
-    engine, probabilities, classes = _open_model(model, options)
+    engine, probabilities, classes, crops = _open_model(model, options)
     source = find_images(images)
     progress = begin("predicting")
     paths: list[str] = []
     failed = [{"path": path, "reason": reason} for path, reason in source.skipped]
 
-    def batches() -> Iterator[NDArray[np.uint8]]:
-        import numpy as np
-
-        waiting: list[NDArray[np.uint8]] = []
-        for done, looked in enumerate(look(source, engine.preprocessing), 1):
+    def pictures() -> Iterator[NDArray[np.uint8]]:
+        for done, looked in enumerate(look(source, engine.preprocessing, crops=crops), 1):
             progress(done, len(source.entries))
             if looked.pixels is None:
                 failed.append({"path": looked.row.path, "reason": looked.row.note})
-                continue
-            paths.append(looked.row.path)
-            waiting.append(looked.pixels)
-            if len(waiting) == engine.batch_size:
-                yield np.stack(waiting)
-                waiting = []
-        if waiting:
-            yield np.stack(waiting)
+            else:
+                paths.append(looked.row.path)
+                yield looked.pixels
 
     labels: list[tuple[str, float]] = []
-    for outputs in engine.run(batches()):
+    batches = engine.run(batched(pictures(), engine.batch_size))
+    for outputs in mean_of_crops(batches, crops):
         for row in probabilities(outputs):
             best = int(row.argmax())
             labels.append((classes[best], float(row[best])))
@@ -77,7 +72,7 @@ def predict_images(model: Path, images: Path, options: Options, *, begin: Begin)
     return {"model": str(model), "predictions": predictions, "failed": failed}
 
 
-def _open_model(model: Path, options: Options) -> tuple[Engine, Probabilities, tuple[str, ...]]:
+def _open_model(model: Path, options: Options) -> Opened:
     from extract import FxError
 
     folder = model.parent if model.is_file() else model
@@ -93,27 +88,33 @@ def _open_model(model: Path, options: Options) -> tuple[Engine, Probabilities, t
     )
 
 
-def _open_head(folder: Path, options: Options) -> tuple[Engine, Probabilities, tuple[str, ...]]:
-    from extract import load_backbone, make_spec, resolve_device
+def _open_head(folder: Path, options: Options) -> Opened:
+    from extract import Quantised, load_backbone, make_spec, resolve_device
     from fx.options import open_engine
     from heads import load_head
 
     head = load_head(folder)
+    layer, crops = str(head.spec["layer"]), int(head.spec["crops"])
     backbone = load_backbone(
         str(head.spec["backbone"]),
         weights=str(head.source["weights"]),
         size=int(head.spec["size"]),
-    )
+    ).at_layers([layer])
     precision = str(head.spec["numerics"])
     on_cpu = resolve_device(options.device).type == "cpu"
     if options.precision == "auto" and not (on_cpu and precision == "fp16"):
         options = dataclasses.replace(options, precision=precision)
-    engine = open_engine(options, backbone)
-    head.check_spec(make_spec(backbone, engine.precision))
-    return engine, head.predict_proba, head.classes
+    quantised = Quantised.read(folder) if options.precision == "int8" else None
+    engine = open_engine(options, backbone, quantised)
+    head.check_spec(
+        make_spec(
+            backbone, engine.precision, layer=layer, crops=crops, network_hash=engine.network_hash
+        )
+    )
+    return engine, head.predict_proba, head.classes, crops
 
 
-def _open_network(folder: Path, options: Options) -> tuple[Engine, Probabilities, tuple[str, ...]]:
+def _open_network(folder: Path, options: Options) -> Opened:
     from scipy.special import softmax
 
     from extract import make_engine
@@ -128,4 +129,4 @@ def _open_network(folder: Path, options: Options) -> tuple[Engine, Probabilities
         precision=options.precision,
         batch_size=options.batch_size,
     )
-    return engine, lambda logits: softmax(logits.astype("float64"), axis=1), model.classes
+    return engine, lambda logits: softmax(logits.astype("float64"), axis=1), model.classes, 1

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from extract import Backbone, Engine, ExtractResult, ImageRow, Snapshot
+    from extract import Backbone, Engine, ExtractResult, ImageRow, ImageSource, Snapshot
 
     Features = Callable[[Sequence[bytes]], NDArray[np.float32]]
 
@@ -29,6 +29,7 @@ def extract_images(
     *,
     strict: bool = False,
     rehash: bool = False,
+    dtype: str | None = None,
     begin: Begin,
 ) -> ExtractResult:
     """Extract the features of a folder or table of images into the store.
@@ -36,7 +37,8 @@ def extract_images(
     Parameters
     ----------
     images : folder, table, or one image
-    options : ``snapshot`` names the one taken
+    options : ``snapshot`` names the one taken; ``layers`` may be several
+    dtype : that features are kept in; None for what the store has
     strict : fail when an image cannot be read, after all others are done
     rehash : read files that look unchanged, too
     begin : given what is being done, returns a progress callback
@@ -46,19 +48,23 @@ def extract_images(
     FxError
         If there are no images, the backbone cannot be had, or with ``strict`` one is unreadable.
     """
-    from extract import FeatureStore, FxError, extract, find_images
+    from extract import FeatureStore, FxError, find_images, quantised_network
 
     source = find_images(images)
-    backbone = open_backbone(options)
-    result = extract(
+    backbone = open_backbone(options).at_layers(options.layers or ("pool",))
+    store = FeatureStore.create(options.store)
+    quantised = None
+    if options.precision == "int8":
+        begin("quantising, where this is new")
+        quantised = quantised_network(backbone, store, source)
+    result = fill_store(
         source,
-        backbone=backbone,
-        engine=open_engine(options, backbone),
-        store=FeatureStore.create(options.store),
-        split_seed=options.split_seed,
-        snapshot=options.snapshot,
+        backbone,
+        open_engine(options, backbone, quantised),
+        options,
+        dtype=dtype,
         rehash=rehash,
-        progress=begin("extracting"),
+        begin=begin,
     )
     if strict and result.failed:
         first = result.failed[0]
@@ -67,6 +73,33 @@ def extract_images(
             f"{first['path']}: {first['reason']}; the others' features are stored"
         )
     return result
+
+
+def fill_store(
+    source: ImageSource,
+    backbone: Backbone,
+    engine: Engine,
+    options: Options,
+    *,
+    dtype: str | None = None,
+    rehash: bool = False,
+    begin: Begin,
+) -> ExtractResult:
+    """Extract the features that the store lacks, as the options say."""
+    from extract import FeatureStore, extract
+
+    return extract(
+        source,
+        backbone=backbone,
+        engine=engine,
+        store=FeatureStore.create(options.store),
+        crops=options.crops or 1,
+        dtype=dtype,
+        split_seed=options.split_seed,
+        snapshot=options.snapshot,
+        rehash=rehash,
+        progress=begin("extracting"),
+    )
 
 
 def fit_head_on_store(
@@ -85,7 +118,7 @@ def fit_head_on_store(
     FxError
         If there is no store, too little that is labelled, or features are missing.
     """
-    from extract import FeatureStore
+    from extract import NETWORK_SUFFIXES, FeatureStore, Quantised
     from heads import fit_head, save_head
 
     store = FeatureStore(options.store)
@@ -125,6 +158,10 @@ def fit_head_on_store(
         progress=begin(f"choosing C for {kind}"),
     ).tested(feature_set.features(keys_of(test)), labels_of(test))
     save_head(head, directory)
+    if "network" in feature_set.spec:
+        # predictions need the very network that made the features
+        network = store.read_network(str(feature_set.spec["network"]), NETWORK_SUFFIXES)
+        Quantised(*network).write(directory)
     return finish(
         directory,
         {
@@ -175,7 +212,7 @@ def finetune_images(
         from_scratch=from_scratch,
         epochs=epochs,
         learning_rate=learning_rate,
-        batch_size=options.batch_size,
+        batch_size=options.batch_size or 32,
         precision=training_precision(engine.precision),
         seed=options.seed,
     )
@@ -249,18 +286,10 @@ def _extracted(
     images: Path, backbone: Backbone, engine: Engine, options: Options, begin: Begin
 ) -> tuple[Snapshot, Features]:
     """Extract what is missing; return the snapshot and the features' reader."""
-    from extract import FeatureStore, Snapshot, extract, find_images
+    from extract import FeatureStore, Snapshot, find_images
 
-    store = FeatureStore.create(options.store)
-    result = extract(
-        find_images(images),
-        backbone=backbone,
-        engine=engine,
-        store=store,
-        split_seed=options.split_seed,
-        snapshot=options.snapshot,
-        progress=begin("extracting"),
-    )
+    result = fill_store(find_images(images), backbone, engine, options, begin=begin)
+    store = FeatureStore(options.store)
     snapshot = Snapshot.from_parquet(*store.read_snapshot(result.snapshot))
     return snapshot, store.open_set(result.spec).features
 

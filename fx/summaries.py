@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fx.output import print_table
 
 if TYPE_CHECKING:
-    from extract import ExtractResult
+    from extract import ExtractResult, Garbage
 
 # Records listed one by one; of more, only how many there are is said.
 SHOWN = 5
@@ -20,8 +20,13 @@ def print_extraction(result: ExtractResult) -> None:
         f"{result.images:,} images: {result.new:,} computed, {result.reused:,} already there, "
         f"{len(result.failed):,} unreadable"
     )
+    widths = " + ".join(
+        f"{one['dim']:,}" if one["layer"] == "pool" else f"{one['dim']:,} ({one['layer']})"
+        for one in result.layers
+    )
+    how = result.precision + (f", {result.crops} crops" if result.crops > 1 else "")
     print(
-        f"{result.backbone}, {result.dim} features each, {result.precision}, {result.engine}: "
+        f"{result.backbone}, {widths} features each, {how}, {result.engine}: "
         f"{result.seconds:.1f} s, {result.images_per_second:,.0f} images/s"
     )
     splits = [f"{sum(counts.values()):,} {name}" for name, counts in result.splits.items()]
@@ -106,11 +111,24 @@ def print_predictions(record: dict[str, Any]) -> None:
     _list("unreadable", [f"{r['path']}: {r['reason']}" for r in record["failed"]])
 
 
+def garbage_lines(garbage: Garbage) -> list[str]:
+    """Say in a line each what can be dropped from a store."""
+    lines = [f"snapshot {name}: {reason}" for name, reason in garbage.snapshots.items()]
+    lines += [f"features {name}: {reason}" for name, reason in garbage.sets.items()]
+    lines += [
+        f"features {name}: {count:,} rows that no snapshot uses"
+        for name, count in garbage.rows.items()
+    ]
+    lines += [f"network {name}: its features are gone" for name in garbage.networks]
+    return [*lines, f"about {garbage.bytes / 1e6:,.1f} MB"]
+
+
 def print_store(record: dict[str, Any]) -> None:
     """Print feature sets and snapshots."""
     sets = [
         [
             s["name"],
+            s["spec"]["layer"] + (f" ×{s['spec']['crops']}" if s["spec"]["crops"] > 1 else ""),
             s["spec"]["size"],
             s["spec"]["numerics"],
             s["rows"],
@@ -119,10 +137,12 @@ def print_store(record: dict[str, Any]) -> None:
         ]
         for s in record["sets"]
     ]
-    print_table(["features", "size", "as", "rows", "dim", "MB"], sets)
+    print_table(["features", "layer", "size", "as", "rows", "dim", "MB"], sets)
     snapshots = [
         [s["name"], s["images"], s["classes"], s["train"], s["val"], s["test"], s["failed"]]
         for s in record["snapshots"]
     ]
     columns = ["snapshot", "images", "classes", "train", "val", "test", "bad"]
     print_table(columns, snapshots)
+    for name, reason in record["damaged"].items():
+        print(f"damaged: {name}: {reason}")

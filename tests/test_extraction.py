@@ -66,7 +66,7 @@ def test_features_equal_the_frameworks_own_forward_pass(
     network = timm.create_model("tf_efficientnet_lite0", num_classes=0).eval()
     network.load_state_dict(backbone.module.state_dict())
     for path, vector in by_path(tmp_path / "f.zarr", backbone).items():
-        pixels = prepare(decode((folder / path).read_bytes()), backbone.preprocessing)
+        (pixels,) = prepare(decode((folder / path).read_bytes()), backbone.preprocessing)
         images = torch.from_numpy(pixels / 127.5 - 1).float().permute(2, 0, 1)[None]
         with torch.inference_mode():
             expected = network(images).numpy()[0]
@@ -164,8 +164,8 @@ def test_rows_of_another_engine_are_compared_before_more_are_added(
 
     # an engine that computes something else begins a new generation
     monkeypatch.setattr(Engine, "signature", lambda self: {**before(self), "engine": "third"})
-    forward = Engine._forward
-    monkeypatch.setattr(Engine, "_forward", lambda self, *a: forward(self, *a) * 1.01)
+    compute = Engine.compute
+    monkeypatch.setattr(Engine, "compute", lambda self, *a: compute(self, *a) * 1.01)
     differing = run(folder, tmp_path / "f.zarr", backbone)
     assert (differing.new, differing.reused) == (17, 0)
     assert differing.spec.endswith(".g1")
@@ -252,15 +252,15 @@ def test_two_folders_that_share_pictures_share_features(tmp_path: Path, backbone
 def test_an_interrupted_extraction_keeps_what_it_has(
     folder: Path, tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward, calls = Engine._forward, []
+    compute, calls = Engine.compute, []
 
-    def failing(self: Engine, *arguments: object) -> np.ndarray:
+    def failing(self: Engine, *arguments: object) -> torch.Tensor:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return forward(self, *arguments)
+        return compute(self, *arguments)
 
-    monkeypatch.setattr(Engine, "_forward", failing)
+    monkeypatch.setattr(Engine, "compute", failing)
     with pytest.raises(KeyboardInterrupt):
         run(folder, tmp_path / "f.zarr", backbone)
     again = run(folder, tmp_path / "f.zarr", backbone)

@@ -163,7 +163,7 @@ def test_frozen_tensors_are_bitwise_the_same_after_a_whole_run(
 def test_epoch_0_equals_the_head(name: str, size: int, images: Path, tmp_path: Path) -> None:
     backbone = load_backbone(name, weights="random", size=size)
     looked = list(look(find_images(images), backbone.preprocessing))
-    pixels = torch.from_numpy(np.stack([one.pixels for one in looked]))
+    pixels = torch.from_numpy(np.concatenate([one.pixels for one in looked]))
     calibrate_batch_norm(backbone.module, normalise(pixels[::3], backbone.preprocessing))
     engine = make_engine(backbone.module, backbone.preprocessing, name="torch", device="cpu")
     store = FeatureStore.create(tmp_path / "f.zarr")
@@ -206,7 +206,7 @@ def test_the_delivered_network_says_from_pixels_what_was_measured(
     model = load_model(tmp_path)
     wanted = {row.path for row in training_data(store).test}
     found = list(look(find_images(images), model.preprocessing))
-    pixels = np.stack([one.pixels for one in found if one.row.path in wanted])
+    pixels = np.concatenate([one.pixels for one in found if one.row.path in wanted])
     with torch.inference_mode():
         logits = model.network(normalise(torch.from_numpy(pixels), model.preprocessing))
     probabilities = torch.softmax(logits.double(), 1).numpy()

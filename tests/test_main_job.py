@@ -36,7 +36,7 @@ def test_efficientnet_lite0_names_the_photographs(photos: Path) -> None:
     info = ImageNetInfo()
     right = []
     for photo in sorted(photos.iterdir()):
-        pixels = read_pixels(photo.read_bytes(), backbone.preprocessing)
+        (pixels,) = read_pixels(photo.read_bytes(), backbone.preprocessing)
         images = normalise(torch.from_numpy(pixels[None]), backbone.preprocessing)
         with torch.inference_mode():
             said = info.index_to_label_name(int(network(images).argmax()))

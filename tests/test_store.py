@@ -35,8 +35,8 @@ def rows_of(numbers: range) -> np.ndarray:
 
 def append(store: FeatureStore, numbers: range, *, spec: dict = SPEC) -> None:
     with store.lock():
-        writer = store.start(spec, DIM, RUN)
-        writer.append(keys_of(numbers), rows_of(numbers), np.zeros((len(numbers), 32), np.uint8))
+        writer = store.start([(spec, DIM)], RUN)
+        writer.append(keys_of(numbers), [rows_of(numbers)], np.zeros((len(numbers), 32), np.uint8))
         writer.commit()
 
 
@@ -102,7 +102,7 @@ def test_a_new_generation_leaves_the_old_rows(tmp_path: Path) -> None:
     append(store, range(3))
     old = store.find(SPEC)
     with store.lock():
-        store.start(SPEC, DIM, RUN, new_generation=True).commit()
+        store.start([(SPEC, DIM)], RUN, stale=[spec_id(SPEC)]).commit()
     assert len(store.find(SPEC).rows) == 0
     assert len(old.features(keys_of(range(3)))) == 3
 
@@ -126,22 +126,22 @@ def test_damage_is_found_and_the_rows_count_as_missing(tmp_path: Path, name, har
     with pytest.raises(FxError, match=r"fx (extract|store verify)"):
         read(store, range(6))
     with store.lock():
-        writer = store.start(SPEC, DIM, RUN)
+        writer = store.start([(SPEC, DIM)], RUN)
         assert not writer.known
-        writer.append(keys_of(range(6)), rows_of(range(6)), np.zeros((6, 32), np.uint8))
+        writer.append(keys_of(range(6)), [rows_of(range(6))], np.zeros((6, 32), np.uint8))
         writer.commit()
     np.testing.assert_array_equal(read(store, range(6)), rows_of(range(6)))
     assert store.verify() == []
 
 
 def test_damage_of_one_shard_costs_that_shard_alone(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("extract.store.ROWS_PER_SHARD", 8)
-    monkeypatch.setattr("extract.store.ROWS_PER_CHUNK", 4)
+    monkeypatch.setattr("extract.writer.ROWS_PER_SHARD", 8)
+    monkeypatch.setattr("extract.writer.ROWS_PER_CHUNK", 4)
     store = FeatureStore.create(tmp_path / "f.zarr")
     append(store, range(20))
     (store.path / spec_id(SPEC) / "features" / "c" / "1" / "0").unlink()
     with store.lock():
-        writer = store.start(SPEC, DIM, RUN)
+        writer = store.start([(SPEC, DIM)], RUN)
         kept = set(keys_of(range(8))) | set(keys_of(range(16, 20)))
         assert writer.known == kept
 
@@ -174,7 +174,7 @@ def test_a_dead_holders_lock_is_free_at_once(tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     with store.lock():
-        append_nothing = store.start(SPEC, DIM, RUN)
+        append_nothing = store.start([(SPEC, DIM)], RUN)
     assert not append_nothing.known
 
 
@@ -186,11 +186,11 @@ from extract import FeatureStore, writer
 writer.COMMIT_INTERVAL = 0.0
 store = FeatureStore.create(sys.argv[1])
 with store.lock():
-    w = store.start(t.SPEC, t.DIM, t.RUN)
+    w = store.start([(t.SPEC, t.DIM)], t.RUN)
     n = len(w.known)
     while True:
         r = range(n, n + 3)
-        w.append(t.keys_of(r), t.rows_of(r), np.zeros((3, 32), np.uint8))
+        w.append(t.keys_of(r), [t.rows_of(r)], np.zeros((3, 32), np.uint8))
         n += 3
         print(n, flush=True)
 """
@@ -219,8 +219,8 @@ def test_rows_are_committed_while_the_work_goes_on(tmp_path: Path, monkeypatch) 
     monkeypatch.setattr(writer_module, "COMMIT_INTERVAL", 0.0)
     store = FeatureStore.create(tmp_path / "f.zarr")
     with store.lock():
-        writer = store.start(SPEC, DIM, RUN)
-        writer.append(keys_of(range(2)), rows_of(range(2)), np.zeros((2, 32), np.uint8))
+        writer = store.start([(SPEC, DIM)], RUN)
+        writer.append(keys_of(range(2)), [rows_of(range(2))], np.zeros((2, 32), np.uint8))
         # a reader that opens the store now, with the writer still at work
         assert len(FeatureStore(store.path).find(SPEC).rows) == 2
 

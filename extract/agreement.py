@@ -1,0 +1,88 @@
+"""Before another engine or version adds rows, some stored ones are computed again and compared."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from extract.backbones import Backbone
+from extract.decode import UnreadableImage, read_pixels
+from extract.engine import Engine
+from extract.errors import FxError
+from extract.feature_set import FeatureSet, Spec
+from extract.preprocessing import Preprocessing
+from extract.reading import batched, mean_of_crops
+from extract.snapshot import Snapshot
+from extract.sources import ImageSource
+from extract.store import FeatureStore
+
+# Largest relative distance between a stored row and the same row computed again.
+TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 1e-2, "int8": 5e-2}
+ROWS_COMPARED = 8
+FILES_SEARCHED = 256
+
+
+def disagreeing(
+    specs: Sequence[Spec],
+    backbone: Backbone,
+    store: FeatureStore,
+    source: ImageSource,
+    engine: Engine,
+    crops: int,
+) -> set[str]:
+    """Name the sets whose rows another engine or version made, and come out differently now."""
+    signature = engine.signature()
+    edges = np.cumsum([0, *backbone.layers.values()])
+    stale = set()
+    for spec, start, stop in zip(specs, edges[:-1], edges[1:], strict=True):
+        current = store.find(spec)
+        if current is None or not current.runs:
+            continue
+        if all(current.runs[-1].get(name) == value for name, value in signature.items()):
+            continue
+        keys, pictures = _some_stored_images(current, store, source, engine.preprocessing, crops)
+        if not keys:
+            # nothing to compare with can be reached; the run records what computed which rows
+            continue
+        batches = engine.run(batched(pictures, engine.batch_size))
+        again = np.concatenate(list(mean_of_crops(batches, crops)))[:, start:stop]
+        stored = current.features(keys)
+        distance = np.linalg.norm(again - stored, axis=1)
+        if (distance > TOLERANCE[engine.precision] * np.linalg.norm(stored, axis=1)).any():
+            stale.add(current.name)
+    return stale
+
+
+def _some_stored_images(
+    current: FeatureSet,
+    store: FeatureStore,
+    source: ImageSource,
+    preprocessing: Preprocessing,
+    crops: int,
+) -> tuple[list[bytes], list[NDArray[np.uint8]]]:
+    """Read a few images that have rows: their keys and pixels."""
+    found: dict[bytes, NDArray[np.uint8]] = {}
+    for file in _where_stored_images_may_be(store, source):
+        with suppress(OSError, UnreadableImage):
+            data = file.read_bytes()
+            key = hashlib.sha256(data).digest()
+            if key in current.rows and key not in found:
+                found[key] = read_pixels(data, preprocessing, crops)
+        if len(found) == ROWS_COMPARED:
+            break
+    return list(found), list(found.values())
+
+
+def _where_stored_images_may_be(store: FeatureStore, source: ImageSource) -> Iterator[Path]:
+    """Some files of these images, then some of each snapshot, the last one first."""
+    yield from (source.root / entry.path for entry in source.entries[:FILES_SEARCHED])
+    for name in reversed(store.snapshots()):
+        with suppress(FxError):  # a damaged snapshot is another command's matter
+            snapshot = Snapshot.from_parquet(*store.read_snapshot(name))
+            for row in snapshot.rows[:FILES_SEARCHED]:
+                yield Path(snapshot.root) / row.path

@@ -1,0 +1,141 @@
+"""Garbage of a store: what no snapshot uses. What stays is copied, and switched to in one step."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections import defaultdict
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from extract.blobs import blob_names
+from extract.errors import FxError
+from extract.feature_set import FeatureSet, split_generation
+from extract.snapshot import Snapshot
+from extract.store import NETWORKS, SNAPSHOTS, FeatureStore
+from extract.writer import UNFINISHED
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """What can be dropped from a store.
+
+    Attributes
+    ----------
+    snapshots : names, and why
+    sets : names of feature sets that go whole, and why
+    rows : names of feature sets that are written anew, and how many rows they lose
+    networks : names of files of networks whose features are gone
+    bytes : about how much room that gives
+    """
+
+    snapshots: dict[str, str]
+    sets: dict[str, str]
+    rows: dict[str, int]
+    networks: list[str]
+    bytes: int
+
+    def __bool__(self) -> bool:
+        return bool(self.snapshots or self.sets or self.rows or self.networks)
+
+
+def find_garbage(store: FeatureStore, *, keep: int | None = None) -> Garbage:
+    """Find what no snapshot uses.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    keep : int, newest snapshots of each folder to keep; None keeps all
+    """
+    snapshots, keys = _snapshots(store, keep)
+    sets, rows, size = dict(store.broken_sets()), {}, 0
+    newest: dict[str, FeatureSet] = {}
+    for feature_set in sorted(store.sets(), key=lambda s: split_generation(s.name)):
+        spec, _ = split_generation(feature_set.name)
+        if spec in newest:
+            sets[newest[spec].name] = "an older generation"
+        newest[spec] = feature_set
+    for feature_set in newest.values():
+        used = len(keys & feature_set.rows.keys())
+        if not used:
+            sets[feature_set.name] = "no snapshot uses it"
+        elif used < feature_set.committed:
+            rows[feature_set.name] = feature_set.committed - used
+            share = rows[feature_set.name] / feature_set.committed
+            size += int(share * _size(feature_set.path))
+    kept = [s for s in newest.values() if s.name not in sets]
+    used_networks = {str(s.spec["network"]) for s in kept if "network" in s.spec}
+    names = blob_names(store.path, NETWORKS)
+    networks = [name for name in names if name.rpartition(".")[0] not in used_networks]
+    size += sum(_size(store.path / name) for name in sets)
+    size += sum(_size(store.path / SNAPSHOTS / name) for name in snapshots)
+    size += sum(_size(store.path / NETWORKS / name) for name in networks)
+    return Garbage(snapshots, sets, rows, networks, size)
+
+
+def collect(store: FeatureStore, *, keep: int | None = None) -> tuple[Garbage, list[str]]:
+    """Drop what no snapshot uses.
+
+    A set that loses rows is written anew as a generation of its own, which new readers find at
+    once. A set that somebody still reads stays until the next collection.
+
+    Returns
+    -------
+    garbage : what there was to drop
+    in_use : names of sets that are still being read
+    """
+    with store.lock():
+        garbage = find_garbage(store, keep=keep)
+        for name in garbage.snapshots:
+            store.drop_snapshot(name)
+        for name in garbage.networks:
+            shutil.rmtree(store.path / NETWORKS / name)
+        _, keys = _snapshots(store, None)
+        for name in garbage.rows:
+            store.rewrite(name, keys)
+        in_use = [n for n in (*garbage.sets, *garbage.rows) if not _delete(store.path / n)]
+        store.forget_dropped_sets()
+    return garbage, in_use
+
+
+def _snapshots(store: FeatureStore, keep: int | None) -> tuple[dict[str, str], set[bytes]]:
+    """Name the snapshots to drop, with the reason, and the keys that all others use."""
+    dropped: dict[str, str] = {}
+    by_root: dict[str, list[Snapshot]] = defaultdict(list)
+    for name in reversed(store.snapshots()):
+        try:
+            snapshot = Snapshot.from_parquet(*store.read_snapshot(name))
+        except FxError as error:
+            dropped[name] = str(error)
+            continue
+        by_root[snapshot.root].append(snapshot)
+    keys: set[bytes] = set()
+    for newest_first in by_root.values():
+        limit = len(newest_first) if keep is None else keep
+        dropped |= {s.name: f"older than the last {keep}" for s in newest_first[limit:]}
+        keys.update(row.key for s in newest_first[:limit] for row in s.rows if row.readable)
+    return dropped, keys
+
+
+def _delete(folder: Path) -> bool:
+    """Delete a set unless somebody reads it: readers hold a shared lock on its folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # first out of sight, so that a kill in between leaves no half of a set
+        doomed = folder.with_name(f"{folder.name}{UNFINISHED}")
+        folder.replace(doomed)
+        shutil.rmtree(doomed)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _size(folder: Path) -> int:
+    with suppress(FileNotFoundError):
+        return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return 0
