@@ -18,6 +18,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
@@ -58,20 +59,15 @@ def by_torchvision(file: str, steps: v2.Transform) -> NDArray[np.uint8]:
     return square.permute(1, 2, 0).contiguous().numpy()
 
 
-def reduced(file: str, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    least = 2 * preprocessing.resize  # the margin that read_pixels keeps
-    return simplejpeg.decode_jpeg(Path(file).read_bytes(), "RGB", min_height=least, min_width=least)
-
-
-def by_simplejpeg(file: str, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    return prepare(Image.fromarray(reduced(file, preprocessing)), preprocessing)
-
-
-def by_simplejpeg_and_torchvision(
-    file: str, preprocessing: Preprocessing, steps: v2.Transform
+def by_simplejpeg(
+    file: str, preprocessing: Preprocessing, steps: v2.Transform | None = None
 ) -> NDArray[np.uint8]:
-    square = steps(torch.from_numpy(reduced(file, preprocessing)).permute(2, 0, 1))
-    return square.permute(1, 2, 0).contiguous().numpy()
+    least = 2 * preprocessing.resize  # the margin that read_pixels keeps
+    data = Path(file).read_bytes()
+    pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=least, min_width=least)
+    if steps is None:
+        return prepare(Image.fromarray(pixels), preprocessing)
+    return steps(torch.from_numpy(pixels).permute(2, 0, 1)).permute(1, 2, 0).contiguous().numpy()
 
 
 def enlarge(file: Path, times: int, folder: Path) -> str:
@@ -122,7 +118,7 @@ def main() -> None:
     steps = v2.Compose([v2.Resize(pre.resize, interpolation), v2.CenterCrop(pre.size)])
     one, two, four = (ThreadPoolExecutor(number) for number in (1, 2, 4))
     processes = ProcessPoolExecutor(2, get_context("spawn"))
-    fx, simple = (partial(read, preprocessing=pre) for read in (by_fx, by_simplejpeg))
+    fx = partial(by_fx, preprocessing=pre)
     ways: dict[str, tuple[Read, Executor]] = {
         "read_pixels, 2 threads": (fx, two),
         "read_pixels, 1 thread": (fx, one),
@@ -132,8 +128,9 @@ def main() -> None:
         "torchvision.io, v2.Resize": (partial(by_torchvision, steps=steps), two),
     }
     if simplejpeg:
-        both = partial(by_simplejpeg_and_torchvision, preprocessing=pre, steps=steps)
-        ways |= {"simplejpeg, fx's prepare": (simple, two), "simplejpeg, v2.Resize": (both, two)}
+        simple = partial(by_simplejpeg, preprocessing=pre)
+        ways["simplejpeg, fx's prepare"] = (simple, two)
+        ways["simplejpeg, v2.Resize"] = (partial(simple, steps=steps), two)
     with tempfile.TemporaryDirectory() as scratch:
         photos = sorted(options.photos.iterdir())
         files = {"as they are": [str(file) for file in photos]}
@@ -141,7 +138,7 @@ def main() -> None:
             to_size = partial(enlarge, times=times, folder=Path(scratch))
             files[f"{times} x"] = list(two.map(to_size, photos[:: max(1, len(photos) // 40)]))
         columns = [*files, "network fed"]
-        rates: dict[tuple[str, str], list[float]] = {(c, w): [] for c in columns for w in ways}
+        rates: dict[tuple[str, str], list[float]] = defaultdict(list)
         for column in columns:
             for turn in range(options.runs + 1):
                 for way, (read, pool) in ways.items():
@@ -152,14 +149,13 @@ def main() -> None:
                     if turn:  # in the first, processes start and files come from the disk
                         rates[column, way].append(rate)
     print(f"{'images/s, ratio':36}" + "".join(f"{column:>15}" for column in columns))
-    first = next(iter(ways))
     for way in ways:
-        cells = []
+        line = f"{way:36}"
         for column in columns:
-            pairs = zip(rates[column, way], rates[column, first], strict=True)
+            pairs = zip(rates[column, way], rates[column, "read_pixels, 2 threads"], strict=True)
             ratio = statistics.median(rate / base for rate, base in pairs)
-            cells.append(f"{statistics.median(rates[column, way]):9.1f} {ratio:5.2f}")
-        print(f"{way:36}" + "".join(cells))
+            line += f"{statistics.median(rates[column, way]):9.1f} {ratio:5.2f}"
+        print(line)
 
 
 if __name__ == "__main__":

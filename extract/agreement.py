@@ -16,7 +16,7 @@ from extract.engine import Engine
 from extract.errors import FxError
 from extract.feature_set import FeatureSet, Spec
 from extract.preprocessing import Preprocessing
-from extract.reading import batched, mean_of_crops
+from extract.reading import batched, mean_of_crops, open_image
 from extract.snapshot import Snapshot
 from extract.sources import ImageSource
 from extract.store import FeatureStore
@@ -69,7 +69,8 @@ def _some_stored_images(
     found: dict[bytes, NDArray[np.uint8]] = {}
     for file in _where_stored_images_may_be(store, source):
         with suppress(OSError, UnreadableImage):
-            data = file.read_bytes()
+            with open_image(file) as (opened, _):
+                data = opened.read()
             key = hashlib.sha256(data).digest()
             if key in current.rows and key not in found:
                 found[key] = read_pixels(data, preprocessing, crops)

@@ -13,6 +13,7 @@ A file that ends before its pixels do has none: no part of a picture is made up.
 
 import io
 import re
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -42,6 +43,9 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+_MAX_SIDE = 2**20  # pixels; Pillow keeps an address for every row
+_MAX_SCANS = 500
+_PIXELS_AT_ONCE = 2**27  # of all threads; Pillow takes 4 to 15 bytes for each
 _PILLOW_WARNS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
@@ -74,7 +78,8 @@ def decode(data: bytes, *, at_least: int | None = None) -> Image.Image:
     ------
     UnreadableImage
         If there is no whole picture in `data`, or one of more pixels than Pillow lets in (twice
-        ``PIL.Image.MAX_IMAGE_PIXELS``, 179 million).
+        ``PIL.Image.MAX_IMAGE_PIXELS``, 179 million), of more than 2**20 on a side, or of more
+        than 500 scans.
     """
     if at_least is not None and at_least < 1:
         raise ValueError(f"at_least must be at least 1 pixel, got {at_least}")
@@ -168,6 +173,7 @@ def _box(
 
 def _read(data: bytes, at_least: int | None) -> Image.Image:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        _refuse_bombs(image, data)
         if at_least is not None:
             width, height = image.size
             for part in (8, 4, 2):
@@ -178,10 +184,45 @@ def _read(data: bytes, at_least: int | None) -> Image.Image:
         if image.format == "PNG" and "16" in str(image.tile[0].args):
             # Pillow would compare a colour key of 16 bits with samples that it has cut to 8
             image.info.pop("transparency", None)
-        image.load()
-        rgb = _to_rgb(image)
-        turn = _UPRIGHT.get(_orientation(image))
-        return rgb if turn is None else rgb.transpose(turn)
+        with _memory_for(image.width * image.height):
+            image.load()
+            rgb = _to_rgb(image)
+            turn = _UPRIGHT.get(_orientation(image))
+            return rgb if turn is None else rgb.transpose(turn)
+
+
+def _refuse_bombs(image: Image.Image, data: bytes) -> None:
+    """Refuse what a few bytes would make cost gigabytes or minutes."""
+    if max(image.size) > _MAX_SIDE:
+        raise UnreadableImage(f"too large: {image.width} by {image.height} pixels")
+    if image.format not in ("JPEG", "MPO"):
+        return
+    # libjpeg makes what is missing grey and says nothing; 64 pixels have a bit at the least
+    if image.width * image.height > 8 * 64 * len(data):
+        raise UnreadableImage("image file is truncated")
+    # each is a pass over all pixels, however few bytes it has; encoders write about ten
+    if image.info.get("progressive") and data.count(b"\xff\xda") > _MAX_SCANS:
+        raise UnreadableImage(f"a progressive JPEG of more than {_MAX_SCANS} scans")
+
+
+_memory = threading.Condition()
+_pixels_free = _PIXELS_AT_ONCE
+
+
+@contextmanager
+def _memory_for(pixels: int) -> Iterator[None]:
+    """Wait until the pictures that other threads decode leave room for so many pixels."""
+    global _pixels_free
+    wanted = min(pixels, _PIXELS_AT_ONCE)
+    with _memory:
+        _memory.wait_for(lambda: _pixels_free >= wanted)
+        _pixels_free -= wanted
+    try:
+        yield
+    finally:
+        with _memory:
+            _pixels_free += wanted
+            _memory.notify_all()
 
 
 def _orientation(image: Image.Image) -> int:
@@ -199,9 +240,20 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "La":  # Pillow turns premultiplied grey into nothing else
         image = image.convert("LA")
     if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
+        return _on_white(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    # some rows at a time: of a whole picture, four copies would be held
+    result = Image.new("RGB", image.size)
+    rows = max(1, 2**22 // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        part = image.crop(box).convert("RGBA")
+        white = Image.new("RGBA", part.size, "white")
+        result.paste(Image.alpha_composite(white, part).convert("RGB"), box)
+    return result
 
 
 def _grey_of_wide_samples(image: Image.Image) -> NDArray[np.uint8]:
@@ -221,12 +273,16 @@ def _grey_of_wide_samples(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _grey_of_floats(samples: NDArray[np.float32]) -> NDArray[np.uint8]:
-    finite = samples[np.isfinite(samples)]
-    if not finite.size:
+    largest = samples.max(where=np.isfinite(samples), initial=-np.inf)
+    if largest == -np.inf:
         raise UnreadableImage("no pixel is a finite number")
-    white = next((white for white in (1, 255) if finite.max() <= white), 65535)
-    share = np.clip(np.nan_to_num(samples, nan=0.0) / white, 0, 1)
-    return np.rint(255 * share).astype(np.uint8)
+    white = next((white for white in (1, 255) if largest <= white), 65535)
+    # in place: the samples may be a gigabyte
+    share = np.nan_to_num(samples, nan=0.0)
+    share /= white
+    np.clip(share, 0, 1, out=share)
+    share *= 255
+    return np.rint(share, out=share).astype(np.uint8)
 
 
 def _reason(error: Exception) -> str:

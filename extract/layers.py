@@ -64,7 +64,8 @@ def _tap(module: nn.Module, names: Sequence[str]) -> nn.Module:
         # that the network does other things in training: it never trains here
         warnings.simplefilter("ignore")
         try:
-            _, nodes = get_graph_node_names(module)
+            # without the first, which is the images themselves
+            _, (_, *nodes) = get_graph_node_names(module)
         # whatever a network's own code raises when its tensors are stand-ins
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,7 +85,10 @@ class Quantised:
 
 
 def quantised_network(
-    backbone: Backbone, store: FeatureStore, source: ImageSource | None = None
+    backbone: Backbone,
+    store: FeatureStore,
+    source: ImageSource,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Quantised:
     """Find the int8 network of a backbone in a store, or make it and keep it there.
 
@@ -93,11 +97,12 @@ def quantised_network(
     backbone : with one layer
     store : FeatureStore
     source : images to calibrate on, where there is no network yet
+    progress : called before and after one is made
 
     Raises
     ------
     FxError
-        If there is none and it cannot be made, or the backbone has several layers.
+        If it cannot be made, or the backbone has several layers.
     """
     if len(backbone.layers) > 1:
         raise FxError("--precision int8 takes one --layer at a time; run fx extract once for each")
@@ -117,12 +122,13 @@ def quantised_network(
                 found = Quantised(*store.read_network(name, NETWORK_SUFFIXES))
                 if found.hash == name:
                     return found
-    if source is None:
-        raise FxError(f"no int8 network of {backbone.name} in {store.path}; run fx extract")
+    report = progress or (lambda done, total: None)
+    report(0, 1)
     made = quantise(backbone, _calibration_images(source, backbone))
     with store.lock():
         parts = dict(zip(NETWORK_SUFFIXES, (made.graph, made.tensors), strict=True))
         store.write_network(made.hash, parts)
+    report(1, 1)
     return made
 
 
@@ -147,6 +153,8 @@ def quantise(backbone: Backbone, pixels: Sequence[NDArray[np.uint8]]) -> Quantis
     FxError
         If NNCF is not installed, or there is no image.
     """
+    # it asks for a CUDA compiler, which nobody needs here
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
         # it greets on stdout, which may be promised to one JSON object
         with redirect_stdout(io.StringIO()):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +20,10 @@ from extract.decode import UnreadableImage, read_pixels
 from extract.preprocessing import Preprocessing
 from extract.snapshot import FileStamp, ImageRow
 from extract.sources import ImageEntry, ImageSource
+
+# Bytes: as many as the largest picture that is let in has with three samples of 16 bits a pixel.
+# Files are read as a whole, and a film or a disk image named .jpg would fill the memory.
+LARGEST_FILE = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +79,28 @@ def look(
                 future.cancel()
 
 
+@contextmanager
+def open_image(path: Path) -> Iterator[tuple[BinaryIO, os.stat_result]]:
+    """Open a file that was listed as an image, whatever has become of it; never wait for a pipe.
+
+    Raises
+    ------
+    OSError
+        If it cannot be opened, is no regular file, or is larger than any picture.
+    """
+
+    def at_once(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has none
+
+    with open(path, "rb", opener=at_once) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("not a regular file")
+        if status.st_size > LARGEST_FILE:
+            raise OSError(f"too large: {status.st_size:,} bytes")
+        yield file, status
+
+
 def _look_at(
     entry: ImageEntry,
     root: Path,
@@ -86,15 +115,16 @@ def _look_at(
         )
 
     try:
-        with (root / entry.path).open("rb") as file:
-            status = os.fstat(file.fileno())
+        with open_image(root / entry.path) as (file, status):
             stamp = FileStamp(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
             before = known.get(entry.path)
             if before and before[0] == stamp and before[1] in stored:
                 return Looked(row(before[1], "", stamp))
             data = file.read()
     except OSError as error:
-        return Looked(row(b"", error.strerror or type(error).__name__, None))
+        return Looked(row(b"", error.strerror or str(error) or type(error).__name__, None))
+    except MemoryError:
+        return Looked(row(b"", "not enough memory to read it", None))
     key = hashlib.sha256(data).digest()
     if key in stored:
         return Looked(row(key, "", stamp))
@@ -102,6 +132,8 @@ def _look_at(
         pixels = read_pixels(data, preprocessing, crops)
     except UnreadableImage as error:
         return Looked(row(key, str(error), stamp))
+    except MemoryError:
+        return Looked(row(b"", "not enough memory to decode it", None))
     return Looked(row(key, "", stamp), pixels)
 
 

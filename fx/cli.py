@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fx.output import print_comparison, print_table, progress_bars, to_json
+from fx.output import print_comparison, print_table, printable, progress_bars, to_json
 
 app = typer.Typer(
     name="fx",
@@ -79,7 +79,9 @@ def main() -> None:
         # a file may be named by any bytes, and none of them shall end a run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    warnings.showwarning = lambda message, *_: print(f"fx: warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: print(
+        f"fx: warning: {printable(str(message))}", file=sys.stderr
+    )
     try:
         app()
     except Exception as error:
@@ -89,7 +91,7 @@ def main() -> None:
         from extract.errors import FxError
 
         message = str(error) if isinstance(error, FxError) else _explain(error)
-        print(f"fx: error: {message}", file=sys.stderr)
+        print(f"fx: error: {printable(message)}", file=sys.stderr)
         if "--json" in arguments:
             print(to_json({"error": message}))
         sys.exit(1)
@@ -214,7 +216,7 @@ def extract(
         weights=weights,
         size=size,
         layers=_names(layer),
-        crops=crops,
+        crops=_choice("--crops", crops, (1, 5, 10)),
         snapshot=snapshot,
         precision=precision,
         device=device,
@@ -224,7 +226,12 @@ def extract(
     )
     with progress_bars(quiet=json_) as begin:
         result = extract_images(
-            images, options, strict=strict, rehash=rehash, dtype=dtype, begin=begin
+            images,
+            options,
+            strict=strict,
+            rehash=rehash,
+            dtype=_choice("--dtype", dtype, (None, "float32", "float16")),
+            begin=begin,
         )
     from fx.summaries import print_extraction
 
@@ -508,9 +515,10 @@ def _names(words: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in words.split(",") if word.strip())
 
 
-def _choice(name: str, value: str, allowed: tuple[str, ...]) -> Any:
+def _choice(name: str, value: object, allowed: tuple[object, ...]) -> Any:
     if value not in allowed:
-        raise typer.BadParameter(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+        choices = ", ".join(str(one) for one in allowed if one is not None)
+        raise typer.BadParameter(f"{name} must be one of {choices}; got {value!r}")
     return value
 
 

@@ -46,7 +46,7 @@ def print_table(
     for index, column in enumerate(columns):
         numeric = all(isinstance(row[index], int | float | None) for row in values)
         table.add_column(
-            Text(_printable(column)), justify="right" if numeric else "left", overflow="fold"
+            Text(printable(column)), justify="right" if numeric else "left", overflow="fold"
         )
     for row in values:
         table.add_row(*(Text(_in_a_cell(value)) for value in row))
@@ -54,7 +54,7 @@ def print_table(
     console = Console(file=out, width=None if out.isatty() else 80, highlight=False)
     if title:
         # not the table's own title, which is folded to the table's width
-        console.print(Text(_printable(title)))
+        console.print(Text(printable(title)))
     console.print(table)
 
 
@@ -161,7 +161,7 @@ def _bar(description: str) -> Iterator[Progress]:
             return Text("" if speed is None else f"{speed:,.1f}/s")
 
     columns = (
-        rich_progress.TextColumn(escape(_printable(description))),
+        rich_progress.TextColumn(escape(printable(description))),
         rich_progress.BarColumn(bar_width=None),
         rich_progress.MofNCompleteColumn(),
         RateColumn(),
@@ -176,7 +176,7 @@ class _Lines:
     """Progress as plain lines, at most one in ten seconds."""
 
     def __init__(self, description: str, file: TextIO) -> None:
-        self._description = _printable(description)
+        self._description = printable(description)
         self._file = file
         self._start = self._last = time.monotonic()
         self._first: int | None = None
@@ -218,12 +218,12 @@ def _in_a_cell(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:,.3f}" if isinstance(value, float) else _printable(str(value))
+    return f"{value:,.3f}" if isinstance(value, float) else printable(str(value))
 
 
-def _printable(value: str) -> str:
-    # A file name may hold what moves a terminal's cursor, or what no terminal can encode.
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in value)
+def printable(value: str) -> str:
+    """Return a text in one line: a file's name may hold line breaks, and move a cursor."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
 
 
 def _plain(value: Any) -> Any:

@@ -55,8 +55,7 @@ def extract_images(
     store = FeatureStore.create(options.store)
     quantised = None
     if options.precision == "int8":
-        begin("quantising, where this is new")
-        quantised = quantised_network(backbone, store, source)
+        quantised = quantised_network(backbone, store, source, begin("quantising"))
     result = fill_store(
         source,
         backbone,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fx.output import print_table
+from fx.output import print_table, printable
 
 if TYPE_CHECKING:
     from extract import ExtractResult, Garbage
@@ -50,7 +50,7 @@ def _list(what: str, lines: Sequence[str]) -> None:
     if lines:
         print(f"{what}: {len(lines):,}")
         for line in lines[:SHOWN]:
-            print(f"  {line}")
+            print(f"  {printable(line)}")
         if len(lines) > SHOWN:
             print(f"  and {len(lines) - SHOWN:,} more (--json lists all)")
 
@@ -103,11 +103,11 @@ def _print_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str])
 
 def print_predictions(record: dict[str, Any]) -> None:
     """Print one line an image: probability, label, path."""
-    width = max((len(p["label"]) for p in record["predictions"]), default=0)
-    for prediction in record["predictions"]:
-        print(
-            f"{prediction['probability']:.3f}  {prediction['label']:<{width}}  {prediction['path']}"
-        )
+    labels = [printable(p["label"]) for p in record["predictions"]]
+    width = max(map(len, labels), default=0)
+    for label, prediction in zip(labels, record["predictions"], strict=True):
+        path = printable(prediction["path"])
+        print(f"{prediction['probability']:.3f}  {label:<{width}}  {path}")
     _list("unreadable", [f"{r['path']}: {r['reason']}" for r in record["failed"]])
 
 

@@ -30,6 +30,7 @@ COMMANDS = {
     "predict": (),
     "store ls": (),
     "store verify": (),
+    "store gc": (),
 }
 
 

@@ -413,7 +413,7 @@ def test_failures_of_memory_are_not_the_image_s(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(Image.Image, "convert", no_memory)
     with pytest.raises(MemoryError):
-        decode(FILES["png"])
+        decode(FILES["palette png"])
 
 
 def warning_tiff() -> bytes:

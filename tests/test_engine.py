@@ -9,9 +9,11 @@ import torch
 import torchvision
 from conftest import calibrate_batch_norm
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from extract import Engine, FxError, Preprocessing, load_backbone, make_engine
 from extract.decode import decode, prepare
+from extract.engine import AHEAD, _OnItsWay
 from extract.openvino_engine import OpenVINOEngine
 
 # one backbone of each family, small where the family has a small one
@@ -135,6 +137,54 @@ def test_a_converted_graph_is_kept_and_found_again(
     monkeypatch.setattr(OpenVINOEngine, "_convert", never)
     (second,) = engine().run([pixels])
     np.testing.assert_array_equal(first, second)
+
+
+def test_the_cuda_path_keeps_every_tensor_on_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    # no card is needed for shapes and places; autocast switches itself off here, so fp32
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            module = torchvision.models.mobilenet_v2(weights=None).eval()
+        # it is there already, and parameters without data cannot be moved
+        monkeypatch.setattr(module, "to", lambda *_, **__: module)
+        preprocessing = Preprocessing(64, 64, "bilinear", (0.5,) * 3, (0.5,) * 3)
+        engine = Engine(module, preprocessing, torch.device("cuda"), "fp32", 4)
+        pixels = torch.zeros(4, 64, 64, 3, dtype=torch.uint8, device="cuda")
+        features = engine.compute(pixels, "fp32")
+        assert (features.device.type, features.dtype) == ("cuda", torch.float32)
+        assert features.shape == (4, 1000)
+        with pytest.raises(RuntimeError, match="devices"):
+            engine.compute(pixels.cpu(), "fp32")
+
+
+def test_results_of_a_card_come_back_in_order_though_later_batches_have_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun: list[int] = []
+    seen: list[int] = []
+
+    class Event:
+        """Stands for torch.cuda.Event."""
+
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def synchronize(self) -> None:
+            seen.append(len(begun) - self.number)
+
+    def start(self: Engine, pixels: np.ndarray) -> _OnItsWay:
+        begun.append(1)
+        return _OnItsWay(torch.full((4, 1), float(pixels[0, 0, 0, 0])), Event(len(begun)))
+
+    monkeypatch.setattr(Engine, "_start", start)
+    preprocessing = Preprocessing(16, 16, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    engine = Engine(nn.Identity(), preprocessing, torch.device("cpu"), "fp32", 4)
+    object.__setattr__(engine, "device", torch.device("cuda"))
+    batches = (np.full((4 if n < 6 else 2, 16, 16, 3), n, np.uint8) for n in range(7))
+    found = list(engine.run(batches))
+    assert [part[0, 0] for part in found] == list(range(7))
+    assert [len(part) for part in found] == [4] * 6 + [2]
+    # each was waited for with as many behind it as may be under way
+    assert seen == [AHEAD] * 5 + [1, 0]
 
 
 @pytest.mark.parametrize(

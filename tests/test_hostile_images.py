@@ -207,22 +207,6 @@ HOSTILE: dict[str, tuple[Maker, str]] = {
     "pipe.png": (os.mkfifo, "^not a regular file$"),
     "vanishing.png": (encoded(scene(8)), "^No such file"),
 }
-PENDING = {
-    "no data.jpg": "decode makes up the pixels that are missing",
-    "needle.bmp": "decode takes 1.4 GB for what has no pixels",
-    "many scans.jpg": "decode takes seconds for 2 megapixels",
-    "a pipe": "look waits for the pipe's other end",
-    "a device": "look reads devices",
-    "a terabyte": "look reads files of any size into memory",
-}
-
-
-def pending(name: str) -> object:
-    if name not in PENDING:
-        return name
-    return pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=PENDING[name]))
-
-
 SHOWN = {name: rule for name, (_, rule) in HOSTILE.items() if rule[0] in "=~"}
 
 
@@ -302,7 +286,7 @@ def test_none_ends_the_run(run: Run) -> None:
     assert len(HOSTILE) >= 40
 
 
-@pytest.mark.parametrize("name", [pending(name) for name in HOSTILE])
+@pytest.mark.parametrize("name", HOSTILE)
 def test_each_has_its_row_or_its_reason(run: Run, name: str) -> None:
     path, rule = f"odd/{name}", HOSTILE[name][1]
     reasons = run.reasons(path)
@@ -343,7 +327,7 @@ BETWEEN: dict[str, tuple[Maker, str]] = {
 }
 
 
-@pytest.mark.parametrize("what", [pending(what) for what in BETWEEN])
+@pytest.mark.parametrize("what", BETWEEN)
 def test_what_a_file_becomes_between_listing_and_reading_costs_it_alone(
     folder: Path, what: str
 ) -> None:
@@ -371,7 +355,6 @@ def test_a_pipe_in_a_table_is_told_and_not_opened(folder: Path) -> None:
     assert [looked.row.readable for looked in look(source, SMALL)] == [True]
 
 
-@pytest.mark.xfail(strict=True, reason="look lets MemoryError end the run")
 def test_an_image_for_which_memory_does_not_suffice_costs_no_other(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -419,7 +402,6 @@ def test_what_may_not_be_read_is_told(folder: Path, tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.xfail(strict=True, reason="names are printed as they are")
 def test_a_name_never_breaks_a_line(folder: Path, tmp_path: Path, fx: Fx) -> None:
     names = ["\x1b[2Jcleared.png", "two\nlines.png"]
     for name in names:
