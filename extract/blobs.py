@@ -1,6 +1,7 @@
 """Bytes kept in a store as Zarr arrays with a checksum: snapshots, and networks in int8.
 
-A blob is replaced whole: it is written beside the old one, synced, and renamed.
+A blob is replaced whole: it is written beside the old one, synced, and renamed. Between the two
+renames that this takes, the old one is still found.
 """
 
 from __future__ import annotations
@@ -16,13 +17,17 @@ from zarr.codecs import Crc32cCodec
 from extract.errors import FxError
 from extract.writer import UNFINISHED, sync
 
+OLD, NEW = f".old{UNFINISHED}", f".new{UNFINISHED}"
+
 
 def write_blob(store: Path, kind: str, name: str, data: bytes, **attributes: Any) -> None:
     """Keep bytes under ``kind/name``; the caller holds the store's lock."""
     values = np.frombuffer(data, dtype=np.uint8)
+    if kind_damage(store, kind):
+        (store / kind / "zarr.json").unlink(missing_ok=True)
     group = zarr.open_group(store, mode="r+").require_group(kind)
     folder = store / kind / name
-    new, old = (folder.with_name(f"{name}.{age}{UNFINISHED}") for age in ("new", "old"))
+    new, old = folder.with_name(name + NEW), folder.with_name(name + OLD)
     array = group.create_array(
         new.name,
         shape=values.shape,
@@ -50,7 +55,7 @@ def read_blob(store: Path, kind: str, name: str) -> bytes:
     FxError
         If they are not there, or not as they were written.
     """
-    folder = store / kind / name
+    folder = _folder(store, kind, name)
     try:
         array = cast("zarr.Array[Any]", zarr.open(folder, mode="r"))
         # zarr would read zeros where the one chunk is missing
@@ -61,15 +66,51 @@ def read_blob(store: Path, kind: str, name: str) -> bytes:
         raise FxError(f"{folder} is damaged ({' '.join(str(error).split())})") from error
 
 
+def drop_blob(store: Path, kind: str, name: str) -> None:
+    """Delete what is kept under ``kind/name``; the caller holds the store's lock."""
+    doomed = store / kind / f"{name}{NEW}"
+    # first out of sight, so that a kill in between leaves no half of it
+    _folder(store, kind, name).replace(doomed)
+    shutil.rmtree(doomed)
+
+
+def put_back_blobs(store: Path) -> None:
+    """Put back what a killed run was about to replace; the caller holds the store's lock."""
+    for old in store.glob(f"*/*{OLD}"):
+        folder = old.with_name(old.name.removesuffix(OLD))
+        if not folder.exists():
+            old.replace(folder)
+
+
 def blob_names(store: Path, kind: str) -> list[str]:
     """Names under a kind, sorted, damaged ones among them."""
     folders = (store / kind).glob("*") if (store / kind).exists() else ()
-    return sorted(f.name for f in folders if f.is_dir() and not f.name.endswith(UNFINISHED))
+    names = {folder.name.removesuffix(OLD) for folder in folders if folder.is_dir()}
+    return sorted(name for name in names if not name.endswith(UNFINISHED))
 
 
 def blob_attribute(store: Path, kind: str, name: str, attribute: str) -> Any:
     """Return an attribute of a blob, None where it cannot be read."""
     try:
-        return zarr.open(store / kind / name, mode="r").attrs.get(attribute)
+        return zarr.open(_folder(store, kind, name), mode="r").attrs.get(attribute)
     except Exception:  # as in read_blob: damage is told by who reads the bytes
         return None
+
+
+def kind_damage(store: Path, kind: str) -> str:
+    """Say what is wrong with the metadata of a kind; nothing where there is no such kind."""
+    file = store / kind / "zarr.json"
+    try:
+        if file.exists():
+            zarr.open_group(file.parent, mode="r")
+        elif file.parent.exists() and blob_names(store, kind):
+            return f"{file} is missing"
+    except Exception as error:  # as in read_blob
+        return f"{file} is damaged ({' '.join(str(error).split())})"
+    return ""
+
+
+def _folder(store: Path, kind: str, name: str) -> Path:
+    folder = store / kind / name
+    old = folder.with_name(name + OLD)
+    return old if old.exists() and not folder.exists() else folder

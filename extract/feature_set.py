@@ -86,12 +86,21 @@ class FeatureSet:
         for name in ROW_ARRAYS:
             if self.array(name).shape[0] < self.committed:
                 raise ValueError(f"{name} has fewer rows than the {self.committed} committed")
+        if self.array("features").shape[1] != self.dim:
+            raise ValueError(f"features has not the {self.dim} columns that it should have")
         self.dtype = np.dtype(self.array("features").dtype)
         self._rows: dict[bytes, int] | None = None
         descriptor = os.open(path, os.O_RDONLY)
         self.close = weakref.finalize(self, os.close, descriptor)
-        # it fails while the set is being deleted, and only then
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FileNotFoundError(f"{path} is being deleted") from None
+        except OSError:
+            pass  # a file system without locks is no reason not to read
+        # the lock may be that of a folder which has been deleted before it was taken
+        if os.fstat(descriptor).st_ino != path.stat().st_ino:
+            raise FileNotFoundError(f"{path} was deleted")
 
     def array(self, name: str) -> zarr.Array[Any]:
         """Return one of the row arrays: ``features``, ``keys`` or ``hashes``."""
@@ -127,12 +136,26 @@ class FeatureSet:
     def rows(self) -> dict[bytes, int]:
         """Row number of every committed key, without rows given up or known to be damaged."""
         if self._rows is None:
-            keys = self._read("keys", 0, self.committed)
-            self._rows = {key.tobytes(): row for row, key in enumerate(keys) if key.any()}
-            if self.damaged:
-                bad = {row for start, stop in self.damaged for row in range(start, stop)}
-                self._rows = {key: row for key, row in self._rows.items() if row not in bad}
+            self._rows = {
+                key.tobytes(): row
+                for row, key in enumerate(self._keys(0, self.committed))
+                if key.any()
+            }
         return self._rows
+
+    def _keys(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Keys of some rows as they are now, zeros for those that are known to be damaged."""
+        keys = np.zeros((stop - start, KEY_BYTES), dtype=np.uint8)
+        chunk = self.array("keys").chunks[0]
+        for first in range(start // chunk * chunk, stop, chunk):
+            some = slice(max(first, start), min(first + chunk, stop))
+            if not any(a <= some.start and some.stop <= b for a, b in self.damaged):
+                keys[some.start - start : some.stop - start] = self._read(
+                    "keys", some.start, some.stop
+                )
+        for first, last in self.damaged:
+            keys[max(first - start, 0) : max(last - start, 0)] = 0
+        return keys
 
     def features(self, keys: Sequence[bytes]) -> NDArray[np.float32]:
         """Read the features of some images.
@@ -174,7 +197,14 @@ class FeatureSet:
             inside = np.flatnonzero(wanted // step == number)
             shard = self._read(name, start, min(start + step, self.committed))
             result[inside] = shard[wanted[inside] - start]
+        self._check_still_there(keys, wanted)
         return result
+
+    def _check_still_there(self, keys: Sequence[bytes], wanted: NDArray[np.int64]) -> None:
+        # a run that mends the store gives up the keys of rows first, and only then the rows
+        first, last = (wanted.min(), wanted.max() + 1) if len(wanted) else (0, 0)
+        if self._keys(int(first), int(last))[wanted - first].tobytes() != b"".join(keys):
+            raise FxError(f"rows of {self.path} have been given up as damaged; run fx extract")
 
     def in_batches(
         self, keys: Collection[bytes]

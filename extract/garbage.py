@@ -49,18 +49,24 @@ def find_garbage(store: FeatureStore, *, keep: int | None = None) -> Garbage:
     store : FeatureStore
     keep : int, newest snapshots of each folder to keep; None keeps all
     """
-    snapshots, keys = _snapshots(store, keep)
-    sets, rows, size = dict(store.broken_sets()), {}, 0
+    taken, damaged = _read_snapshots(store)
+    older = _older_snapshots(taken, keep)
+    keys = _keys_of([snapshot for snapshot in taken if snapshot.name not in older])
+    last_ns = max((snapshot.taken_ns for snapshot in taken), default=0)
+    snapshots, sets, rows, size = damaged | older, dict(store.broken_sets()), {}, 0
     newest: dict[str, FeatureSet] = {}
     for feature_set in sorted(store.sets(), key=lambda s: split_generation(s.name)):
         spec, _ = split_generation(feature_set.name)
         if spec in newest:
             sets[newest[spec].name] = "an older generation"
         newest[spec] = feature_set
-    for feature_set in newest.values():
+    # what a damaged snapshot used is not known: all rows stay until the collection after this one
+    for feature_set in () if damaged else newest.values():
         used = len(keys & feature_set.rows.keys())
         if not used:
             sets[feature_set.name] = "no snapshot uses it"
+            if feature_set.last_written > last_ns:
+                sets[feature_set.name] += "; its extraction has not finished"
         elif used < feature_set.committed:
             rows[feature_set.name] = feature_set.committed - used
             share = rows[feature_set.name] / feature_set.committed
@@ -91,32 +97,43 @@ def collect(store: FeatureStore, *, keep: int | None = None) -> tuple[Garbage, l
         for name in garbage.snapshots:
             store.drop_snapshot(name)
         for name in garbage.networks:
-            shutil.rmtree(store.path / NETWORKS / name)
-        _, keys = _snapshots(store, None)
+            store.drop_network(name)
+        # before any set is written anew: the disk may be full
+        in_use = [name for name in garbage.sets if not _delete(store.path / name)]
+        keys = _keys_of(_read_snapshots(store)[0])
         for name in garbage.rows:
             store.rewrite(name, keys)
-        in_use = [n for n in (*garbage.sets, *garbage.rows) if not _delete(store.path / n)]
+            if not _delete(store.path / name):
+                in_use.append(name)
         store.forget_dropped_sets()
     return garbage, in_use
 
 
-def _snapshots(store: FeatureStore, keep: int | None) -> tuple[dict[str, str], set[bytes]]:
-    """Name the snapshots to drop, with the reason, and the keys that all others use."""
-    dropped: dict[str, str] = {}
-    by_root: dict[str, list[Snapshot]] = defaultdict(list)
+def _read_snapshots(store: FeatureStore) -> tuple[list[Snapshot], dict[str, str]]:
+    """Read all snapshots, the newest first; of damaged ones, the names and what is wrong."""
+    found, damaged = [], {}
     for name in reversed(store.snapshots()):
         try:
-            snapshot = Snapshot.from_parquet(*store.read_snapshot(name))
+            found.append(Snapshot.from_parquet(*store.read_snapshot(name)))
         except FxError as error:
-            dropped[name] = str(error)
-            continue
+            damaged[name] = str(error)
+    return found, damaged
+
+
+def _older_snapshots(newest_first: list[Snapshot], keep: int | None) -> dict[str, str]:
+    """Name the snapshots that are not among the last ``keep`` of their folder, with the reason."""
+    by_root: dict[str, list[Snapshot]] = defaultdict(list)
+    for snapshot in newest_first:
         by_root[snapshot.root].append(snapshot)
-    keys: set[bytes] = set()
-    for newest_first in by_root.values():
-        limit = len(newest_first) if keep is None else keep
-        dropped |= {s.name: f"older than the last {keep}" for s in newest_first[limit:]}
-        keys.update(row.key for s in newest_first[:limit] for row in s.rows if row.readable)
-    return dropped, keys
+    return {
+        snapshot.name: f"older than the last {keep}"
+        for snapshots in by_root.values()
+        for snapshot in ([] if keep is None else snapshots[keep:])
+    }
+
+
+def _keys_of(snapshots: list[Snapshot]) -> set[bytes]:
+    return {row.key for snapshot in snapshots for row in snapshot.rows if row.readable}
 
 
 def _delete(folder: Path) -> bool:

@@ -63,20 +63,50 @@ def look(
     workers = max(2, os.cpu_count() or 1)
 
     def work(entry: ImageEntry) -> Looked:
-        return _look_at(entry, source.root, preprocessing, have, stamps, crops)
+        return _look_at(entry, source.root, preprocessing, have, crops)
+
+    def result(of: Looked | Future[Looked]) -> Looked:
+        return of if isinstance(of, Looked) else of.result()
 
     with ThreadPoolExecutor(workers) as pool:
-        ahead: deque[Future[Looked]] = deque()
+        ahead: deque[Looked | Future[Looked]] = deque()
         try:
             for entry in source.entries:
-                ahead.append(pool.submit(work, entry))
+                # at once: handing it to a thread would take longer than looking
+                unchanged = _unchanged(entry, source.root, have, stamps)
+                ahead.append(unchanged or pool.submit(work, entry))
                 if len(ahead) > 16 * workers:
-                    yield ahead.popleft().result()
+                    yield result(ahead.popleft())
             while ahead:
-                yield ahead.popleft().result()
+                yield result(ahead.popleft())
         finally:
-            for future in ahead:
-                future.cancel()
+            for waiting in ahead:
+                if isinstance(waiting, Future):
+                    waiting.cancel()
+
+
+def _unchanged(
+    entry: ImageEntry,
+    root: Path,
+    stored: set[bytes],
+    known: dict[str, tuple[FileStamp, bytes]],
+) -> Looked | None:
+    before = known.get(entry.path)
+    if before is None or before[1] not in stored:
+        return None
+    try:
+        stamp = _stamp(os.stat(f"{root}/{entry.path}"))  # noqa: PTH116 (a Path takes as long again)
+    except OSError:  # to be told by who opens it
+        return None
+    return Looked(_row(entry, before[1], "", stamp)) if stamp == before[0] else None
+
+
+def _stamp(status: os.stat_result) -> FileStamp:
+    return FileStamp(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _row(entry: ImageEntry, key: bytes, note: str, stamp: FileStamp | None) -> ImageRow:
+    return ImageRow(entry.path, key, entry.label, entry.group, entry.split, note, not note, stamp)
 
 
 @contextmanager
@@ -106,35 +136,26 @@ def _look_at(
     root: Path,
     preprocessing: Preprocessing,
     stored: set[bytes],
-    known: dict[str, tuple[FileStamp, bytes]],
     crops: int,
 ) -> Looked:
-    def row(key: bytes, note: str, stamp: FileStamp | None) -> ImageRow:
-        return ImageRow(
-            entry.path, key, entry.label, entry.group, entry.split, note, not note, stamp
-        )
-
     try:
         with open_image(root / entry.path) as (file, status):
-            stamp = FileStamp(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-            before = known.get(entry.path)
-            if before and before[0] == stamp and before[1] in stored:
-                return Looked(row(before[1], "", stamp))
+            stamp = _stamp(status)
             data = file.read()
     except OSError as error:
-        return Looked(row(b"", error.strerror or str(error) or type(error).__name__, None))
+        return Looked(_row(entry, b"", error.strerror or str(error) or type(error).__name__, None))
     except MemoryError:
-        return Looked(row(b"", "not enough memory to read it", None))
+        return Looked(_row(entry, b"", "not enough memory to read it", None))
     key = hashlib.sha256(data).digest()
     if key in stored:
-        return Looked(row(key, "", stamp))
+        return Looked(_row(entry, key, "", stamp))
     try:
         pixels = read_pixels(data, preprocessing, crops)
     except UnreadableImage as error:
-        return Looked(row(key, str(error), stamp))
+        return Looked(_row(entry, key, str(error), stamp))
     except MemoryError:
-        return Looked(row(b"", "not enough memory to decode it", None))
-    return Looked(row(key, "", stamp), pixels)
+        return Looked(_row(entry, b"", "not enough memory to decode it", None))
+    return Looked(_row(entry, key, "", stamp), pixels)
 
 
 def batched(pictures: Iterable[NDArray[np.uint8]], batch_size: int) -> Iterator[NDArray[np.uint8]]:

@@ -11,7 +11,7 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,10 @@ from extract.errors import FxError
 from extract.sources import Split
 
 TEST_SHARE = 0.2
+# columns of a snapshot's table, by how they are kept
+_TEXTS = ("path", "label", "group", "note")
+_PLAIN = ("key", "split", "readable")
+_STAMP = ("inode", "size", "mtime_ns", "ctime_ns")
 SPLITS = ("train", "val", "test")
 
 
@@ -118,21 +122,14 @@ class Snapshot:
 
     def to_parquet(self) -> bytes:
         """Write as a Parquet file."""
-        columns: dict[str, list[Any]] = defaultdict(list)
-        for row in self.rows:
-            columns["path"].append(row.path.encode(errors="surrogateescape"))
-            for name in ("label", "group", "note"):
-                text = getattr(row, name)
-                # folders may have any bytes for a name
-                columns[name].append(text and text.encode(errors="surrogateescape"))
-            for name in ("key", "split", "readable"):
-                columns[name].append(getattr(row, name))
-            stamp = asdict(row.stamp) if row.stamp else dict.fromkeys(FileStamp.__slots__)
-            for name, value in stamp.items():
-                columns[name].append(value)
+        columns: dict[str, list[Any]] = {
+            **{name: [_bytes(getattr(row, name)) for row in self.rows] for name in _TEXTS},
+            **{name: [getattr(row, name) for row in self.rows] for name in _PLAIN},
+            **{name: [getattr(row.stamp, name, None) for row in self.rows] for name in _STAMP},
+        }
         number = pa.int64()
         types = {
-            **dict.fromkeys(("path", "key", "label", "group", "note"), pa.binary()),
+            **dict.fromkeys((*_TEXTS, "key"), pa.binary()),
             **{"split": pa.string(), "readable": pa.bool_()},
             **dict.fromkeys(("size", "mtime_ns", "ctime_ns"), number),
             "inode": pa.uint64(),
@@ -155,18 +152,29 @@ class Snapshot:
         try:
             table = pq.read_table(io.BytesIO(data))
             about = json.loads(table.schema.metadata[b"fx"])
-            rows = tuple(_row_from(record) for record in table.to_pylist())
+            columns = {n: table.column(n).to_pylist() for n in (*_TEXTS, *_PLAIN, *_STAMP)}
         except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise FxError(f"snapshot {name} cannot be read ({error}); run fx extract") from error
+        columns |= {n: [_text(value) for value in columns[n]] for n in _TEXTS}
+        stamps = [
+            None if values[0] is None else FileStamp(*values)
+            for values in zip(*(columns[n] for n in _STAMP), strict=True)
+        ]
+        names = (*_TEXTS, *_PLAIN)
+        rows = tuple(
+            ImageRow(**dict(zip(names, values, strict=True)), stamp=stamp)
+            for *values, stamp in zip(*(columns[n] for n in names), stamps, strict=True)
+        )
         return cls(about["root"], rows, about["split_seed"], about["taken_ns"], name)
 
 
-def _row_from(record: dict[str, Any]) -> ImageRow:
-    stamp = {name: record.pop(name) for name in FileStamp.__slots__}
-    for name in ("path", "label", "group", "note"):
-        data = record[name]
-        record[name] = data if data is None else data.decode(errors="surrogateescape")
-    return ImageRow(stamp=None if stamp["inode"] is None else FileStamp(**stamp), **record)
+def _bytes(text: str | None) -> bytes | None:
+    # folders may have any bytes for a name
+    return None if text is None else text.encode(errors="surrogateescape")
+
+
+def _text(data: bytes | None) -> str | None:
+    return data if data is None else data.decode(errors="surrogateescape")
 
 
 def position(seed: int, unit: str) -> float:
@@ -244,7 +252,7 @@ def _settle_copies(rows: list[ImageRow]) -> list[ImageRow]:
         else:
             first = rows[places[0]].path
             notes.update((i, f"copy of {first}") for i in places[1:])
-    return [replace(row, note=notes.get(i, row.note)) for i, row in enumerate(rows)]
+    return [replace(row, note=notes[i]) if i in notes else row for i, row in enumerate(rows)]
 
 
 def _same_bytes(rows: list[ImageRow]) -> list[list[int]]:

@@ -19,6 +19,7 @@ this one was killed in between.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -32,11 +33,27 @@ from pathlib import Path
 from typing import Any, cast
 
 import zarr
+from zarr.errors import ContainsGroupError
 
-from extract.blobs import blob_attribute, blob_names, read_blob, write_blob
+from extract.blobs import (
+    blob_attribute,
+    blob_names,
+    drop_blob,
+    kind_damage,
+    put_back_blobs,
+    read_blob,
+    write_blob,
+)
 from extract.errors import FxError
 from extract.feature_set import Damage, FeatureSet, Spec, spec_id, split_generation
-from extract.writer import UNFINISHED, FeatureWriter, copy_rows, create_set, sync
+from extract.writer import (
+    UNFINISHED,
+    FeatureWriter,
+    copy_rows,
+    create_set,
+    mark_damaged,
+    sync,
+)
 
 LAYOUT = 1
 SNAPSHOTS, NETWORKS = "snapshots", "networks"
@@ -63,7 +80,7 @@ class FeatureStore:
         try:
             layout = self._root().get("fx_layout")
         except Exception as error:  # zarr raises a different class for each way to be none
-            if self._names():
+            if self._holds_something():
                 raise FxError(
                     f"{self.path / 'zarr.json'} is missing or damaged; "
                     "the next fx extract into this store writes it anew"
@@ -72,6 +89,11 @@ class FeatureStore:
                 f"{self.path} is not a feature store ({type(error).__name__}); "
                 "give the folder that fx extract wrote"
             ) from error
+        if layout is None:
+            raise FxError(
+                f"{self.path} is a Zarr group, but not a feature store; "
+                "give the folder that fx extract wrote"
+            )
         if layout != LAYOUT:
             raise FxError(
                 f"{self.path} is not a feature store of this version; got layout {layout!r}, "
@@ -81,21 +103,26 @@ class FeatureStore:
     @classmethod
     def create(cls, path: str | Path) -> FeatureStore:
         """Open a store, making an empty one where nothing lies yet, and mending a damaged root."""
-        path = Path(path)
-        # also an empty folder: one made by hand, or by a run killed right here
-        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-            path.mkdir(parents=True, exist_ok=True)
-            zarr.create_group(path, attributes={"fx_layout": LAYOUT})
-            sync(path / "zarr.json")
-        try:
-            return cls(path)
-        except FxError as error:
-            store = cls.__new__(cls)
-            store.path = path
-            if error.__cause__ is None or not path.is_dir() or not store._names():
-                raise
-            store._write_root_anew()
-            return cls(path)
+        store = cls.__new__(cls)
+        store.path = Path(path)
+        with store._told_when_full():
+            # also an empty folder: one made by hand, or by a run killed right here
+            if not store.path.exists() or (
+                store.path.is_dir()
+                and all(child.name.endswith(UNFINISHED) for child in store.path.iterdir())
+            ):
+                store.path.mkdir(parents=True, exist_ok=True)
+                with suppress(ContainsGroupError):  # another process made it just now
+                    zarr.create_group(store.path, attributes={"fx_layout": LAYOUT})
+                sync(store.path / "zarr.json")
+            try:
+                return cls(path)
+            except FxError as error:
+                if error.__cause__ is None or not store._holds_something():
+                    raise
+                with store._held():
+                    store._write_root_anew()
+                return cls(path)
 
     def _root(self) -> dict[str, Any]:
         return zarr.open_group(self.path, mode="r").attrs.asdict()
@@ -105,17 +132,26 @@ class FeatureStore:
         sync(self.path / "zarr.json")
 
     def _write_root_anew(self) -> None:
-        """Write the root's attributes from what lies below it."""
+        """Write the root's attributes, in one step, from what lies below it."""
         attributes: dict[str, Any] = {"fx_layout": LAYOUT}
-        (self.path / "zarr.json").unlink(missing_ok=True)
-        zarr.create_group(self.path, attributes=attributes)
         newest = max(self.sets(), key=lambda s: s.last_written, default=None)
         if newest is not None:
-            attributes["last_extracted"] = newest.name
+            attributes |= _last_extracted(newest)
         snapshots = self.snapshots()
         if snapshots:
             attributes["last_snapshot"] = snapshots[-1]
-        self._update_root(**attributes)
+        (self.path / "zarr.json").unlink(missing_ok=True)
+        zarr.create_group(self.path, attributes=attributes)
+        sync(self.path / "zarr.json")
+
+    def _decided(self) -> dict[str, dict[str, Any]]:
+        """Attributes of sets that a commit has decided on: nothing where the root is damaged."""
+        with suppress(Exception):
+            return cast(dict[str, dict[str, Any]], self._root().get("commit", {}))
+        return {}
+
+    def _holds_something(self) -> bool:
+        return bool(self._names() or blob_names(self.path, SNAPSHOTS))
 
     def _names(self) -> list[str]:
         """Names of all feature sets, those that cannot be read among them."""
@@ -131,8 +167,11 @@ class FeatureStore:
             # opened anew: a zarr group keeps the attributes that it read first; and before the
             # root: a commit that comes in between is then seen in one of the two
             group = zarr.open_group(path, mode="r+" if write else "r")
-            decided = self._root().get("commit", {}).get(name, {})
-            return FeatureSet(group, path, decided)
+            decided = self._decided().get(name, {})
+            feature_set = FeatureSet(group, path, decided)
+            if split_generation(name)[0] != spec_id(feature_set.spec):
+                raise ValueError("its spec is not the one that its name is made of")
+            return feature_set
         except Exception as error:
             raise FxError(
                 f"{path} cannot be read ({type(error).__name__}: {' '.join(str(error).split())}); "
@@ -184,12 +223,33 @@ class FeatureStore:
         Raises
         ------
         FxError
-            If nothing has been extracted into this store.
+            If nothing has been extracted into this store, or the set cannot be read.
         """
         name = self._root().get("last_extracted")
-        if name is None or not (self.path / str(name)).exists():
+        if name is None:
             raise FxError(f"{self.path} holds no features yet; fill it with fx extract")
-        return self._open(str(name))
+        try:
+            return self._open(str(name))
+        except FxError:
+            now = self._root().get("last_extracted")
+            if now == name:
+                raise
+            # a collection of garbage has just switched to another generation
+            return self._open(str(now))
+
+    def last_wanted(self) -> tuple[Spec, str]:
+        """What was extracted last, also where it cannot be read: its spec, and the weights' source.
+
+        Raises
+        ------
+        FxError
+            If nothing has been extracted into this store.
+        """
+        root = self._root()
+        if root.get("last_extracted") is None or "last_spec" not in root:
+            last = self.last_extracted()
+            return last.spec, last.weights_source
+        return cast(Spec, root["last_spec"]), str(root["last_weights_source"])
 
     def write_snapshot(self, name: str, table: bytes, taken_ns: int) -> None:
         """Keep a snapshot's Parquet bytes under a name and make it the last one taken."""
@@ -244,35 +304,53 @@ class FeatureStore:
         Raises
         ------
         FxError
-            If another process holds it; the message says which.
+            If another process holds it (the message says which), or the disk gets full.
         """
+        with self._told_when_full(), self._held():
+            self._clear_after_a_killed_writer()
+            yield
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
         # on the folder itself: a lock file inside would be foreign to Zarr, one beside it litter
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                holder = "another process"
+                with suppress(Exception):  # its root may be damaged
+                    holder = self._root()["writer"]
                 raise FxError(
-                    f"{self.path} is being written by {self._root().get('writer')}; "
+                    f"{self.path} is being written by {holder}; "
                     "wait for it, or give another --store"
                 ) from None
-            self._clear_after_a_killed_writer()
-            since = time.strftime("%Y-%m-%d %H:%M:%S")
-            command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-            self._update_root(
-                writer=f"process {os.getpid()} on {socket.gethostname()} since {since} ({command})"
-            )
             yield
         finally:
             os.close(descriptor)
 
+    @contextmanager
+    def _told_when_full(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise FxError(
+                f"{error.strerror}: {self.path}; make room and run the same command again: "
+                "it goes on from what is committed"
+            ) from error
+
     def _clear_after_a_killed_writer(self) -> None:
+        put_back_blobs(self.path)
         for leftover in [*self.path.rglob(f"*{UNFINISHED}")]:
             if leftover.is_dir():
                 shutil.rmtree(leftover)
             else:
                 leftover.unlink(missing_ok=True)
-        decided = cast(dict[str, dict[str, Any]], self._root().get("commit", {}))
+        names = self._names()
+        # a set that was deleted may come again, and has no rows then
+        decided = {name: a for name, a in self._decided().items() if name in names}
         for name, attributes in decided.items():
             with suppress(FxError):  # a set that cannot be read is begun anew
                 feature_set = self._open(name, write=True)
@@ -280,6 +358,12 @@ class FeatureStore:
                 if written < int(attributes["committed"]):
                     feature_set.group.attrs.update(attributes)
                     sync(feature_set.path / "zarr.json")
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        holder = f"process {os.getpid()} on {socket.gethostname()} since {since} ({command})"
+        # the disk may be full, and this be the collection of garbage that makes room
+        with suppress(OSError):
+            self._update_root(writer=holder, commit=decided)
 
     def _publish(self, changes: dict[str, dict[str, Any]]) -> None:
         """Make new attributes of several sets count all at once: the root names them first."""
@@ -318,8 +402,8 @@ class FeatureStore:
                 rows = current if dtype == "float16" else None
                 name = self.new_generation(spec, dim, run, str(dtype), copied=rows)
             names.append(name)
-        self._update_root(last_extracted=names[0])
         sets = [self._open(name, write=True) for name in names]
+        self._update_root(**_last_extracted(sets[0], run["weights_source"]))
         for feature_set in sets:
             # the file that the weights came from may since have moved
             feature_set.group.attrs.update({"weights_source": run["weights_source"]})
@@ -367,39 +451,58 @@ class FeatureStore:
 
     def drop_snapshot(self, name: str) -> None:
         """Delete a snapshot; the caller holds the lock."""
-        shutil.rmtree(self.path / SNAPSHOTS / name)
+        drop_blob(self.path, SNAPSHOTS, name)
         if self._root().get("last_snapshot") == name:
             remaining = self.snapshots()
             self._update_root(last_snapshot=remaining[-1] if remaining else None)
+
+    def drop_network(self, name: str) -> None:
+        """Delete a file of a network; the caller holds the lock."""
+        drop_blob(self.path, NETWORKS, name)
 
     def forget_dropped_sets(self) -> None:
         """Name no set in the root that is not there; the caller holds the lock."""
         names = self._names()
         root = self._root()
         commit = {n: a for n, a in root.get("commit", {}).items() if n in names}
-        last = root.get("last_extracted")
-        if last not in names:
+        last: dict[str, Any] = {}
+        if root.get("last_extracted") not in names:
             newest = max(self.sets(), key=lambda s: s.last_written, default=None)
-            last = newest.name if newest else None
-        self._update_root(commit=commit, last_extracted=last)
+            last = _last_extracted(newest) if newest else {"last_extracted": None}
+        self._update_root(commit=commit, **last)
 
     def verify(self) -> list[Damage]:
         """Read everything back and mark what is damaged, for the next extraction to mend."""
-        found = [Damage(name, 0, 0, reason) for name, reason in self.broken_sets().items()]
+        found = []
         with self.lock():
+            found += [Damage(name, 0, 0, reason) for name, reason in self.broken_sets().items()]
             for name in [s.name for s in self.sets()]:
                 feature_set = self._open(name, write=True)
                 damage = feature_set.damage()
                 spans = sorted({(d.start, d.stop) for d in damage})
-                feature_set.group.attrs.update({"damaged": [list(span) for span in spans]})
+                if spans != feature_set.damaged:
+                    mark_damaged(feature_set, spans)
                 found += damage
         for kind in (SNAPSHOTS, NETWORKS):
+            reason = kind_damage(self.path, kind)
+            if reason:
+                found.append(Damage(kind, 0, 0, reason))
             for name in blob_names(self.path, kind):
                 try:
                     read_blob(self.path, kind, name)
                 except FxError as error:
                     found.append(Damage(f"{kind}/{name}", 0, 0, str(error)))
         return found
+
+
+def _last_extracted(feature_set: FeatureSet, weights_source: str | None = None) -> dict[str, Any]:
+    """Attributes of the root that tell what is extracted next where nothing is asked for."""
+    return {
+        "last_extracted": feature_set.name,
+        # also here: the set itself may come to be damaged
+        "last_spec": feature_set.spec,
+        "last_weights_source": weights_source or feature_set.weights_source,
+    }
 
 
 def _publish_within(group: zarr.Group) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,19 +97,19 @@ class FeatureWriter:
                 continue
             columns = [np.concatenate(column) for column in zip(*pending, strict=True)]
             stop = feature_set.committed + len(columns[0])
-            for name, values in zip(ROW_ARRAYS, columns, strict=True):
-                _write_rows(feature_set, name, stop, values)
-            if not run["rows"]:
-                feature_set.runs.append(run)
-            run["rows"] += len(columns[0])
-            changes[feature_set.name] = {"committed": stop, "runs": feature_set.runs}
+            _write_rows(feature_set, stop, columns)
+            before = feature_set.runs[:-1] if run["rows"] else feature_set.runs
+            runs = [*before, {**run, "rows": run["rows"] + len(columns[0])}]
+            changes[feature_set.name] = {"committed": stop, "runs": runs}
         if not changes:
             return
         self._publish(changes)
         for number, feature_set in enumerate(self.sets):
             if feature_set.name in changes:
                 feature_set.committed = changes[feature_set.name]["committed"]
+                feature_set.runs = changes[feature_set.name]["runs"]
                 feature_set.forget_rows()
+                self._runs[number] = feature_set.runs[-1]
                 self._pending[number] = []
         self._bytes = 0
 
@@ -126,16 +126,19 @@ def _narrowed(features: NDArray[np.float32], feature_set: FeatureSet) -> NDArray
     return features.astype(feature_set.dtype)
 
 
-def _write_rows(feature_set: FeatureSet, name: str, stop: int, values: NDArray[Any]) -> None:
+def _write_rows(feature_set: FeatureSet, stop: int, columns: Sequence[NDArray[np.generic]]) -> None:
     """Write rows after the committed ones, and wait until they are on the disk."""
     start = feature_set.committed
-    array = feature_set.array(name)
-    array.resize((stop, array.shape[1]))
-    array[start:stop] = values
-    rows = (array.shards or array.chunks)[0]
-    shards = range(start // rows, -(-stop // rows))
-    folder = feature_set.path / name
-    sync(folder / "zarr.json", *(folder / "c" / str(number) / "0" for number in shards))
+    arrays = [feature_set.array(name) for name in ROW_ARRAYS]
+    # first all of them: where they differ in length, xarray refuses to open the set
+    for array in arrays:
+        array.resize((stop, array.shape[1]))
+    for name, array, values in zip(ROW_ARRAYS, arrays, columns, strict=True):
+        array[start:stop] = values
+        rows = (array.shards or array.chunks)[0]
+        shards = range(start // rows, -(-stop // rows))
+        folder = feature_set.path / name
+        sync(folder / "zarr.json", *(folder / "c" / str(number) / "0" for number in shards))
 
 
 def create_set(
@@ -186,23 +189,21 @@ def create_set(
 
 def give_up_damaged_rows(feature_set: FeatureSet) -> None:
     """Set the keys of damaged rows to zeros, and write what cannot be read as zeros, too."""
-    spans = set(feature_set.damaged)
-    for name in ROW_ARRAYS:
-        rows = (feature_set.array(name).shards or feature_set.array(name).chunks)[0]
-        for file in feature_set.missing_shards(name):
-            start = int(file.parent.name) * rows
-            spans.add((start, min(start + rows, feature_set.committed)))
+    spans = {*feature_set.damaged, *_spans_to_give_up(feature_set)}
     if not spans:
         return
-    for name in ROW_ARRAYS:
+    mark_damaged(feature_set, spans)
+    # the keys first: whoever reads a row looks at its key afterwards
+    for name in ("keys", "features", "hashes"):
         array = feature_set.array(name)
         rows = (array.shards or array.chunks)[0]
         for start, stop in sorted(spans):
             for number in range(start // rows, -(-stop // rows)):
-                file = feature_set.path / name / "c" / str(number) / "0"
                 begin, end = number * rows, min((number + 1) * rows, feature_set.committed)
+                file = feature_set.path / name / "c" / str(number) / "0"
                 try:
-                    kept = np.asarray(array[begin:end])
+                    # with the unfinished rows behind the committed ones
+                    kept = np.asarray(array[begin : begin + rows])[: end - begin]
                 except Exception:  # unreadable: nothing of this shard can be kept
                     kept = np.zeros((end - begin, array.shape[1]), dtype=array.dtype)
                     # zarr would read it before it writes a part of it
@@ -211,10 +212,33 @@ def give_up_damaged_rows(feature_set: FeatureSet) -> None:
                     kept[max(start - begin, 0) : max(stop - begin, 0)] = 0
                 array[begin:end] = kept
                 sync(file)
-    feature_set.group.attrs.update({"damaged": []})
-    sync(feature_set.path / "zarr.json")
-    feature_set.damaged = []
+    mark_damaged(feature_set, ())
     feature_set.forget_rows()
+
+
+def _spans_to_give_up(feature_set: FeatureSet) -> Iterator[tuple[int, int]]:
+    """Find rows whose shard is missing, or is the last one, which will grow, and cannot be read."""
+    for name in ROW_ARRAYS:
+        array = feature_set.array(name)
+        rows = (array.shards or array.chunks)[0]
+        for file in feature_set.missing_shards(name):
+            start = int(file.parent.name) * rows
+            yield start, min(start + rows, feature_set.committed)
+        last = feature_set.committed // rows
+        try:
+            array[last * rows :]
+        except Exception:  # any decoder's failure means the same here
+            if last * rows < feature_set.committed:
+                yield last * rows, feature_set.committed
+            else:
+                (feature_set.path / name / "c" / str(last) / "0").unlink(missing_ok=True)
+
+
+def mark_damaged(feature_set: FeatureSet, spans: Collection[tuple[int, ...]]) -> None:
+    """Let no reader trust these rows, and the next writer give them up."""
+    feature_set.damaged = sorted(spans)
+    feature_set.group.attrs.update({"damaged": [list(span) for span in feature_set.damaged]})
+    sync(feature_set.path / "zarr.json")
 
 
 def copy_rows(source: FeatureSet, target: FeatureWriter, keys: Collection[bytes]) -> None:

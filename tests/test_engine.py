@@ -152,7 +152,7 @@ def test_the_cuda_path_keeps_every_tensor_on_the_card(monkeypatch: pytest.Monkey
         features = engine.compute(pixels, "fp32")
         assert (features.device.type, features.dtype) == ("cuda", torch.float32)
         assert features.shape == (4, 1000)
-        with pytest.raises(RuntimeError, match="devices"):
+        with pytest.raises(RuntimeError, match="same device"):
             engine.compute(pixels.cpu(), "fp32")
 
 
