@@ -22,7 +22,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
-from scipy.fft import dctn
+from scipy.fft import dct
 
 from extract.preprocessing import Preprocessing
 
@@ -46,6 +46,8 @@ _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 _MAX_SIDE = 2**20  # pixels; Pillow keeps an address for every row
 _MAX_SCANS = 500
 _PIXELS_AT_ONCE = 2**27  # of all threads; Pillow takes 4 to 15 bytes for each
+# the first 16 rows of the orthonormal DCT-II of 64 values
+_LOW_FREQUENCIES = dct(np.eye(64), norm="ortho", axis=0)[:16]
 _PILLOW_WARNS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
@@ -333,11 +335,13 @@ def perceptual_hash(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     uint8 array of shape (32,)
     """
     grey = Image.fromarray(pixels).convert("L").resize((64, 64), Image.Resampling.BILINEAR)
-    thumbnail = np.asarray(grey, dtype=np.float32)
+    thumbnail = np.asarray(grey, dtype=np.float64)
     if thumbnail.std() < 1:
         return np.zeros(32, dtype=np.uint8)
-    low = dctn(thumbnail, norm="ortho")[:16, :16]
-    return np.packbits(low > np.median(low))
+    low = _LOW_FREQUENCIES @ thumbnail @ _LOW_FREQUENCIES.T
+    # the median, as numpy takes it, in a third of the time
+    below, above = np.sort(low, axis=None)[127:129]
+    return np.packbits(low > (below + above) / 2)
 
 
 def near_copies(

@@ -25,7 +25,7 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 @dataclass
 class Ended:
-    """How a child ended: killed, or with what its function returned; and its steps until then."""
+    """How a child ended: killed, or with what its function returned; its steps, and when."""
 
     killed: bool
     answer: Any
@@ -52,7 +52,8 @@ class WarmProcess:
 
         Parameters
         ----------
-        function : of a module in this folder
+        function : of a module in this folder; what that module's ``warm_up`` does, if it has
+            one, is done before, and once
         arguments : paths, numbers, texts
         at_step : the child is killed before this step, from 1
         after : the child is killed after so many seconds
@@ -90,11 +91,15 @@ def _serve() -> None:
 
     # a forked child has none of its parent's threads
     torch.set_num_threads(1)
+    warm = set()
     for line in sys.stdin.buffer:
         call = json.loads(line)
-        module, name = call["function"]
-        function = getattr(importlib.import_module(module), name)
-        print(json.dumps(_run(function, call)), flush=True)
+        name, function = call["function"]
+        module = importlib.import_module(name)
+        if name not in warm and hasattr(module, "warm_up"):
+            module.warm_up()
+        warm.add(name)
+        print(json.dumps(_run(getattr(module, function), call)), flush=True)
 
 
 def _run(function: Any, call: dict[str, Any]) -> dict[str, Any]:

@@ -1,16 +1,26 @@
 """Killed at any moment, a run loses no committed row, and the next one goes on from there."""
 
+import functools
+import json
+import os
 import shutil
+import time
 from collections.abc import Iterable
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import zarr
+from conftest import write_classes
 from crashing import warm_process
 from test_store import RUN, SPEC, keys_of, rows_of
 
-from extract import FeatureStore, FxError
+from extract import Backbone, Engine, FeatureStore, FxError, extract, find_images, load_backbone
+from extract import writer as writer_module
+from extract.writer import FeatureWriter
 
 LAYERS = [({**SPEC, "layer": "one"}, 5), ({**SPEC, "layer": "two"}, 5)]
 BEFORE, ALL = 9, 15
@@ -62,20 +72,6 @@ def a_lost_root(path: Path) -> None:
     (path / "zarr.json").write_bytes(b'{"attr')
 
 
-def rows_in(path: Path) -> list[set[bytes]]:
-    """Check every row that a reader finds, and return the keys of each layer."""
-    found: list[set[bytes]] = []
-    known = dict(zip(keys_of(range(ALL)), rows_of(range(ALL)), strict=True))
-    for (spec, _), sign in zip(LAYERS, (1, -1), strict=True):
-        feature_set = FeatureStore(path).find(spec)
-        keys = [] if feature_set is None else list(feature_set.rows)
-        if feature_set is not None:
-            expected = np.array([sign * known[key] for key in keys], np.float32).reshape(-1, 5)
-            np.testing.assert_array_equal(feature_set.features(keys), expected)
-        found.append(set(keys))
-    return found
-
-
 SCENES = [
     (nothing, None),
     (some_rows, None),
@@ -87,31 +83,52 @@ SCENES = [
 ]
 
 
+def rows_in(path: Path) -> list[set[bytes]]:
+    """Check every row that a reader finds, and return the keys of each layer."""
+    known = dict(zip(keys_of(range(ALL)), rows_of(range(ALL)), strict=True))
+    found = []
+    for (spec, _), sign in zip(LAYERS, (1, -1), strict=True):
+        feature_set = FeatureStore(path).find(spec)
+        keys = [] if feature_set is None else list(feature_set.rows)
+        if keys:
+            expected = [sign * known[key] for key in keys]
+            np.testing.assert_array_equal(feature_set.features(keys), expected)
+        found.append(set(keys))
+    return found
+
+
+def check_what_a_reader_sees(path: Path, before: str) -> None:
+    """Check that nothing is wrong, and nothing lost that was there before."""
+    if "lost_shard" in before:
+        # rows that are there no more: an error, until the next run has given them up
+        with suppress(FxError):
+            rows_in(path)
+        return
+    one, two = rows_in(path)
+    assert one == two
+    if before != "nothing":
+        assert one >= set(keys_of(range(BEFORE)))
+        assert FeatureStore(path).read_snapshot()[0] == "s"
+
+
 def kill_at(steps: Iterable[int], before: Path, dtype: str | None, path: Path) -> None:
     """Kill a run at each of these steps, each time on a copy of the store as it was before."""
-    whole = set(keys_of(range(BEFORE)))
     for step in steps:
         shutil.rmtree(path, ignore_errors=True)
         if before.exists():
             shutil.copytree(before, path)
-        ended = warm_process().run(fill, path, ALL, dtype, at_step=step)
-        assert ended.killed
+        assert warm_process().run(fill, path, ALL, dtype, at_step=step).killed
         try:
             FeatureStore(path)
-        except FxError as error:
-            # before its root was made or mended
-            assert not before.exists() or "next fx extract" in str(error)
+        except FxError:
+            assert before.name in ("nothing", "a_lost_root")
         else:
-            one, two = rows_in(path)
-            if "lost_shard" not in before.name:
-                assert one == two, step
-                assert not before.exists() or one >= whole, step
-            assert not before.exists() or FeatureStore(path).read_snapshot()[0] == "s", step
+            check_what_a_reader_sees(path, before.name)
         fill(str(path), ALL, dtype)
-        assert rows_in(path) == [set(keys_of(range(ALL)))] * 2, step
+        assert rows_in(path) == [set(keys_of(range(ALL)))] * 2
         store = FeatureStore(path)
         assert store.read_snapshot() == ("s", b"rows up to %d" % ALL)
-        assert store.verify() == [], step
+        assert store.verify() == []
         assert not list(path.rglob("*.partial"))
 
 
@@ -138,3 +155,114 @@ def test_killed_at_each_step_on_the_disk(prepare, dtype, tmp_path: Path) -> None
     before, steps = steps_of(prepare, dtype, tmp_path)
     assert steps > 10
     kill_at(range(1, steps + 1), before, dtype, tmp_path / "f.zarr")
+
+
+SIZE, PER_CLASS, INTERVAL = 32, 150, 0.05
+
+
+@functools.cache
+def two_layers() -> Backbone:
+    return load_backbone("efficientnet_lite0", size=SIZE).at_layers(["pool", "blocks.2"])
+
+
+warm_up = two_layers
+
+
+def extract_two_layers(images: str, store: str, log: str, interval: float = INTERVAL) -> dict:
+    """Extract, writing down when how many rows were computed, and when they were committed."""
+    writer_module.COMMIT_INTERVAL = interval
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+
+    def after(name: str) -> None:
+        before = getattr(FeatureWriter, name)
+
+        def noted(self: FeatureWriter, *arguments: object) -> None:
+            before(self, *arguments)
+            line = [name, time.monotonic(), len(self.known), self.sets[0].committed]
+            os.write(file, json.dumps(line).encode() + b"\n")
+
+        setattr(FeatureWriter, name, noted)
+
+    for name in ("__init__", "append", "commit"):
+        after(name)
+    backbone = two_layers()
+    engine = Engine(backbone.module, backbone.preprocessing, torch.device("cpu"), batch_size=4)
+    opened = FeatureStore.create(store)
+    result = extract(find_images(images), backbone=backbone, engine=engine, store=opened)
+    return {"new": result.new, "reused": result.reused}
+
+
+def features_of(store: Path) -> dict[tuple[str, bytes], np.ndarray]:
+    """Every committed row of every layer, by layer and key."""
+    found = {}
+    for feature_set in FeatureStore(store).sets():
+        keys = list(feature_set.rows)
+        for key, row in zip(keys, feature_set.features(keys), strict=True):
+            found[str(feature_set.spec["layer"]), key] = row
+    return found
+
+
+def check_equal(found: dict, expected: dict) -> None:
+    for name, row in found.items():
+        assert np.linalg.norm(row - expected[name]) < 1e-5 * np.linalg.norm(expected[name])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> tuple[Path, dict, float]:
+    """Images, their rows as an undisturbed run computes them, and how long that takes."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    images = write_classes(root / "data", PER_CLASS)
+    begun = time.monotonic()
+    ended = warm_process().run(extract_two_layers, images, root / "f.zarr", root / "log")
+    assert ended.answer == {"new": 2 * PER_CLASS, "reused": 0}
+    rows = features_of(root / "f.zarr")
+    assert len(rows) == 4 * PER_CLASS
+    return images, rows, ended.died - begun
+
+
+def lost(log: Path, killed: float, committed: int) -> tuple[int, float, float]:
+    """Rows and seconds of work lost in a killed run, and the seconds that may be lost."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    if not lines:
+        return 0, 0.0, 0.0
+    times = [line[1] for line in lines] + [killed]
+    # a row waits for the first batch after the interval, and for the commit that this begins
+    longest = max(b - a for a, b in pairwise(times))
+    safe = max(time for _, time, known, _ in lines if known <= committed)
+    rows = lines[-1][2] - committed
+    return (rows, killed - safe, INTERVAL + 2 * longest) if rows > 0 else (0, 0.0, 0.0)
+
+
+def kill_at_random(kills: int, undisturbed: tuple[Path, dict, float], tmp_path: Path) -> None:
+    images, expected, seconds = undisturbed
+    store, log = tmp_path / "f.zarr", tmp_path / "log"
+    rng = np.random.default_rng(kills)
+    told, finished = [], 0
+    while len(told) < kills or not finished:
+        delay = float(rng.uniform(0, 0.2 * seconds)) if len(told) < kills else None
+        before = len(features_of(store)) // 2 if store.exists() else 0
+        ended = warm_process().run(extract_two_layers, images, store, log, after=delay)
+        if not ended.killed:
+            assert ended.answer == {"new": 2 * PER_CLASS - before, "reused": before}
+            assert features_of(store).keys() == expected.keys()
+            shutil.rmtree(store)
+            finished += 1
+            continue
+        found = features_of(store) if store.exists() and any(store.iterdir()) else {}
+        check_equal(found, expected)
+        layers = [{key for layer, key in found if layer == one} for one in ("pool", "blocks.2")]
+        assert layers[0] == layers[1]
+        assert len(layers[0]) >= before
+        rows, waited, allowed = lost(log, ended.died, len(layers[0]))
+        assert waited <= allowed
+        told.append((rows, waited))
+    print("\nrows and seconds lost:", *(f"{rows} {waited:.2f};" for rows, waited in told), finished)
+
+
+def test_killed_at_a_few_random_moments(undisturbed, tmp_path: Path) -> None:
+    kill_at_random(5, undisturbed, tmp_path)
+
+
+@pytest.mark.slow
+def test_killed_at_thirty_random_moments(undisturbed, tmp_path: Path) -> None:
+    kill_at_random(30, undisturbed, tmp_path)
