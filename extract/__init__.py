@@ -22,14 +22,13 @@ from extract.extraction import ExtractResult, extract, take_snapshot
 from extract.feature_set import Damage, FeatureSet, Spec
 from extract.garbage import Garbage, collect, find_garbage
 from extract.preprocessing import Preprocessing
-from extract.quantisation import NETWORK_SUFFIXES, Quantised, quantised_network
+from extract.quantisation import Quantised, quantised_network
 from extract.reading import batched, look, mean_of_crops
 from extract.snapshot import ImageRow, Snapshot, position, unit_of
 from extract.sources import ImageEntry, ImageSource, find_images
 from extract.store import FeatureStore
 
 __all__ = [
-    "NETWORK_SUFFIXES",
     "Backbone",
     "Damage",
     "Engine",

@@ -71,6 +71,11 @@ def find_garbage(store: FeatureStore, *, keep: int | None = None) -> Garbage:
             rows[feature_set.name] = feature_set.committed - used
             share = rows[feature_set.name] / feature_set.committed
             size += int(share * _size(feature_set.path))
+    for feature_set in newest.values():
+        if not _network_is_whole(store, feature_set):
+            # no image can be added, and no head on it can predict
+            sets.setdefault(feature_set.name, "its int8 network is damaged")
+            rows.pop(feature_set.name, None)
     kept = [s for s in newest.values() if s.name not in sets]
     used_networks = {str(s.spec["network"]) for s in kept if "network" in s.spec}
     names = blob_names(store.path, NETWORKS)
@@ -107,6 +112,14 @@ def collect(store: FeatureStore, *, keep: int | None = None) -> tuple[Garbage, l
                 in_use.append(name)
         store.forget_dropped_sets()
     return garbage, in_use
+
+
+def _network_is_whole(store: FeatureStore, feature_set: FeatureSet) -> bool:
+    network = feature_set.spec.get("network")
+    try:
+        return network is None or bool(store.read_network(str(network)))
+    except FxError:
+        return False
 
 
 def _read_snapshots(store: FeatureStore) -> tuple[list[Snapshot], dict[str, str]]:

@@ -25,12 +25,11 @@ from extract.engine import INT8
 from extract.errors import FxError
 from extract.reading import look
 from extract.sources import ImageSource
-from extract.store import FeatureStore
+from extract.store import NETWORK_SUFFIXES, FeatureStore
 
 if TYPE_CHECKING:
     import openvino
 
-NETWORK_SUFFIXES = (".xml", ".bin")
 # Images to calibrate on: more changed nothing in features of the photographs.
 CALIBRATION_IMAGES = 200
 
@@ -119,15 +118,14 @@ def quantised_network(
             # a damaged one is made again, and its features with it
             with suppress(FxError):
                 name = str(feature_set.spec["network"])
-                found = Quantised(*store.read_network(name, NETWORK_SUFFIXES))
+                found = Quantised(*store.read_network(name))
                 if found.hash == name:
                     return found
     report = progress or (lambda done, total: None)
     report(0, 1)
     made = quantise(backbone, _calibration_images(source, backbone))
     with store.lock():
-        parts = dict(zip(NETWORK_SUFFIXES, (made.graph, made.tensors), strict=True))
-        store.write_network(made.hash, parts)
+        store.write_network(made.hash, (made.graph, made.tensors))
     report(1, 1)
     return made
 

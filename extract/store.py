@@ -57,6 +57,8 @@ from extract.writer import (
 
 LAYOUT = 1
 SNAPSHOTS, NETWORKS = "snapshots", "networks"
+# of OpenVINO's two files: the graph, and its tensors
+NETWORK_SUFFIXES = (".xml", ".bin")
 DTYPES = ("float32", "float16")
 
 
@@ -78,17 +80,15 @@ class FeatureStore:
         if not self.path.exists():
             raise FxError(f"no feature store at {self.path}; make one with fx extract")
         try:
-            layout = self._root().get("fx_layout")
+            layout = self._written_root().get("fx_layout")
         except Exception as error:  # zarr raises a different class for each way to be none
-            if self._holds_something():
+            if not self._names() and not blob_names(self.path, SNAPSHOTS):
                 raise FxError(
-                    f"{self.path / 'zarr.json'} is missing or damaged; "
-                    "the next fx extract into this store writes it anew"
+                    f"{self.path} is not a feature store ({type(error).__name__}); "
+                    "give the folder that fx extract wrote"
                 ) from error
-            raise FxError(
-                f"{self.path} is not a feature store ({type(error).__name__}); "
-                "give the folder that fx extract wrote"
-            ) from error
+            # what it holds can be read, and the next writer writes the root anew
+            layout = LAYOUT
         if layout is None:
             raise FxError(
                 f"{self.path} is a Zarr group, but not a feature store; "
@@ -102,37 +102,26 @@ class FeatureStore:
 
     @classmethod
     def create(cls, path: str | Path) -> FeatureStore:
-        """Open a store, making an empty one where nothing lies yet, and mending a damaged root."""
-        store = cls.__new__(cls)
-        store.path = Path(path)
-        with store._told_when_full():
+        """Open a store, making an empty one where nothing lies yet."""
+        path = Path(path)
+        with _told_when_full(path):
             # also an empty folder: one made by hand, or by a run killed right here
-            if not store.path.exists() or (
-                store.path.is_dir()
-                and all(child.name.endswith(UNFINISHED) for child in store.path.iterdir())
+            if not path.exists() or (
+                path.is_dir() and all(child.name.endswith(UNFINISHED) for child in path.iterdir())
             ):
-                store.path.mkdir(parents=True, exist_ok=True)
+                path.mkdir(parents=True, exist_ok=True)
                 with suppress(ContainsGroupError):  # another process made it just now
-                    zarr.create_group(store.path, attributes={"fx_layout": LAYOUT})
-                sync(store.path / "zarr.json")
-            try:
-                return cls(path)
-            except FxError as error:
-                if error.__cause__ is None or not store._holds_something():
-                    raise
-                with store._held():
-                    store._write_root_anew()
-                return cls(path)
+                    zarr.create_group(path, attributes={"fx_layout": LAYOUT})
+                sync(path / "zarr.json")
+        return cls(path)
 
-    def _root(self) -> dict[str, Any]:
+    def _written_root(self) -> dict[str, Any]:
         return zarr.open_group(self.path, mode="r").attrs.asdict()
 
-    def _update_root(self, **attributes: Any) -> None:
-        zarr.open_group(self.path, mode="r+").attrs.update(attributes)
-        sync(self.path / "zarr.json")
-
-    def _write_root_anew(self) -> None:
-        """Write the root's attributes, in one step, from what lies below it."""
+    def _root(self) -> dict[str, Any]:
+        """Attributes of the root; where it is damaged, what can be told from what lies below."""
+        if not self.root_damage():
+            return self._written_root()
         attributes: dict[str, Any] = {"fx_layout": LAYOUT}
         newest = max(self.sets(), key=lambda s: s.last_written, default=None)
         if newest is not None:
@@ -140,18 +129,33 @@ class FeatureStore:
         snapshots = self.snapshots()
         if snapshots:
             attributes["last_snapshot"] = snapshots[-1]
-        (self.path / "zarr.json").unlink(missing_ok=True)
-        zarr.create_group(self.path, attributes=attributes)
-        sync(self.path / "zarr.json")
+        return attributes
+
+    def _update_root(self, **attributes: Any) -> None:
+        file = self.path / "zarr.json"
+        if self.root_damage():
+            attributes = self._root() | attributes
+            file.unlink(missing_ok=True)
+            zarr.create_group(self.path, attributes=attributes)
+        else:
+            zarr.open_group(self.path, mode="r+").attrs.update(attributes)
+        sync(file)
+
+    def root_damage(self) -> str:
+        """Say what is wrong with the root's metadata; nothing if nothing is."""
+        file = self.path / "zarr.json"
+        try:
+            self._written_root()
+        except Exception as error:  # zarr raises a different class for each way to be damaged
+            reason = f"damaged ({' '.join(str(error).split())})" if file.exists() else "missing"
+            return f"{file} is {reason}"
+        return ""
 
     def _decided(self) -> dict[str, dict[str, Any]]:
         """Attributes of sets that a commit has decided on: nothing where the root is damaged."""
         with suppress(Exception):
-            return cast(dict[str, dict[str, Any]], self._root().get("commit", {}))
+            return cast(dict[str, dict[str, Any]], self._written_root().get("commit", {}))
         return {}
-
-    def _holds_something(self) -> bool:
-        return bool(self._names() or blob_names(self.path, SNAPSHOTS))
 
     def _names(self) -> list[str]:
         """Names of all feature sets, those that cannot be read among them."""
@@ -282,20 +286,20 @@ class FeatureStore:
         """Whether the store lies elsewhere than when its last snapshot was taken."""
         return bool(self._root().get("inode") != self.path.stat().st_ino)
 
-    def write_network(self, name: str, parts: dict[str, bytes]) -> None:
-        """Keep the files of a network, by their suffixes; the caller holds the lock."""
-        for suffix, data in parts.items():
+    def write_network(self, name: str, parts: Sequence[bytes]) -> None:
+        """Keep a network's graph and tensors; the caller holds the lock."""
+        for suffix, data in zip(NETWORK_SUFFIXES, parts, strict=True):
             write_blob(self.path, NETWORKS, f"{name}{suffix}", data)
 
-    def read_network(self, name: str, suffixes: Sequence[str]) -> list[bytes]:
-        """Read the files of a network.
+    def read_network(self, name: str) -> list[bytes]:
+        """Read a network's graph and tensors.
 
         Raises
         ------
         FxError
             If one is not there or damaged.
         """
-        return [read_blob(self.path, NETWORKS, f"{name}{suffix}") for suffix in suffixes]
+        return [read_blob(self.path, NETWORKS, f"{name}{suffix}") for suffix in NETWORK_SUFFIXES]
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -306,40 +310,21 @@ class FeatureStore:
         FxError
             If another process holds it (the message says which), or the disk gets full.
         """
-        with self._told_when_full(), self._held():
-            self._clear_after_a_killed_writer()
-            yield
-
-    @contextmanager
-    def _held(self) -> Iterator[None]:
         # on the folder itself: a lock file inside would be foreign to Zarr, one beside it litter
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                holder = "another process"
-                with suppress(Exception):  # its root may be damaged
-                    holder = self._root()["writer"]
                 raise FxError(
-                    f"{self.path} is being written by {holder}; "
+                    f"{self.path} is being written by {self._root().get('writer')}; "
                     "wait for it, or give another --store"
                 ) from None
-            yield
+            with _told_when_full(self.path):
+                self._clear_after_a_killed_writer()
+                yield
         finally:
             os.close(descriptor)
-
-    @contextmanager
-    def _told_when_full(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise FxError(
-                f"{error.strerror}: {self.path}; make room and run the same command again: "
-                "it goes on from what is committed"
-            ) from error
 
     def _clear_after_a_killed_writer(self) -> None:
         put_back_blobs(self.path)
@@ -473,16 +458,17 @@ class FeatureStore:
 
     def verify(self) -> list[Damage]:
         """Read everything back and mark what is damaged, for the next extraction to mend."""
-        found = []
+        damage = self.root_damage()
+        found = [Damage(self.path.name, 0, 0, damage)] if damage else []
         with self.lock():
             found += [Damage(name, 0, 0, reason) for name, reason in self.broken_sets().items()]
             for name in [s.name for s in self.sets()]:
                 feature_set = self._open(name, write=True)
-                damage = feature_set.damage()
-                spans = sorted({(d.start, d.stop) for d in damage})
+                rows = feature_set.damage()
+                spans = sorted({(d.start, d.stop) for d in rows})
                 if spans != feature_set.damaged:
                     mark_damaged(feature_set, spans)
-                found += damage
+                found += rows
         for kind in (SNAPSHOTS, NETWORKS):
             reason = kind_damage(self.path, kind)
             if reason:
@@ -493,6 +479,19 @@ class FeatureStore:
                 except FxError as error:
                     found.append(Damage(f"{kind}/{name}", 0, 0, str(error)))
         return found
+
+
+@contextmanager
+def _told_when_full(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise FxError(
+            f"{error.strerror}: {path}; make room and run the same command again: "
+            "it goes on from what is committed"
+        ) from error
 
 
 def _last_extracted(feature_set: FeatureSet, weights_source: str | None = None) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def fit_head_on_store(
     FxError
         If there is no store, too little that is labelled, or features are missing.
     """
-    from extract import NETWORK_SUFFIXES, FeatureStore, Quantised
+    from extract import FeatureStore, Quantised
     from heads import fit_head, save_head
 
     store = FeatureStore(options.store)
@@ -159,7 +159,7 @@ def fit_head_on_store(
     save_head(head, directory)
     if "network" in feature_set.spec:
         # predictions need the very network that made the features
-        network = store.read_network(str(feature_set.spec["network"]), NETWORK_SUFFIXES)
+        network = store.read_network(str(feature_set.spec["network"]))
         Quantised(*network).write(directory)
     return finish(
         directory,

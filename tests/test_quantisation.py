@@ -23,7 +23,7 @@ from extract import (
     make_engine,
     quantised_network,
 )
-from extract.quantisation import NETWORK_SUFFIXES, Quantised
+from extract.quantisation import Quantised
 
 INT8 = ("--size", 32, "--precision", "int8")
 
@@ -45,7 +45,7 @@ def test_the_network_is_made_once_and_predicts_with_the_head(
     assert (first["new"], first["precision"]) == (16, "int8")
     store = FeatureStore("features.zarr")
     spec = store.last_extracted().spec
-    network = Quantised(*store.read_network(spec["network"], NETWORK_SUFFIXES))
+    network = Quantised(*store.read_network(spec["network"]))
     assert network.hash == spec["network"]
 
     # other images would calibrate another network; the one that is there goes on

@@ -5,20 +5,22 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import zarr
 from conftest import write_classes
-from crashing import warm_process
+from crashing import die, warm_process
 from test_store import RUN, SPEC, keys_of, rows_of
 
 from extract import Backbone, Engine, FeatureStore, FxError, extract, find_images, load_backbone
+from extract import store as store_module
 from extract import writer as writer_module
 from extract.writer import FeatureWriter
 
@@ -142,22 +144,25 @@ def steps_of(prepare, dtype: str | None, tmp_path: Path) -> tuple[Path, int]:
     return before, warm_process().run(fill, path, ALL, dtype).steps
 
 
-@pytest.mark.parametrize(("prepare", "dtype"), SCENES)
-def test_killed_at_some_steps_on_the_disk(prepare, dtype, tmp_path: Path) -> None:
+def kill_at_some(kills: int, prepare, dtype: str | None, tmp_path: Path) -> None:
     before, steps = steps_of(prepare, dtype, tmp_path)
-    some = np.random.default_rng(steps).choice(steps, 5, replace=False) + 1
+    assert steps > 2 * kills
+    some = np.random.default_rng(kills).choice(steps, kills, replace=False) + 1
     kill_at(map(int, some), before, dtype, tmp_path / "f.zarr")
+
+
+@pytest.mark.parametrize(("prepare", "dtype"), SCENES)
+def test_killed_at_a_step_on_the_disk(prepare, dtype, tmp_path: Path) -> None:
+    kill_at_some(2, prepare, dtype, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("prepare", "dtype"), SCENES)
-def test_killed_at_each_step_on_the_disk(prepare, dtype, tmp_path: Path) -> None:
-    before, steps = steps_of(prepare, dtype, tmp_path)
-    assert steps > 10
-    kill_at(range(1, steps + 1), before, dtype, tmp_path / "f.zarr")
+def test_killed_at_many_steps_on_the_disk(prepare, dtype, tmp_path: Path) -> None:
+    kill_at_some(20, prepare, dtype, tmp_path)
 
 
-SIZE, PER_CLASS, INTERVAL = 32, 150, 0.05
+SIZE, PER_CLASS, INTERVAL = 32, 150, 0.1
 
 
 @functools.cache
@@ -239,7 +244,7 @@ def kill_at_random(kills: int, undisturbed: tuple[Path, dict, float], tmp_path: 
     rng = np.random.default_rng(kills)
     told, finished = [], 0
     while len(told) < kills or not finished:
-        delay = float(rng.uniform(0, 0.2 * seconds)) if len(told) < kills else None
+        delay = float(rng.uniform(0, 0.4 * seconds)) if len(told) < kills else None
         before = len(features_of(store)) // 2 if store.exists() else 0
         ended = warm_process().run(extract_two_layers, images, store, log, after=delay)
         if not ended.killed:
@@ -257,6 +262,63 @@ def kill_at_random(kills: int, undisturbed: tuple[Path, dict, float], tmp_path: 
         assert waited <= allowed
         told.append((rows, waited))
     print("\nrows and seconds lost:", *(f"{rows} {waited:.2f};" for rows, waited in told), finished)
+
+
+def extract_until(images: str, store: str, log: str, moment: str) -> None:
+    """Extract with a commit a batch, and die in the second one, between the two layers."""
+    calls = []
+
+    def dying(before: Callable[..., None], wanted: Callable[..., bool], last: int) -> Any:
+        def after(*arguments: Any, **options: Any) -> None:
+            before(*arguments, **options)
+            calls.extend([1] if wanted(*arguments, **options) else [])
+            if len(calls) == last:
+                die()
+
+        return after
+
+    if moment == "the rows of one are written":
+        write = writer_module._write_rows
+        writer_module._write_rows = dying(write, lambda *_: True, 3)
+    elif moment == "the root is written":
+        update = FeatureStore._update_root
+        FeatureStore._update_root = dying(update, lambda _, **a: [*a] == ["commit"], 2)
+    elif moment == "the attributes of one are written":
+        # each commit syncs the attributes of both
+        store_module.sync = dying(store_module.sync, lambda f: f.parent.name in names_of(store), 3)
+    extract_two_layers(images, store, log, interval=-1.0)
+
+
+def names_of(store: str) -> list[str]:
+    return [s.name for s in FeatureStore(store).sets() if s.committed]
+
+
+@pytest.mark.parametrize(
+    ("moment", "seen", "written"),
+    [
+        ("the rows of one are written", 4, [4, 4]),
+        ("the root is written", 8, [4, 4]),
+        ("the attributes of one are written", 8, [4, 8]),
+    ],
+)
+def test_two_layers_killed_between_their_writes_agree(
+    moment: str, seen: int, written: list[int], undisturbed, tmp_path: Path
+) -> None:
+    images, expected, _ = undisturbed
+    store, log = tmp_path / "f.zarr", tmp_path / "log"
+    assert warm_process().run(extract_until, images, store, log, moment).killed
+    found = features_of(store)
+    check_equal(found, expected)
+    keys = [{key for layer, key in found if layer == one} for one in ("pool", "blocks.2")]
+    assert keys[0] == keys[1]
+    assert len(keys[0]) == seen
+    sets = FeatureStore(store).sets()
+    assert sorted(zarr.open_group(s.path).attrs["committed"] for s in sets) == written
+    ended = warm_process().run(extract_two_layers, images, store, log)
+    assert ended.answer == {"new": 2 * PER_CLASS - seen, "reused": seen}
+    assert features_of(store).keys() == expected.keys()
+    check_equal(features_of(store), expected)
+    assert FeatureStore(store).verify() == []
 
 
 def test_killed_at_a_few_random_moments(undisturbed, tmp_path: Path) -> None:
