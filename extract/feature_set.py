@@ -74,7 +74,9 @@ class FeatureSet:
         self.group = group
         self.path = path
         attributes = group.attrs.asdict()
-        if int(decided.get("committed", 0)) > int(cast(int, attributes["committed"])):
+        there = min(self.array(name).shape[0] for name in ROW_ARRAYS)
+        # what is decided is there already: more rows than there are is a damaged root
+        if int(cast(int, attributes["committed"])) < int(decided.get("committed", 0)) <= there:
             attributes |= decided
         self.name = path.name
         self.spec = cast(Spec, attributes["spec"])
@@ -83,9 +85,8 @@ class FeatureSet:
         self.runs = cast(list[dict[str, Any]], attributes["runs"])
         self.weights_source = str(attributes["weights_source"])
         self.damaged = [tuple(span) for span in cast(list[list[int]], attributes["damaged"])]
-        for name in ROW_ARRAYS:
-            if self.array(name).shape[0] < self.committed:
-                raise ValueError(f"{name} has fewer rows than the {self.committed} committed")
+        if there < self.committed:
+            raise ValueError(f"{there} rows are there, and {self.committed} are committed")
         if self.array("features").shape[1] != self.dim:
             raise ValueError(f"features has not the {self.dim} columns that it should have")
         self.dtype = np.dtype(self.array("features").dtype)
@@ -109,23 +110,24 @@ class FeatureSet:
         return array.with_config({"write_empty_chunks": True})
 
     def _read(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Read rows that lie in one shard."""
+        values, reason = self._look(name, start, stop)
+        if values is None:
+            raise FxError(f"{reason}; run fx store verify {self.path.parent}, then fx extract")
+        return values
+
+    def _look(self, name: str, start: int, stop: int) -> tuple[NDArray[Any] | None, str]:
+        """Read rows that lie in one shard, or say what is wrong with it."""
         array = self.array(name)
-        rows = (array.shards or array.chunks)[0]
-        for number in range(start // rows, -(-stop // rows)):
-            file = self.path / name / "c" / str(number) / "0"
-            # zarr would read zeros
-            if not file.exists():
-                raise FxError(
-                    f"the store lacks {file}; "
-                    f"run fx store verify {self.path.parent}, then fx extract"
-                )
+        number = start // (array.shards or array.chunks)[0]
+        file = self.path / name / "c" / str(number) / "0"
+        # zarr would read zeros
+        if not file.exists():
+            return None, f"{file} is missing"
         try:
-            return np.asarray(array[start:stop])
-        except ValueError as error:
-            raise FxError(
-                f"{self.path / name} is damaged ({error}); "
-                f"run fx store verify {self.path.parent}, then fx extract"
-            ) from error
+            return np.asarray(array[start:stop]), ""
+        except Exception as error:  # any decoder's failure means the same here
+            return None, f"{file} is damaged ({in_short(error)})"
 
     @property
     def last_written(self) -> int:
@@ -238,17 +240,10 @@ class FeatureSet:
         found = []
         for name in ROW_ARRAYS:
             array = self.array(name)
-            missing = set(self.missing_shards(name))
             step = (array.shards or array.chunks)[0]
             for start in range(0, self.committed, step):
                 stop = min(start + step, self.committed)
-                file = self.path / name / "c" / str(start // step) / "0"
-                reason = f"{file} is missing" if file in missing else ""
-                if not reason:
-                    try:
-                        array[start:stop]
-                    except Exception as error:  # any decoder's failure means the same here
-                        reason = f"{file}: {error}"
+                _, reason = self._look(name, start, stop)
                 if reason:
                     found.append(Damage(self.name, start, stop, reason))
         return found
@@ -259,3 +254,25 @@ def split_generation(name: str) -> tuple[str, int]:
     # a backbone's own name may hold a ".g", too
     found = re.fullmatch(r"(.+)\.g(\d+)", name)
     return (found[1], int(found[2])) if found else (name, 0)
+
+
+def metadata_damage(folder: Path) -> str:
+    """Say what is wrong with the metadata of a group or an array; nothing if nothing is."""
+    file = folder / "zarr.json"
+    if not file.exists():
+        return f"{file} is missing"
+    try:
+        zarr.open(folder, mode="r")
+    except Exception as error:  # zarr raises a different class for each way to be damaged
+        return f"{file} is damaged ({in_short(error)})"
+    return ""
+
+
+def in_short(error: Exception) -> str:
+    """Say in a few words what a reader of Zarr found wrong."""
+    text = " ".join(str(error).split())
+    if text.startswith("Stored and computed checksum"):
+        return "its checksum does not match"
+    if isinstance(error, json.JSONDecodeError):
+        return "it is no whole JSON file"
+    return f"{type(error).__name__}: {text}"

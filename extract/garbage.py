@@ -54,8 +54,9 @@ def find_garbage(store: FeatureStore, *, keep: int | None = None) -> Garbage:
     keys = _keys_of([snapshot for snapshot in taken if snapshot.name not in older])
     last_ns = max((snapshot.taken_ns for snapshot in taken), default=0)
     snapshots, sets, rows, size = damaged | older, dict(store.broken_sets()), {}, 0
+    opened = sorted(store.sets(), key=lambda s: split_generation(s.name))
     newest: dict[str, FeatureSet] = {}
-    for feature_set in sorted(store.sets(), key=lambda s: split_generation(s.name)):
+    for feature_set in opened:
         spec, _ = split_generation(feature_set.name)
         if spec in newest:
             sets[newest[spec].name] = "an older generation"
@@ -78,6 +79,9 @@ def find_garbage(store: FeatureStore, *, keep: int | None = None) -> Garbage:
             rows.pop(feature_set.name, None)
     kept = [s for s in newest.values() if s.name not in sets]
     used_networks = {str(s.spec["network"]) for s in kept if "network" in s.spec}
+    for feature_set in opened:
+        # as long as it is open, it is not deleted
+        feature_set.close()
     names = blob_names(store.path, NETWORKS)
     networks = [name for name in names if name.rpartition(".")[0] not in used_networks]
     size += sum(_size(store.path / name) for name in sets)

@@ -24,6 +24,8 @@ from extract.sources import ImageEntry, ImageSource
 # Bytes: as many as the largest picture that is let in has with three samples of 16 bits a pixel.
 # Files are read as a whole, and a film or a disk image named .jpg would fill the memory.
 LARGEST_FILE = 2**30
+# of decoded images that wait for the engine
+BYTES_AHEAD = 2**25
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,8 @@ def look(
     have = stored if isinstance(stored, set) else set(stored)
     stamps = known or {}
     workers = max(2, os.cpu_count() or 1)
+    # far enough that decoding goes on while an engine is made ready
+    most = max(4 * workers, min(256, BYTES_AHEAD // (crops * preprocessing.size**2 * 3)))
 
     def work(entry: ImageEntry) -> Looked:
         return _look_at(entry, source.root, preprocessing, have, crops)
@@ -75,7 +79,7 @@ def look(
                 # at once: handing it to a thread would take longer than looking
                 unchanged = _unchanged(entry, source.root, have, stamps)
                 ahead.append(unchanged or pool.submit(work, entry))
-                if len(ahead) > 16 * workers:
+                if len(ahead) > most:
                     yield result(ahead.popleft())
             while ahead:
                 yield result(ahead.popleft())

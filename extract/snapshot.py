@@ -15,8 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from extract.errors import FxError
 from extract.sources import Split
@@ -137,7 +139,8 @@ class Snapshot:
         about = {"root": self.root, "split_seed": self.split_seed, "taken_ns": self.taken_ns}
         schema = pa.schema(list(types.items()), metadata={"fx": json.dumps(about)})
         sink = io.BytesIO()
-        pq.write_table(pa.table({name: columns[name] for name in types}, schema=schema), sink)
+        arrays = [_array(columns[name], kind) for name, kind in types.items()]
+        pq.write_table(pa.Table.from_arrays(arrays, schema=schema), sink)
         return sink.getvalue()
 
     @classmethod
@@ -166,6 +169,25 @@ class Snapshot:
             for *values, stamp in zip(*(columns[n] for n in names), stamps, strict=True)
         )
         return cls(about["root"], rows, about["split_seed"], about["taken_ns"], name)
+
+
+def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """Build a column out of its buffers: from a list, pyarrow would first import pandas."""
+    parts: list[Any]
+    valid = _bits([value is not None for value in values])
+    if pa.types.is_boolean(kind):
+        parts = [_bits(values)]
+    elif pa.types.is_integer(kind):
+        parts = [np.array([value or 0 for value in values], dtype=kind.to_pandas_dtype())]
+    else:
+        given = [value.encode() if isinstance(value, str) else value or b"" for value in values]
+        parts = [np.cumsum([0, *map(len, given)], dtype=np.int32), b"".join(given)]
+    buffers = [pa.py_buffer(part) for part in (valid, *parts)]
+    return pa.Array.from_buffers(kind, len(values), buffers)
+
+
+def _bits(values: list[bool]) -> NDArray[np.uint8]:
+    return np.packbits(np.array(values, dtype=bool), bitorder="little")
 
 
 def _bytes(text: str | None) -> bytes | None:

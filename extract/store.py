@@ -45,7 +45,16 @@ from extract.blobs import (
     write_blob,
 )
 from extract.errors import FxError
-from extract.feature_set import Damage, FeatureSet, Spec, spec_id, split_generation
+from extract.feature_set import (
+    ROW_ARRAYS,
+    Damage,
+    FeatureSet,
+    Spec,
+    in_short,
+    metadata_damage,
+    spec_id,
+    split_generation,
+)
 from extract.writer import (
     UNFINISHED,
     FeatureWriter,
@@ -143,13 +152,7 @@ class FeatureStore:
 
     def root_damage(self) -> str:
         """Say what is wrong with the root's metadata; nothing if nothing is."""
-        file = self.path / "zarr.json"
-        try:
-            self._written_root()
-        except Exception as error:  # zarr raises a different class for each way to be damaged
-            reason = f"damaged ({' '.join(str(error).split())})" if file.exists() else "missing"
-            return f"{file} is {reason}"
-        return ""
+        return metadata_damage(self.path)
 
     def _decided(self) -> dict[str, dict[str, Any]]:
         """Attributes of sets that a commit has decided on: nothing where the root is damaged."""
@@ -177,10 +180,14 @@ class FeatureStore:
                 raise ValueError("its spec is not the one that its name is made of")
             return feature_set
         except Exception as error:
-            raise FxError(
-                f"{path} cannot be read ({type(error).__name__}: {' '.join(str(error).split())}); "
-                "the next fx extract of its images computes them again"
-            ) from error
+            folders = (path, *(path / array for array in ROW_ARRAYS))
+            reasons = filter(None, map(metadata_damage, folders))
+            reason = next(reasons, f"{path} cannot be read ({in_short(error)})")
+            newest = max(self._generations(split_generation(name)[0]), default=name, key=_number)
+            todo = "the next fx extract of its images computes them again"
+            if newest != name:
+                todo = f"{newest} has taken its place, and fx store gc drops it"
+            raise FxError(f"{reason}; {todo}") from error
 
     def sets(self) -> list[FeatureSet]:
         """All feature sets that can be read, in the order of their names."""
@@ -206,20 +213,20 @@ class FeatureStore:
 
     def find(self, spec: Spec) -> FeatureSet | None:
         """Find the newest generation of a spec's features; None if there is none to be read."""
-        newest = max(self._generations(spec), key=split_generation, default=None)
+        newest = max(self._generations(spec_id(spec)), key=_number, default=None)
         try:
             return None if newest is None else self._open(newest)
         except FxError:
             # an older one holds other rows, or ones that were found to differ
             return None
 
-    def _generations(self, spec: Spec) -> list[str]:
-        return [name for name in self._names() if split_generation(name)[0] == spec_id(spec)]
+    def _generations(self, of: str) -> list[str]:
+        return [name for name in self._names() if split_generation(name)[0] == of]
 
     @property
     def has_features(self) -> bool:
         """Whether anything has been extracted into this store."""
-        return self._root().get("last_extracted") is not None
+        return self._root().get("last_extracted") is not None and bool(self._names())
 
     def last_extracted(self) -> FeatureSet:
         """The feature set that an extraction wrote to or read last.
@@ -229,17 +236,20 @@ class FeatureStore:
         FxError
             If nothing has been extracted into this store, or the set cannot be read.
         """
-        name = self._root().get("last_extracted")
-        if name is None:
+        # twice: a collection of garbage may be about to switch to another generation
+        for _ in range(2):
+            name = self._root().get("last_extracted")
+            if name is not None:
+                try:
+                    return self._open(str(name))
+                except FxError:
+                    if (self.path / str(name)).exists():
+                        raise
+        # it was deleted, by hand or by a collection that was killed
+        newest = max(self.sets(), key=lambda s: s.last_written, default=None)
+        if newest is None:
             raise FxError(f"{self.path} holds no features yet; fill it with fx extract")
-        try:
-            return self._open(str(name))
-        except FxError:
-            now = self._root().get("last_extracted")
-            if now == name:
-                raise
-            # a collection of garbage has just switched to another generation
-            return self._open(str(now))
+        return newest
 
     def last_wanted(self) -> tuple[Spec, str]:
         """What was extracted last, also where it cannot be read: its spec, and the weights' source.
@@ -412,7 +422,7 @@ class FeatureStore:
         copied : rows to begin with
         keys : which of them; None for all
         """
-        before = [split_generation(name)[1] for name in self._generations(spec)]
+        before = [_number(name) for name in self._generations(spec_id(spec))]
         name = spec_id(spec) + (f".g{max(before) + 1}" if before else "")
         unfinished = f"{name}{UNFINISHED}"
         group = create_set(self.path, unfinished, spec, dim, dtype, run["weights_source"])
@@ -479,6 +489,10 @@ class FeatureStore:
                 except FxError as error:
                     found.append(Damage(f"{kind}/{name}", 0, 0, str(error)))
         return found
+
+
+def _number(name: str) -> int:
+    return split_generation(name)[1]
 
 
 @contextmanager

@@ -118,7 +118,7 @@ def _narrowed(features: NDArray[np.float32], feature_set: FeatureSet) -> NDArray
     if feature_set.dtype == np.float32:
         return np.ascontiguousarray(features)
     largest = float(np.abs(features).max(initial=0))
-    if largest > np.finfo(feature_set.dtype).max:
+    if largest > float(np.finfo(feature_set.dtype).max):
         raise FxError(
             f"features of {feature_set.name} reach {largest:.3g}, more than {feature_set.dtype} "
             "holds; extract with --dtype float32"
