@@ -85,11 +85,18 @@ def decode(data: bytes, *, at_least: int | None = None) -> Image.Image:
     """
     if at_least is not None and at_least < 1:
         raise ValueError(f"at_least must be at least 1 pixel, got {at_least}")
+    return _decode(data, at_least, remainder=False)[0]
+
+
+def _decode(
+    data: bytes, at_least: int | None, *, remainder: bool
+) -> tuple[Image.Image, tuple[float, float]]:
+    """Return the picture, and its width and height in the pixels of what was decoded."""
     if not data:
         raise UnreadableImage("empty file")
     with _pillow_kept_quiet():
         try:
-            return _read(data, at_least)
+            return _read(data, at_least, remainder)
         except (MemoryError, UnreadableImage):
             raise
         except Exception as error:  # damaged bytes make Pillow raise nearly anything
@@ -110,10 +117,17 @@ def read_pixels(data: bytes, preprocessing: Preprocessing, crops: int = 1) -> ND
     UnreadableImage
         As `decode` does.
     """
-    return prepare(decode(data, at_least=2 * preprocessing.resize), preprocessing, crops)
+    image, extent = _decode(data, 2 * preprocessing.resize, remainder=True)
+    return prepare(image, preprocessing, crops, extent=extent)
 
 
-def prepare(image: Image.Image, preprocessing: Preprocessing, crops: int = 1) -> NDArray[np.uint8]:
+def prepare(
+    image: Image.Image,
+    preprocessing: Preprocessing,
+    crops: int = 1,
+    *,
+    extent: tuple[float, float] | None = None,
+) -> NDArray[np.uint8]:
     """Return squares of a picture whose shorter side was scaled to ``resize``.
 
     A square's place is computed in the picture's own coordinates, and that part alone is scaled.
@@ -127,6 +141,8 @@ def prepare(image: Image.Image, preprocessing: Preprocessing, crops: int = 1) ->
     preprocessing : Preprocessing
     crops : {1, 5, 10}
         The centre alone; with the four corners; all these and their mirror images.
+    extent : two floats, pixels, or None for the image's size
+        Width and height of the picture, where the image's last pixels show more than it.
 
     Returns
     -------
@@ -137,10 +153,10 @@ def prepare(image: Image.Image, preprocessing: Preprocessing, crops: int = 1) ->
         raise ValueError(f"the image's mode must be RGB, got {image.mode}")
     if crops not in CROPS:
         raise ValueError(f"crops must be one of {CROPS}, got {crops}")
-    width, height = image.size
+    width, height = extent = extent or image.size
     shorter = min(width, height)
     size, resize = preprocessing.size, preprocessing.resize
-    scaled = resize * width // shorter, resize * height // shorter
+    scaled = int(resize * width // shorter), int(resize * height // shorter)
     right, bottom = scaled[0] - size, scaled[1] - size
     places = [(round(right / 2), round(bottom / 2))]
     if crops > 1:
@@ -150,7 +166,7 @@ def prepare(image: Image.Image, preprocessing: Preprocessing, crops: int = 1) ->
             image.resize(
                 (size, size),
                 _RESAMPLING[preprocessing.interpolation],
-                box=_box(place, size, scaled, image.size),
+                box=_box(place, size, scaled, extent),
             )
         )
         for place in places
@@ -161,7 +177,7 @@ def prepare(image: Image.Image, preprocessing: Preprocessing, crops: int = 1) ->
 
 
 def _box(
-    place: tuple[int, int], size: int, scaled: tuple[int, int], original: tuple[int, int]
+    place: tuple[int, int], size: int, scaled: tuple[int, int], original: tuple[float, float]
 ) -> tuple[float, float, float, float]:
     """Return a square of the scaled picture in the original's coordinates."""
     (left, top), (scaled_width, scaled_height), (width, height) = place, scaled, original
@@ -173,15 +189,22 @@ def _box(
     )
 
 
-def _read(data: bytes, at_least: int | None) -> Image.Image:
+def _read(
+    data: bytes, at_least: int | None, remainder: bool
+) -> tuple[Image.Image, tuple[float, float]]:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         _refuse_bombs(image, data)
-        if at_least is not None:
+        extent: tuple[float, float] = image.size
+        # nothing else can be decoded smaller
+        if at_least is not None and image.format in ("JPEG", "MPO"):
             width, height = image.size
+            # turned, the pixels that show more than the picture would not be the last ones
+            remainder = remainder and _orientation(image) not in _UPRIGHT
             for part in (8, 4, 2):
-                # with a remainder, the last pixels would show more than the picture
-                if width % part == height % part == 0 and min(image.size) >= part * at_least:
-                    image.draft(None, (width // part, height // part))  # only a JPEG heeds it
+                whole = width % part == height % part == 0
+                if (whole or remainder) and min(image.size) >= part * at_least:
+                    if drafted := image.draft(None, (width // part, height // part)):
+                        extent = drafted[1][2:]
                     break
         if image.format == "PNG" and "16" in str(image.tile[0].args):
             # Pillow would compare a colour key of 16 bits with samples that it has cut to 8
@@ -190,7 +213,10 @@ def _read(data: bytes, at_least: int | None) -> Image.Image:
             image.load()
             rgb = _to_rgb(image)
             turn = _UPRIGHT.get(_orientation(image))
-            return rgb if turn is None else rgb.transpose(turn)
+            if turn is None:
+                return rgb, extent
+            upright = rgb.transpose(turn)
+            return upright, upright.size
 
 
 def _refuse_bombs(image: Image.Image, data: bytes) -> None:

@@ -53,7 +53,9 @@ def find_garbage(store: FeatureStore, *, keep: int | None = None) -> Garbage:
     older = _older_snapshots(taken, keep)
     keys = _keys_of([snapshot for snapshot in taken if snapshot.name not in older])
     last_ns = max((snapshot.taken_ns for snapshot in taken), default=0)
-    snapshots, sets, rows, size = damaged | older, dict(store.broken_sets()), {}, 0
+    # without what could be done about them instead
+    broken = {name: why.rpartition("; ")[0] for name, why in store.broken_sets().items()}
+    snapshots, sets, rows, size = damaged | older, broken, dict[str, int](), 0
     opened = sorted(store.sets(), key=lambda s: split_generation(s.name))
     newest: dict[str, FeatureSet] = {}
     for feature_set in opened:
@@ -133,7 +135,8 @@ def _read_snapshots(store: FeatureStore) -> tuple[list[Snapshot], dict[str, str]
         try:
             found.append(Snapshot.from_parquet(*store.read_snapshot(name)))
         except FxError as error:
-            damaged[name] = str(error)
+            reason = str(error).removeprefix(f"snapshot {name}: ")
+            damaged[name] = reason.rpartition("; ")[0]
     return found, damaged
 
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin
+from PIL import Image, JpegImagePlugin, TiffImagePlugin
 from scipy.spatial.distance import cdist
 from sklearn.datasets import load_digits
 from torchvision.transforms import InterpolationMode, functional
@@ -548,6 +548,29 @@ def test_no_pixel_of_a_smaller_decoding_shows_more_than_the_picture() -> None:
     assert decode(data, at_least=100).size == (1_201, 801)
     data = saved(scene(2_401, 1_601), "JPEG")
     assert decode(data, at_least=100).size == (2_401, 1_601)
+
+
+@pytest.mark.parametrize("size", [(2_401, 1_601), (2_407, 1_603), (1_603, 2_407)])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_side_that_leaves_a_remainder_is_decoded_smaller_in_its_place(
+    size: tuple[int, int], orientation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    data = saved(scene(*size), "JPEG", quality=90, exif=exif)
+    drafted: list[object] = []
+    draft = JpegImagePlugin.JpegImageFile.draft
+
+    def watched(self: Image.Image, mode: str | None, to: tuple[int, int]) -> object:
+        drafted.append(to)
+        return draft(self, mode, to)
+
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "draft", watched)
+    error = read_pixels(data, BICUBIC).astype(int) - prepare(decode(data), BICUBIC)
+    # a picture moved by the remainder is off by more than this at every edge
+    assert np.abs(error).mean() < 1
+    # turned, what shows more than the picture would not be at its end: decoded in full
+    assert bool(drafted) == (orientation == 1)
 
 
 def test_only_a_jpeg_is_decoded_smaller() -> None:

@@ -139,7 +139,7 @@ def test_rows_given_up_leave_no_hole(store: FeatureStore) -> None:
     assert store.last_extracted().committed == 6
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_used_rows_are_bitwise_what_they_were(tmp_path_factory, data) -> None:
     images = 24
@@ -363,7 +363,7 @@ def test_whoever_opens_a_store_during_gc_finds_its_rows(store: FeatureStore) -> 
     collect(store)
     names, looks = set(), 0
     with ThreadPoolExecutor(1) as pool:
-        writer = pool.submit(warm_process().run, collect_often, store.path, 20)
+        writer = pool.submit(warm_process().run, collect_often, store.path, 12)
         while not writer.done():
             opened = FeatureStore(store.path)
             for feature_set in (opened.last_extracted(), opened.find(SPEC)):
