@@ -111,13 +111,13 @@ class FeatureSet:
 
     def _read(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Read rows that lie in one shard."""
-        values, reason = self._look(name, start, stop)
+        values, reason = self.look(name, start, stop)
         if values is None:
             raise FxError(f"{reason}; run fx store verify {self.path.parent}, then fx extract")
         return values
 
-    def _look(self, name: str, start: int, stop: int) -> tuple[NDArray[Any] | None, str]:
-        """Read rows that lie in one shard, or say what is wrong with it."""
+    def look(self, name: str, start: int, stop: int) -> tuple[NDArray[Any] | None, str]:
+        """Read rows that lie in one shard, committed or not, or say what is wrong with it."""
         array = self.array(name)
         number = start // (array.shards or array.chunks)[0]
         file = self.path / name / "c" / str(number) / "0"
@@ -126,6 +126,8 @@ class FeatureSet:
             return None, f"{file} is missing"
         try:
             return np.asarray(array[start:stop]), ""
+        except (MemoryError, PermissionError):
+            raise
         except Exception as error:  # any decoder's failure means the same here
             return None, f"{file} is damaged ({in_short(error)})"
 
@@ -243,7 +245,7 @@ class FeatureSet:
             step = (array.shards or array.chunks)[0]
             for start in range(0, self.committed, step):
                 stop = min(start + step, self.committed)
-                _, reason = self._look(name, start, stop)
+                _, reason = self.look(name, start, stop)
                 if reason:
                     found.append(Damage(self.name, start, stop, reason))
         return found

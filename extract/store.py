@@ -14,7 +14,8 @@ Rows beyond ``committed`` are unfinished work: the next writer overwrites them, 
 them. Zarr writes each shard to a new file and renames it, so the growing last shard is whole at
 any moment. A commit is one write of the root's ``commit``, which holds the new attributes of every
 set that the pass fills; they are written to the sets right after, and again by the next writer if
-this one was killed in between.
+this one was killed in between. Nothing else stands in the root alone: where it is damaged, what it
+said is told from what lies below it, and the next writer writes it anew.
 """
 
 from __future__ import annotations
@@ -90,6 +91,8 @@ class FeatureStore:
             raise FxError(f"no feature store at {self.path}; make one with fx extract")
         try:
             layout = self._written_root().get("fx_layout")
+        except PermissionError:
+            raise
         except Exception as error:  # zarr raises a different class for each way to be none
             if not self._names() and not blob_names(self.path, SNAPSHOTS):
                 raise FxError(
@@ -213,12 +216,13 @@ class FeatureStore:
 
     def find(self, spec: Spec) -> FeatureSet | None:
         """Find the newest generation of a spec's features; None if there is none to be read."""
-        newest = max(self._generations(spec_id(spec)), key=_number, default=None)
-        try:
-            return None if newest is None else self._open(newest)
-        except FxError:
-            # an older one holds other rows, or ones that were found to differ
-            return None
+        # twice: a collection of garbage may be about to switch to another generation
+        for _ in range(2):
+            newest = max(self._generations(spec_id(spec)), key=_number, default=None)
+            with suppress(FxError):
+                return None if newest is None else self._open(newest)
+        # an older one holds other rows, or ones that were found to differ
+        return None
 
     def _generations(self, of: str) -> list[str]:
         return [name for name in self._names() if split_generation(name)[0] == of]
@@ -326,8 +330,9 @@ class FeatureStore:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                holder = self._root().get("writer", "another process")
                 raise FxError(
-                    f"{self.path} is being written by {self._root().get('writer')}; "
+                    f"{self.path} is being written by {holder}; "
                     "wait for it, or give another --store"
                 ) from None
             with _told_when_full(self.path):
@@ -349,10 +354,10 @@ class FeatureStore:
         for name, attributes in decided.items():
             with suppress(FxError):  # a set that cannot be read is begun anew
                 feature_set = self._open(name, write=True)
-                written = cast(int, feature_set.group.attrs["committed"])
-                if written < int(attributes["committed"]):
+                if cast(int, feature_set.group.attrs["committed"]) < feature_set.committed:
                     feature_set.group.attrs.update(attributes)
                     sync(feature_set.path / "zarr.json")
+                feature_set.close()
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
         holder = f"process {os.getpid()} on {socket.gethostname()} since {since} ({command})"

@@ -201,10 +201,12 @@ def give_up_damaged_rows(feature_set: FeatureSet) -> None:
             for number in range(start // rows, -(-stop // rows)):
                 begin, end = number * rows, min((number + 1) * rows, feature_set.committed)
                 file = feature_set.path / name / "c" / str(number) / "0"
-                try:
-                    # with the unfinished rows behind the committed ones
-                    kept = np.asarray(array[begin : begin + rows])[: end - begin]
-                except Exception:  # unreadable: nothing of this shard can be kept
+                # with the unfinished rows behind the committed ones
+                whole, _ = feature_set.look(name, begin, begin + rows)
+                if whole is not None:
+                    kept = whole[: end - begin]
+                else:
+                    # nothing of this shard can be kept
                     kept = np.zeros((end - begin, array.shape[1]), dtype=array.dtype)
                     # zarr would read it before it writes a part of it
                     file.unlink(missing_ok=True)
@@ -225,13 +227,13 @@ def _spans_to_give_up(feature_set: FeatureSet) -> Iterator[tuple[int, int]]:
             start = int(file.parent.name) * rows
             yield start, min(start + rows, feature_set.committed)
         last = feature_set.committed // rows
-        try:
-            array[last * rows :]
-        except Exception:  # any decoder's failure means the same here
-            if last * rows < feature_set.committed:
-                yield last * rows, feature_set.committed
-            else:
-                (feature_set.path / name / "c" / str(last) / "0").unlink(missing_ok=True)
+        if feature_set.look(name, last * rows, array.shape[0])[0] is not None:
+            continue
+        if last * rows < feature_set.committed:
+            yield last * rows, feature_set.committed
+        else:
+            # no row of it counts
+            (feature_set.path / name / "c" / str(last) / "0").unlink(missing_ok=True)
 
 
 def mark_damaged(feature_set: FeatureSet, spans: Collection[tuple[int, ...]]) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from extract import FeatureSet
 
 
 def describe_backbones() -> dict[str, Any]:
@@ -63,6 +66,16 @@ def describe_store(path: Path) -> dict[str, Any]:
 
     store = FeatureStore(path)
     snapshots, damaged = [], store.broken_sets()
+    if reason := store.root_damage():
+        damaged[str(path)] = reason
+
+    def rows_of(feature_set: FeatureSet) -> int:
+        try:
+            return len(feature_set.rows)
+        except FxError as error:
+            damaged[feature_set.name] = str(error)
+            return 0
+
     for name in store.snapshots():
         try:
             snapshots.append(Snapshot.from_parquet(*store.read_snapshot(name)))
@@ -70,13 +83,12 @@ def describe_store(path: Path) -> dict[str, Any]:
             damaged[name] = str(error)
     return {
         "store": str(path),
-        "damaged": damaged,
         "sets": [
             {
                 "name": feature_set.name,
                 "spec": feature_set.spec,
                 "weights_source": feature_set.weights_source,
-                "rows": len(feature_set.rows),
+                "rows": rows_of(feature_set),
                 "dim": feature_set.dim,
                 "dtype": str(feature_set.dtype),
                 "megabytes": sum(f.stat().st_size for f in feature_set.path.rglob("*")) / 1e6,
@@ -97,4 +109,5 @@ def describe_store(path: Path) -> dict[str, Any]:
             }
             for snapshot in snapshots
         ],
+        "damaged": damaged,
     }

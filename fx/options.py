@@ -64,10 +64,11 @@ def open_backbone(options: Options, *, seed: int = 0) -> Backbone:
     if name is None and options.store.exists():
         store = FeatureStore(options.store)
         if store.has_features:
-            last = store.last_extracted()
-            name = str(last.spec["backbone"])
-            weights = weights or last.weights_source
-            size = size or int(last.spec["size"])
+            # not of the set itself, which may be damaged and about to be computed again
+            spec, source = store.last_wanted()
+            name = str(spec["backbone"])
+            weights = weights or source
+            size = size or int(spec["size"])
     return load_backbone(
         name or DEFAULT_BACKBONE, weights=weights or "default", size=size, seed=seed
     )
