@@ -101,6 +101,8 @@ class FeatureStore:
                 ) from error
             # what it holds can be read, and the next writer writes the root anew
             layout = LAYOUT
+        if layout is None and self.sets():
+            layout = LAYOUT  # as above: a flipped bit may cost the attributes alone
         if layout is None:
             raise FxError(
                 f"{self.path} is a Zarr group, but not a feature store; "
@@ -155,7 +157,10 @@ class FeatureStore:
 
     def root_damage(self) -> str:
         """Say what is wrong with the root's metadata; nothing if nothing is."""
-        return metadata_damage(self.path)
+        damage = metadata_damage(self.path)
+        if not damage and "fx_layout" not in self._written_root() and self.sets():
+            return f"{self.path / 'zarr.json'} is damaged (its attributes are lost)"
+        return damage
 
     def _decided(self) -> dict[str, dict[str, Any]]:
         """Attributes of sets that a commit has decided on: nothing where the root is damaged."""
