@@ -14,8 +14,8 @@ Rows beyond ``committed`` are unfinished work: the next writer overwrites them, 
 them. Zarr writes each shard to a new file and renames it, so the growing last shard is whole at
 any moment. A commit is one write of the root's ``commit``, which holds the new attributes of every
 set that the pass fills; they are written to the sets right after, and again by the next writer if
-this one was killed in between. Nothing else stands in the root alone: where it is damaged, what it
-said is told from what lies below it, and the next writer writes it anew.
+this one was killed in between. Where the root is damaged, readers go by what lies below it, and
+the next writer writes it anew.
 """
 
 from __future__ import annotations
