@@ -20,9 +20,11 @@ from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from scipy.fft import dct
+from torch.nn.functional import interpolate
 
 from extract.preprocessing import Preprocessing
 
@@ -47,7 +49,8 @@ _MAX_SIDE = 2**20  # pixels; Pillow keeps an address for every row
 _MAX_SCANS = 500
 _PIXELS_AT_ONCE = 2**27  # of all threads; Pillow takes 4 to 15 bytes for each
 # the first 16 rows of the orthonormal DCT-II of 64 values
-_LOW_FREQUENCIES = dct(np.eye(64), norm="ortho", axis=0)[:16]
+_LOW_FREQUENCIES = dct(np.eye(64, dtype=np.float32), norm="ortho", axis=0)[:16]
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 _PILLOW_WARNS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
@@ -130,7 +133,8 @@ def prepare(
 ) -> NDArray[np.uint8]:
     """Return squares of a picture whose shorter side was scaled to ``resize``.
 
-    A square's place is computed in the picture's own coordinates, and that part alone is scaled.
+    The picture is scaled as a whole, or, where that would be much more than the squares (a long
+    strip), a square's place is computed in the picture's own coordinates and that part is scaled.
     The pixels are those of torchvision's ``Resize(resize)`` followed by ``CenterCrop(size)``,
     ``FiveCrop(size)`` or ``TenCrop(size)``.
 
@@ -161,16 +165,13 @@ def prepare(
     places = [(round(right / 2), round(bottom / 2))]
     if crops > 1:
         places += [(0, 0), (right, 0), (0, bottom), (right, bottom)]
-    squares = [
-        np.asarray(
-            image.resize(
-                (size, size),
-                _RESAMPLING[preprocessing.interpolation],
-                box=_box(place, size, scaled, extent),
-            )
-        )
-        for place in places
-    ]
+    if extent == image.size and max(width, height) <= 4 * shorter:
+        whole = _scaled(np.array(image), scaled, preprocessing.interpolation)
+        squares = [whole[top : top + size, left : left + size] for left, top in places]
+    else:
+        method = _RESAMPLING[preprocessing.interpolation]
+        boxes = [_box(place, size, scaled, extent) for place in places]
+        squares = [np.asarray(image.resize((size, size), method, box=box)) for box in boxes]
     if crops == 10:
         squares += [square[:, ::-1] for square in squares]
     return np.stack(squares)
@@ -187,6 +188,13 @@ def _box(
         min((left + size) * width / scaled_width, width),
         min((top + size) * height / scaled_height, height),
     )
+
+
+def _scaled(pixels: NDArray[np.uint8], size: tuple[int, int], method: str) -> NDArray[np.uint8]:
+    """Scale pixels (h, w, 3) to a width and height, antialiased, in a third of Pillow's time."""
+    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
+    scaled = interpolate(image, size[::-1], mode=method, antialias=True)
+    return cast("NDArray[np.uint8]", scaled[0].permute(1, 2, 0).numpy())
 
 
 def _read(
@@ -360,8 +368,7 @@ def perceptual_hash(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     -------
     uint8 array of shape (32,)
     """
-    grey = Image.fromarray(pixels).convert("L").resize((64, 64), Image.Resampling.BILINEAR)
-    thumbnail = np.asarray(grey, dtype=np.float64)
+    thumbnail = _scaled(pixels, (64, 64), "bilinear") @ _LUMA
     if thumbnail.std() < 1:
         return np.zeros(32, dtype=np.uint8)
     low = _LOW_FREQUENCIES @ thumbnail @ _LOW_FREQUENCIES.T

@@ -35,7 +35,7 @@ class Preprocessing:
     interpolation: Literal["bilinear", "bicubic"]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    version: int = 2
+    version: int = 3
 
     def __post_init__(self) -> None:
         if self.size < 16:

@@ -467,10 +467,10 @@ def store_verify(
     from extract import FeatureStore
 
     damage = FeatureStore(store).verify()
-    rows = [f", rows {d.start} to {d.stop - 1}" if d.stop else "" for d in damage]
-    lines = [f"{d.group}{where}: {d.reason}" for d, where in zip(damage, rows, strict=True)]
+    rows = [f": rows {d.start:,} to {d.stop - 1:,}" if d.stop else "" for d in damage]
+    lines = [f"{d.reason}{where}" for d, where in zip(damage, rows, strict=True)]
     if damage:
-        lines.append("run fx extract on the same images to compute again what is damaged")
+        lines.append(f"fx extract on the same images into {store} mends what can be mended")
     _show(
         {"store": store, "damaged": damage},
         json_,
@@ -501,8 +501,8 @@ def store_gc(
     if garbage and not json_:
         print("\n".join(lines))
     # with --json and without --yes it is shown alone
-    dropping = yes or (bool(garbage) and not json_ and typer.confirm("drop these?", err=True))
-    if garbage and dropping:
+    dropping = bool(garbage) and (yes or (not json_ and typer.confirm("drop these?", err=True)))
+    if dropping:
         garbage, in_use = collect(opened, keep=keep)
     record = {"store": store, "dropped": dropping, "garbage": garbage, "in_use": in_use}
     done = "dropped" if dropping else "nothing was dropped"

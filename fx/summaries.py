@@ -120,7 +120,7 @@ def garbage_lines(garbage: Garbage) -> list[str]:
         for name, count in garbage.rows.items()
     ]
     lines += [f"network {name}: its features are gone" for name in garbage.networks]
-    return [*lines, f"about {garbage.bytes / 1e6:,.1f} MB"]
+    return [*lines, f"about {garbage.bytes / 1e6:,.1f} MB in all"]
 
 
 def print_store(record: dict[str, Any]) -> None:
@@ -144,5 +144,5 @@ def print_store(record: dict[str, Any]) -> None:
     ]
     columns = ["snapshot", "images", "classes", "train", "val", "test", "bad"]
     print_table(columns, snapshots)
-    for name, reason in record["damaged"].items():
-        print(f"damaged: {name}: {reason}")
+    for reason in record["damaged"].values():
+        print(f"damaged: {reason}")

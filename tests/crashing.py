@@ -25,11 +25,15 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 @dataclass
 class Ended:
-    """How a child ended: killed, or with what its function returned; its steps, and when."""
+    """How a child ended: killed, or with what its function returned; its steps; from when to when.
+
+    Times are those of ``time.monotonic``, which all processes share.
+    """
 
     killed: bool
     answer: Any
     steps: int
+    began: float
     died: float
 
 
@@ -104,21 +108,24 @@ def _serve() -> None:
 
 def _run(function: Any, call: dict[str, Any]) -> dict[str, Any]:
     heard, told = os.pipe()
+    began = time.monotonic()
     child = os.fork()
     if not child:
         _live(function, call, told)
     os.close(told)
-    said = b""
     if call["after"] is not None and not select.select([heard], [], [], call["after"])[0]:
         os.kill(child, signal.SIGKILL)
     died = time.monotonic()
+    said = b""
     while data := os.read(heard, 1 << 16):
         said += data
+        died = time.monotonic()
     os.close(heard)
     _, status = os.waitpid(child, 0)
+    ended = {"answer": None, "steps": 0, "began": began, "died": died}
     if os.WIFSIGNALED(status):
-        return {"killed": True, "answer": None, "steps": 0, "died": died}
-    return {"killed": False, **json.loads(said), "died": died}
+        return {**ended, "killed": True}
+    return {**ended, "killed": False, **json.loads(said)}
 
 
 def _live(function: Any, call: dict[str, Any], told: int) -> None:

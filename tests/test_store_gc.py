@@ -139,7 +139,7 @@ def test_rows_given_up_leave_no_hole(store: FeatureStore) -> None:
     assert store.last_extracted().committed == 6
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(data=st.data())
 def test_used_rows_are_bitwise_what_they_were(tmp_path_factory, data) -> None:
     images = 24
@@ -412,9 +412,9 @@ def kill_at_steps(kills: int, store: FeatureStore) -> None:
 
 
 def test_killed_at_a_step_of_gc_a_store_has_every_row_that_is_used(store: FeatureStore) -> None:
-    kill_at_steps(4, store)
+    kill_at_steps(2, store)
 
 
 @pytest.mark.slow
 def test_killed_at_many_steps_of_gc_a_store_has_every_row_that_is_used(store: FeatureStore) -> None:
-    kill_at_steps(60, store)
+    kill_at_steps(40, store)
