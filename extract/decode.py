@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
-from scipy.fft import dct
 from torch.nn.functional import interpolate
 
 from extract.preprocessing import Preprocessing
@@ -49,7 +48,9 @@ _MAX_SIDE = 2**20  # pixels; Pillow keeps an address for every row
 _MAX_SCANS = 500
 _PIXELS_AT_ONCE = 2**27  # of all threads; Pillow takes 4 to 15 bytes for each
 # the first 16 rows of the orthonormal DCT-II of 64 values
-_LOW_FREQUENCIES = dct(np.eye(64, dtype=np.float32), norm="ortho", axis=0)[:16]
+_LOW_FREQUENCIES = np.cos(np.pi / 128 * np.outer(np.arange(16), np.arange(1, 128, 2))) / 32**0.5
+_LOW_FREQUENCIES[0] /= 2**0.5
+_LOW_FREQUENCIES = _LOW_FREQUENCIES.astype(np.float32)
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 _PILLOW_WARNS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
@@ -413,8 +414,9 @@ def near_copies(
         for chunk_a in _chunks(rows_a, 512):
             # the product of two rows of +1 and -1 is 256 less twice the bits that differ
             products = _signs(a[chunk_a]) @ signs_b
-            i, j = np.nonzero(products >= 256 - 2 * max_distance)
-            found.append(np.stack([chunk_a[i], chunk_b[j]], axis=1))
+            if products.max() >= 256 - 2 * max_distance:
+                i, j = np.nonzero(products >= 256 - 2 * max_distance)
+                found.append(np.stack([chunk_a[i], chunk_b[j]], axis=1))
     pairs = np.concatenate(found)
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 

@@ -153,7 +153,8 @@ class Snapshot:
             If the bytes are no snapshot.
         """
         try:
-            table = pq.read_table(io.BytesIO(data))
+            # not read_table, which would import pandas
+            table = pq.ParquetFile(io.BytesIO(data)).read()
             about = json.loads(table.schema.metadata[b"fx"])
             columns = {n: table.column(n).to_pylist() for n in (*_TEXTS, *_PLAIN, *_STAMP)}
         except (pa.ArrowException, KeyError, TypeError, ValueError) as error:

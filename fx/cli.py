@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import sys
 import textwrap
@@ -75,6 +76,8 @@ FEATURES, RUNS, DATA = Path("features.zarr"), Path("runs"), Path("data")
 def main() -> None:
     """Run the command; expected failures end in one line and exit status 1."""
     arguments = sys.argv[1:]
+    # half a second of an import of PyTorch went into collecting what all stays
+    gc.set_threshold(100_000)
     for stream in (sys.stdout, sys.stderr):
         # a file may be named by any bytes, and none of them shall end a run
         if isinstance(stream, io.TextIOWrapper):
