@@ -8,6 +8,7 @@ from extract.backbones import (
     outline_backbone,
     resolve_weights,
 )
+from extract.decode import UnreadableImage, decode, near_copies
 from extract.engine import (
     Engine,
     autocast,
@@ -44,9 +45,11 @@ __all__ = [
     "Quantised",
     "Snapshot",
     "Spec",
+    "UnreadableImage",
     "autocast",
     "batched",
     "collect",
+    "decode",
     "extract",
     "find_garbage",
     "find_images",
@@ -56,6 +59,7 @@ __all__ = [
     "make_engine",
     "make_spec",
     "mean_of_crops",
+    "near_copies",
     "normalise",
     "outline_backbone",
     "position",

@@ -118,6 +118,13 @@ class Snapshot:
                 }
         return result
 
+    @property
+    def test_was_given(self) -> bool:
+        """Whether the test split is the user's own, not the one that is set aside by hash."""
+        counted = [row for row in self.rows if _counts(row)]
+        test = {unit_of(row) for row in counted if row.split == "test"}
+        return test != _test_units(counted, self.split_seed)
+
     def failed(self) -> list[dict[str, str]]:
         """Images that could not be read, with the reason."""
         return [{"path": r.path, "reason": r.note} for r in self.rows if not r.readable]

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fx.comparison import Plan, compare
+    from fx.head_stage import fit_head_on_store
     from fx.options import Options
     from fx.prediction import predict_images
     from fx.report import write_report
-    from fx.stages import extract_images, finetune_images, fit_head_on_store
+    from fx.stages import extract_images, finetune_images
 
 __all__ = [
     "Options",
@@ -31,7 +32,7 @@ _WHERE = {
     "compare": "fx.comparison",
     "extract_images": "fx.stages",
     "finetune_images": "fx.stages",
-    "fit_head_on_store": "fx.stages",
+    "fit_head_on_store": "fx.head_stage",
     "predict_images": "fx.prediction",
     "write_report": "fx.report",
 }

@@ -241,9 +241,11 @@ def extract(
     _show(result, json_, lambda: print_extraction(result))
 
 
-@app.command("fit-head", epilog="Examples: fx fit-head logreg; fx fit-head svm --kernel linear")
+@app.command("fit-head", epilog="Examples: fx fit-head svm; fx fit-head logreg --normalize auto")
 def fit_head(
-    kind: Annotated[str, typer.Argument(help="logreg or svm.", metavar="{logreg,svm}")],
+    kind: Annotated[
+        str, typer.Argument(help="The classifier.", metavar="{logreg,svm,knn,centroid}")
+    ],
     store: StoreArgument = FEATURES,
     backbone: Backbone = None,
     weights: Weights = None,
@@ -251,11 +253,25 @@ def fit_head(
     layer: Layer = "",
     crops: Crops = None,
     precision: Precision = "auto",
-    kernel: Annotated[str, typer.Option(help="Of the SVM: rbf or linear.")] = "rbf",
+    features: Annotated[
+        str,
+        typer.Option(metavar="A,B", help="Stored features to join, as fx store ls names them."),
+    ] = "",
+    kernel: Annotated[str, typer.Option(help="Of the SVM: rbf, linear or auto.")] = "rbf",
+    normalize: Annotated[
+        str, typer.Option(help="standard, l2, none, or auto: by cross-validation.")
+    ] = "standard",
+    class_weight: Annotated[
+        str | None, typer.Option(help="balanced: rare classes weigh as much as common ones.")
+    ] = None,
     c: Annotated[
-        float | None, typer.Option("--c", help="Penalty. [default: by cross-validation]")
+        float | None,
+        typer.Option("--c", help="1 / penalty, or neighbours. [default: by cross-validation]"),
     ] = None,
     folds: Annotated[int, typer.Option(min=2, help="Of the cross-validation.")] = 5,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="List the images whose labels may be wrong.")
+    ] = False,
     snapshot: SnapshotName = None,
     seed: Seed = 0,
     out: Out = RUNS,
@@ -263,9 +279,9 @@ def fit_head(
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Stage two: fit a classifier on stored features and measure it once on the test images."""
+    """Stage two: fit a classifier on stored features; measure it on images that chose nothing."""
+    from fx.head_stage import fit_head_on_store
     from fx.options import Options
-    from fx.stages import fit_head_on_store
     from fx.summaries import print_measured
 
     options = Options(
@@ -276,6 +292,7 @@ def fit_head(
         size=size,
         layers=_names(layer),
         crops=crops,
+        features=_names(features),
         snapshot=snapshot,
         precision=precision,
         seed=seed,
@@ -283,11 +300,14 @@ def fit_head(
     )
     with progress_bars(quiet=json_) as begin:
         record = fit_head_on_store(
-            _choice("kind", kind, ("logreg", "svm")),
+            _choice("kind", kind, ("logreg", "svm", "knn", "centroid")),
             options,
-            kernel=_choice("--kernel", kernel, ("rbf", "linear")),
+            kernel=_choice("--kernel", kernel, ("rbf", "linear", "auto")),
+            normalize=_choice("--normalize", normalize, ("standard", "l2", "none", "auto")),
+            class_weight=_choice("--class-weight", class_weight, (None, "balanced")),
             c=_positive("--c", c),
             folds=folds,
+            audit=audit,
             begin=begin,
         )
     _show(record, json_, lambda: print_measured(record, f"{kind} on {record['backbone']}"))
@@ -369,7 +389,7 @@ def compare(
         str, typer.Option(help="Training images in all. [default: four sizes up to all]")
     ] = "",
     strategies: Annotated[
-        str, typer.Option(help="Of logreg, svm, finetune:K, finetune:all, scratch.")
+        str, typer.Option(help="Of logreg, svm, knn, centroid, finetune:K, finetune:all, scratch.")
     ] = "logreg,svm,finetune:1",
     seeds: Annotated[int, typer.Option(min=1, help="Training subsets of each size.")] = 1,
     epochs: Annotated[int, typer.Option(min=1, help="Of a fine-tuning, at most.")] = 20,
@@ -434,6 +454,18 @@ def compare(
 def predict(
     model: Annotated[Path, typer.Argument(help="Folder written by fit-head or finetune.")],
     images: Images,
+    reject: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATE",
+            help="Answer none of these where pictures are unlike the training ones; this share "
+            "of pictures like them is lost.",
+        ),
+    ] = None,
+    conformal: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Give sets of labels that hold the true one so often."),
+    ] = None,
     precision: Precision = "auto",
     device: Device = "auto",
     engine: EngineName = "auto",
@@ -448,7 +480,9 @@ def predict(
 
     options = Options(precision=precision, device=device, engine=engine, batch_size=batch_size)
     with progress_bars(quiet=json_) as begin:
-        record = predict_images(model, images, options, begin=begin)
+        record = predict_images(
+            model, images, options, reject=reject, conformal=conformal, begin=begin
+        )
     _show(record, json_, lambda: print_predictions(record))
 
 

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from fx.memory import peak_memory_mb, reset_peak_memory
 from fx.options import Options, open_backbone, open_engine, read_snapshot
+from fx.rows import check_labelled, groups_of, keys_of, labels_of
 from fx.runs import finish, finished, run_directory
-from fx.stages import check_labelled, fill_store, groups_of, keys_of, labels_of
+from fx.stages import fill_store
 from fx.subsets import nested_subset, subset_sizes
 from fx.verdict import crossover, paired_tests, recommend
+from heads import KINDS
 
 if TYPE_CHECKING:
     from extract import Backbone, Engine, FeatureSet, ImageRow, Snapshot
@@ -36,7 +38,7 @@ class Plan:
 
     Attributes
     ----------
-    strategies : ``logreg``, ``svm``, ``finetune:K``, ``finetune:all``, ``scratch``
+    strategies : kinds of head, ``finetune:K``, ``finetune:all``, ``scratch``
     sizes : training images in all; empty: evenly in the logarithm up to all rows
     seeds : how many training subsets of each size are drawn
     epochs : most epochs of a fine-tuning
@@ -50,11 +52,11 @@ class Plan:
     def __post_init__(self) -> None:
         for strategy in self.strategies:
             kind, _, depth = strategy.partition(":")
-            whole = strategy in ("logreg", "svm", "scratch")
+            whole = strategy in (*KINDS, "scratch")
             deep = kind == "finetune" and (depth == "all" or depth.isdecimal())
             if not whole and not deep:
                 raise ValueError(
-                    f"unknown strategy {strategy!r}; choose from logreg, svm, finetune:K, "
+                    f"unknown strategy {strategy!r}; choose from {', '.join(KINDS)}, finetune:K, "
                     "finetune:all, scratch"
                 )
         if not self.strategies:
@@ -203,7 +205,7 @@ def _cell(bench: _Bench, strategy: str, size: int, seed: int) -> dict[str, Any]:
         return before
     rows = nested_subset(bench.snapshot.split("train"), size, seed)
     measure, shared = _head_cell, 0.0
-    if strategy not in ("logreg", "svm"):
+    if strategy not in KINDS:
         measure, shared = _network_cell, _fill_activations(bench, strategy)
     bench.begin(f"{strategy}, {len(rows)} training images")
     reset_peak_memory()
@@ -234,8 +236,8 @@ def _head_cell(
     head = fit_head(
         read(keys_of(rows)),
         labels_of(rows),
-        kind="logreg" if strategy == "logreg" else "svm",
-        groups=groups_of(rows),
+        kind=strategy,
+        groups=groups_of(rows, bench.features.hashes(keys_of(rows))),
         validation=(read(keys_of(validation)), labels_of(validation)) if validation else None,
         seed=seed,
     )

@@ -23,6 +23,7 @@ class Options:
     backbone, weights, size : of the network; None takes what was extracted last
     layers : of the network, whose features are meant; none for the last extracted, or ``pool``
     crops : squares of an image that are averaged; None for the last extracted, or 1
+    features : stored sets that a head takes side by side; none for one, by the options above
     snapshot : None takes the last one taken
     precision, device, engine : how networks are run
     batch_size : images in one forward pass; None for what suits the engine
@@ -38,6 +39,7 @@ class Options:
     size: int | None = None
     layers: tuple[str, ...] = ()
     crops: int | None = None
+    features: tuple[str, ...] = ()
     snapshot: str | None = None
     precision: str = "auto"
     device: str = "auto"
@@ -130,6 +132,41 @@ def choose_features(store: FeatureStore, options: Options) -> FeatureSet:
         )
     last = store.last_extracted().name
     return max(found, key=lambda s: (s.name == last, s.last_written))
+
+
+def choose_sets(store: FeatureStore, options: Options) -> list[FeatureSet]:
+    """Find the sets that ``options.features`` names, or the one that the other options mean.
+
+    A name is that of a set or how it begins, or a backbone, alone or as ``backbone:layer``; of
+    several such sets the one that was written last.
+
+    Raises
+    ------
+    FxError
+        If the store has none such, or one is named twice.
+    """
+    from extract import FxError
+
+    if not options.features:
+        return [choose_features(store, options)]
+    chosen: list[FeatureSet] = []
+    for name in options.features:
+        found = [one for one in store.sets() if _is_named(one, name)]
+        if not found:
+            have = ", ".join(one.name for one in store.sets()) or "none"
+            raise FxError(f"no features {name} in {store.path}; it has: {have}")
+        best = max(found, key=lambda one: one.last_written)
+        if best.name in [one.name for one in chosen]:
+            raise FxError(f"--features names {best.name} twice")
+        chosen.append(best)
+    if len(chosen) > 1 and any("network" in one.spec for one in chosen):
+        raise FxError("--features joins no int8 features; extract them in another --precision")
+    return chosen
+
+
+def _is_named(features: FeatureSet, name: str) -> bool:
+    backbone, layer = str(features.spec["backbone"]), str(features.spec["layer"])
+    return features.name.startswith(name) or name in (backbone, f"{backbone}:{layer}")
 
 
 def _one_layer(options: Options) -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,16 +15,26 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from extract import Engine
+    from extract import Engine, ImageSource
 
     Probabilities = Callable[[NDArray[np.float32]], NDArray[np.float64]]
-    # and how many crops of an image are averaged
-    Opened = tuple[Engine, Probabilities, tuple[str, ...], int]
+    # engines whose outputs stand side by side, and how many crops of an image each averages
+    Opened = tuple[list[tuple[Engine, int]], Probabilities, tuple[str, ...]]
 
 Begin = Callable[[str], Callable[[int, int], None]]
 
+LABELLED_AT_ONCE = 256
 
-def predict_images(model: Path, images: Path, options: Options, *, begin: Begin) -> dict[str, Any]:
+
+def predict_images(
+    model: Path,
+    images: Path,
+    options: Options,
+    *,
+    reject: float | None = None,
+    conformal: float | None = None,
+    begin: Begin,
+) -> dict[str, Any]:
     """Label every readable image.
 
     Parameters
@@ -30,52 +42,113 @@ def predict_images(model: Path, images: Path, options: Options, *, begin: Begin)
     model : folder that ``fx fit-head`` or ``fx finetune`` wrote
     images : folder, table, or one image
     options : device, precision and batch size
+    reject : share of pictures like the training ones that may be answered with None, for being as
+        unlike them as those from elsewhere; of heads alone
+    conformal : how often ``labels``, a set for each image, holds the true one; of heads alone
     begin : given what is being done, returns a progress callback
 
     Returns
     -------
-    ``predictions``, a list of ``path``, ``label``, ``probability``; ``failed``, a list of ``path``
-    and ``reason``
+    ``predictions``, a list of ``path``, ``label``, ``probability``, and ``distance`` or ``labels``
+    where asked for; ``failed``, a list of ``path`` and ``reason``; ``rejected``, how many have no
+    label; ``mean_set_size``
 
     Raises
     ------
     FxError
         If the model is none, or there are no images.
     """
-    from extract import batched, find_images, look, mean_of_crops
+    import numpy as np
 
-    engine, probabilities, classes, crops = _open_model(model, options)
+    from extract import find_images
+    from heads import Limits
+
+    engines, probabilities, classes = _open_model(model, options)
     source = find_images(images)
+    total = len(engines) * len(source.entries)
     progress = begin("predicting")
-    paths: list[str] = []
     failed = [{"path": path, "reason": reason} for path, reason in source.skipped]
+    looked_at = itertools.count(1)
+    streams = [
+        _vectors(source, engine, crops, lambda: progress(next(looked_at), total))
+        for engine, crops in engines
+    ]
+    asked = reject is not None or conformal is not None
+    limits = Limits.load(_folder_of(model)) if asked else None
+    farthest = limits.farthest(reject) if limits and reject is not None else None
+    least = limits.least_probability(conformal) if limits and conformal is not None else None
+    predictions: list[dict[str, Any]] = []
+    known: list[tuple[str, NDArray[np.float32]]] = []
+
+    def label() -> None:
+        features = np.stack([vector for _, vector in known])
+        for (path, _), row in zip(known, probabilities(features), strict=True):
+            best = int(row.argmax())
+            found: dict[str, Any] = {
+                "path": path,
+                "label": classes[best],
+                "probability": float(row[best]),
+            }
+            if least is not None:
+                found["labels"] = [classes[i] for i in np.argsort(-row) if row[i] >= least]
+            predictions.append(found)
+        if limits and farthest is not None:
+            for found, distance in zip(
+                predictions[-len(known) :], limits.distance(features), strict=True
+            ):
+                found["distance"] = float(distance)
+                if distance > farthest:
+                    found["label"] = None
+        known.clear()
+
+    for found in zip(*streams, strict=True):
+        path, vectors = found[0][0], [vector for _, vector in found]
+        reasons = [reason for reason in vectors if isinstance(reason, str)]
+        if reasons:
+            failed.append({"path": path, "reason": reasons[0]})
+        else:
+            known.append((path, np.concatenate(vectors)))
+        if len(known) == LABELLED_AT_ONCE:
+            label()
+    if known:
+        label()
+    record: dict[str, Any] = {"model": str(model), "predictions": predictions, "failed": failed}
+    if farthest is not None:
+        record["rejected"] = sum(one["label"] is None for one in predictions)
+    if least is not None:
+        sizes = [len(one["labels"]) for one in predictions]
+        record["mean_set_size"] = float(np.mean(sizes)) if sizes else None
+    return record
+
+
+def _vectors(
+    source: ImageSource, engine: Engine, crops: int, tick: Callable[[], None]
+) -> Iterator[tuple[str, NDArray[np.float32] | str]]:
+    """Path and output of every image, in order; in an output's place, why there is none."""
+    from extract import batched, look, mean_of_crops
+
+    order: deque[tuple[str, str]] = deque()
 
     def pictures() -> Iterator[NDArray[np.uint8]]:
-        for done, looked in enumerate(look(source, engine.preprocessing, crops=crops), 1):
-            progress(done, len(source.entries))
-            if looked.pixels is None:
-                failed.append({"path": looked.row.path, "reason": looked.row.note})
-            else:
-                paths.append(looked.row.path)
+        for looked in look(source, engine.preprocessing, crops=crops):
+            tick()
+            order.append((looked.row.path, looked.row.note if looked.pixels is None else ""))
+            if looked.pixels is not None:
                 yield looked.pixels
 
-    labels: list[tuple[str, float]] = []
     batches = engine.run(batched(pictures(), engine.batch_size))
     for outputs in mean_of_crops(batches, crops):
-        for row in probabilities(outputs):
-            best = int(row.argmax())
-            labels.append((classes[best], float(row[best])))
-    predictions = [
-        {"path": path, "label": label, "probability": probability}
-        for path, (label, probability) in zip(paths, labels, strict=True)
-    ]
-    return {"model": str(model), "predictions": predictions, "failed": failed}
+        for vector in outputs:
+            while order[0][1]:
+                yield order.popleft()
+            yield order.popleft()[0], vector
+    yield from order
 
 
 def _open_model(model: Path, options: Options) -> Opened:
     from extract import FxError
 
-    folder = model.parent if model.is_file() else model
+    folder = _folder_of(model)
     if not folder.exists():
         raise FxError(f"no model at {model}; give a folder that fx fit-head or fx finetune wrote")
     if (folder / "head.json").exists():
@@ -88,30 +161,43 @@ def _open_model(model: Path, options: Options) -> Opened:
     )
 
 
+def _folder_of(model: Path) -> Path:
+    return model.parent if model.is_file() else model
+
+
 def _open_head(folder: Path, options: Options) -> Opened:
     from extract import Quantised, load_backbone, make_spec, resolve_device
     from fx.options import open_engine
     from heads import load_head
 
     head = load_head(folder)
-    layer, crops = str(head.spec["layer"]), int(head.spec["crops"])
-    backbone = load_backbone(
-        str(head.spec["backbone"]),
-        weights=str(head.source["weights"]),
-        size=int(head.spec["size"]),
-    ).at_layers([layer])
-    precision = str(head.spec["numerics"])
-    on_cpu = resolve_device(options.device).type == "cpu"
-    if options.precision == "auto" and not (on_cpu and precision == "fp16"):
-        options = dataclasses.replace(options, precision=precision)
-    quantised = Quantised.read(folder) if options.precision == "int8" else None
-    engine = open_engine(options, backbone, quantised)
-    head.check_spec(
-        make_spec(
-            backbone, engine.precision, layer=layer, crops=crops, network_hash=engine.network_hash
+    specs = head.spec.get("features", [head.spec])
+    sources = head.source.get("features", [head.source])
+    engines, found = [], []
+    for spec, made in zip(specs, sources, strict=True):
+        layer, crops = str(spec["layer"]), int(spec["crops"])
+        backbone = load_backbone(
+            str(spec["backbone"]), weights=str(made["weights"]), size=int(spec["size"])
+        ).at_layers([layer])
+        precision = str(spec["numerics"])
+        on_cpu = resolve_device(options.device).type == "cpu"
+        asked = options
+        if options.precision == "auto" and not (on_cpu and precision == "fp16"):
+            asked = dataclasses.replace(options, precision=precision)
+        quantised = Quantised.read(folder) if asked.precision == "int8" else None
+        engine = open_engine(asked, backbone, quantised)
+        engines.append((engine, crops))
+        found.append(
+            make_spec(
+                backbone,
+                engine.precision,
+                layer=layer,
+                crops=crops,
+                network_hash=engine.network_hash,
+            )
         )
-    )
-    return engine, head.predict_proba, head.classes, crops
+    head.check_spec(found[0] if len(found) == 1 else {"features": found})
+    return engines, head.predict_proba, head.classes
 
 
 def _open_network(folder: Path, options: Options) -> Opened:
@@ -129,4 +215,4 @@ def _open_network(folder: Path, options: Options) -> Opened:
         precision=options.precision,
         batch_size=options.batch_size,
     )
-    return engine, lambda logits: softmax(logits.astype("float64"), axis=1), model.classes, 1
+    return [(engine, 1)], lambda logits: softmax(logits.astype("float64"), axis=1), model.classes

@@ -22,6 +22,7 @@ _DESCRIPTIONS = {
     "logreg": "logistic regression on features of the frozen network",
     "svm": "support vector machine on features of the frozen network",
     "knn": "nearest neighbours on features of the frozen network",
+    "centroid": "nearest class mean of features of the frozen network",
     "finetune:0": "only the classifier trained, by gradient descent",
     "finetune:1": "last block and classifier trained, starting from the logistic regression",
     "finetune:all": "whole network trained, starting from its pretrained weights",

@@ -105,7 +105,7 @@ def choice(label: str, options: Sequence[str], plot_ids: Sequence[str]) -> str:
     return f'<p><label>{text(label)} <select data-plots="{ids}">{items}</select></label></p>\n'
 
 
-def page(title: str, head: str, sections: Sequence[Section], *, plotly: str) -> str:
+def page(title: str, head: str, sections: Sequence[Section], *, plotly: str = "") -> str:
     """Return the whole HTML document.
 
     Parameters
@@ -113,7 +113,7 @@ def page(title: str, head: str, sections: Sequence[Section], *, plotly: str) -> 
     title : plain text, of the browser's tab
     head : HTML above the first section
     sections : in the order of reading
-    plotly : source of plotly.js
+    plotly : source of plotly.js; without it the page has no scripts, and no plots
     """
     plots = {place: figures for section in sections for place, figures in section.plots.items()}
     links = "".join(f'<li><a href="#{s.id}">{text(s.heading)}</a></li>\n' for s in sections)
@@ -124,8 +124,17 @@ def page(title: str, head: str, sections: Sequence[Section], *, plotly: str) -> 
     )
     policy = (
         "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; base-uri 'none'; "
-        f"form-action 'none'; script-src '{_hash(plotly)}' '{_hash(_SCRIPT)}'"
+        "form-action 'none'"
     )
+    scripts = ""
+    if plotly:
+        policy += f"; script-src '{_hash(plotly)}' '{_hash(_SCRIPT)}'"
+        scripts = (
+            "<noscript><p>The plots need JavaScript; the tables hold the same numbers.</p>"
+            "</noscript>\n"
+            f'<script type="application/json" id="figures">{_json_in_html(plots)}</script>\n'
+            f"<script>{plotly}</script>\n<script>{_SCRIPT}</script>\n"
+        )
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -133,7 +142,7 @@ def page(title: str, head: str, sections: Sequence[Section], *, plotly: str) -> 
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<meta name="generator" content="fx compare">
+<meta name="generator" content="fx">
 <title>{text(title)}</title>
 <style>{_STYLE}</style>
 </head>
@@ -144,11 +153,7 @@ def page(title: str, head: str, sections: Sequence[Section], *, plotly: str) -> 
 {links}</ul></nav>
 <main>
 {parts}</main>
-<noscript><p>The plots need JavaScript; the tables hold the same numbers.</p></noscript>
-<script type="application/json" id="figures">{_json_in_html(plots)}</script>
-<script>{plotly}</script>
-<script>{_SCRIPT}</script>
-</body>
+{scripts}</body>
 </html>
 """
 
@@ -228,6 +233,13 @@ figcaption { margin: .4rem 0; max-width: 48rem; }
 .plot .shapelayer path { stroke: var(--ink) !important; }
 .beside { display: grid; gap: 0 1.5rem; }
 .beside { grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); }
+.pictures {
+  display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr));
+}
+.pictures img { display: block; width: 100%; height: 8rem; object-fit: contain; }
+.pictures img { background: var(--panel); border-radius: .3rem; }
+.pictures figcaption { font-size: .85rem; line-height: 1.4; overflow-wrap: anywhere; }
+.pictures b { color: var(--ink); }
 .scrolling {
   overflow-x: auto; margin-bottom: 1rem;
   /* a shadow at the side where there is more to see */

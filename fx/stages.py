@@ -9,14 +9,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fx.options import Options, choose_features, open_backbone, open_engine, read_snapshot
+from fx.options import Options, open_backbone, open_engine
+from fx.rows import check_labelled
 from fx.runs import finish, finished, run_directory
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from extract import Backbone, Engine, ExtractResult, ImageRow, ImageSource, Snapshot
+    from extract import Backbone, Engine, ExtractResult, ImageSource, Snapshot
 
     Features = Callable[[Sequence[bytes]], NDArray[np.float32]]
 
@@ -98,85 +99,6 @@ def fill_store(
         snapshot=options.snapshot,
         rehash=rehash,
         progress=begin("extracting"),
-    )
-
-
-def fit_head_on_store(
-    kind: Literal["logreg", "svm"],
-    options: Options,
-    *,
-    kernel: Literal["linear", "rbf"] = "rbf",
-    c: float | None = None,
-    folds: int = 5,
-    begin: Begin,
-) -> dict[str, Any]:
-    """Fit a head on stored features and measure it once on the test rows.
-
-    Raises
-    ------
-    FxError
-        If there is no store, too little that is labelled, or features are missing.
-    """
-    from extract import FeatureStore, Quantised
-    from heads import fit_head, save_head
-
-    store = FeatureStore(options.store)
-    feature_set = choose_features(store, options)
-    snapshot = read_snapshot(store, options)
-    check_labelled(snapshot)
-    identity = {
-        "kind": kind,
-        "kernel": kernel if kind == "svm" else None,
-        "c": c,
-        "folds": folds,
-        "seed": options.seed,
-        "features": feature_set.name,
-        "snapshot": snapshot.fingerprint,
-    }
-    backbone = str(feature_set.spec["backbone"])
-    directory = run_directory(options.out, f"{kind}-{backbone}", identity)
-    before = finished(directory, fresh=options.fresh)
-    if before is not None:
-        return before
-    begun = time.perf_counter()
-    train, validation, test = (snapshot.split(name) for name in ("train", "val", "test"))
-    head = fit_head(
-        feature_set.features(keys_of(train)),
-        labels_of(train),
-        kind=kind,
-        kernel=kernel,
-        c=c,
-        folds=folds,
-        groups=groups_of(train),
-        validation=(feature_set.features(keys_of(validation)), labels_of(validation))
-        if validation
-        else None,
-        spec=feature_set.spec,
-        source={"weights": feature_set.weights_source},
-        seed=options.seed,
-        progress=begin(f"choosing C for {kind}"),
-    ).tested(feature_set.features(keys_of(test)), labels_of(test))
-    save_head(head, directory)
-    if "network" in feature_set.spec:
-        # predictions need the very network that made the features
-        network = store.read_network(str(feature_set.spec["network"]))
-        Quantised(*network).write(directory)
-    return finish(
-        directory,
-        {
-            "head": directory.name,
-            "kind": kind,
-            "path": directory,
-            "backbone": backbone,
-            "snapshot": snapshot.name,
-            "classes": head.classes,
-            "n_train": len(train),
-            "n_validation": len(validation),
-            **(head.metrics.as_dict() if head.metrics else {}),
-            "c": head.c,
-            "notes": head.notes,
-            "seconds": time.perf_counter() - begun,
-        },
     )
 
 
@@ -305,50 +227,3 @@ def _snapshot_alone(images: Path, backbone: Backbone, options: Options, begin: B
         name=options.snapshot,
         progress=begin("looking at the images"),
     )
-
-
-def check_labelled(snapshot: Snapshot) -> None:
-    """Refuse a snapshot from which nothing can be learned or measured.
-
-    Raises
-    ------
-    FxError
-        If it has fewer than two classes, or no training or test rows.
-    """
-    from extract import FxError
-
-    classes = snapshot.classes
-    if not classes:
-        raise FxError(
-            f"no labelled images in snapshot {snapshot.name}; lay them out as one folder a class, "
-            "then fx extract"
-        )
-    if len(classes) == 1:
-        raise FxError(
-            f"snapshot {snapshot.name} has one class, {classes[0]!r}; a classifier needs two"
-        )
-    for split in ("train", "test"):
-        if not snapshot.split(split):
-            raise FxError(
-                f"snapshot {snapshot.name} has no {split} rows; "
-                "give each class at least three images"
-            )
-
-
-def keys_of(rows: Sequence[ImageRow]) -> list[bytes]:
-    """Keys of rows."""
-    return [row.key for row in rows]
-
-
-def labels_of(rows: Sequence[ImageRow]) -> list[str]:
-    """Labels of rows that have one."""
-    return [str(row.label) for row in rows]
-
-
-def groups_of(rows: Sequence[ImageRow]) -> list[str] | None:
-    """What must not be torn apart in cross-validation; None where no groups are given."""
-    from extract import unit_of
-
-    if all(row.group is None for row in rows):
-        return None
-    return [unit_of(row) for row in rows]

@@ -59,12 +59,19 @@ def print_measured(record: dict[str, Any], what: str) -> None:
     """Print how a head or network did on the test rows."""
     low, high = record["accuracy_ci"]
     print(f"{what}: accuracy {record['accuracy']:.3f} ({low:.3f} to {high:.3f}, 95 %)")
+    also = [f"always the commonest class: {record['majority']:.3f}"]
+    also += [f"balanced {record['balanced_accuracy']:.3f}"]
+    also += [f"top 5 {record['top5']:.3f}"] if record["top5"] is not None else []
+    print("; ".join(also))
     detail = f"macro F1 {record['macro_f1']:.3f}, log loss {record['log_loss']:.3f}, "
-    detail += f"calibration error {record['ece']:.3f}"
+    print(detail + f"calibration error {record['ece']:.3f}")
     if "c" in record:
-        detail += f", C {record['c']:.3g}"
-    print(detail)
+        print(_chosen(record))
     rows = f"{record['n_train']:,} training, {record['n_test']:,} test images"
+    if record["measured_by"] != "test rows":
+        rows = (
+            f"fitted on {record['n_train']:,} images, measured on them by {record['measured_by']}"
+        )
     if "best_epoch" in record:
         chosen = record["best_epoch"]
         kept = f"epoch {chosen} kept" if chosen else "the head it began as is kept"
@@ -76,7 +83,27 @@ def print_measured(record: dict[str, Any], what: str) -> None:
     for note in record.get("notes", ()):
         print(f"note: {note}")
     _print_confusion(record["confusion"], record["classes"])
+    if "audit" in record:
+        _print_audit(record["audit"])
     print(f"saved in {record['path']}")
+
+
+def _print_audit(audit: dict[str, Any]) -> None:
+    print(f"labels contradicted: {audit['contradicted']:,} of {audit['audited']:,}")
+    for one in audit["first"][:SHOWN]:
+        path, label, other = (printable(one[name]) for name in ("path", "label", "suggested"))
+        print(f"  {path}: {label}, more like {other}")
+    print(f"all, to look at: {audit['page']}")
+    print(f"to correct, and to give to fx extract: {audit['table']}")
+
+
+def _chosen(record: dict[str, Any]) -> str:
+    parts = [f"normalisation {record['normalize']}"]
+    if record["kind"] == "knn":
+        parts.insert(0, f"{record['c']:g} neighbours")
+    elif record["kind"] != "centroid":
+        parts.insert(0, f"C {record['c']:.3g}")
+    return ", ".join([*parts, *([f"{record['kernel']} kernel"] if record["kernel"] else [])])
 
 
 def _print_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
@@ -102,13 +129,24 @@ def _print_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str])
 
 
 def print_predictions(record: dict[str, Any]) -> None:
-    """Print one line an image: probability, label, path."""
-    labels = [printable(p["label"]) for p in record["predictions"]]
+    """Print one line an image: probability, label or set of labels, path."""
+    found = record["predictions"]
+    labels = [printable(_answer(one)) for one in found]
     width = max(map(len, labels), default=0)
-    for label, prediction in zip(labels, record["predictions"], strict=True):
+    for label, prediction in zip(labels, found, strict=True):
         path = printable(prediction["path"])
         print(f"{prediction['probability']:.3f}  {label:<{width}}  {path}")
+    if "rejected" in record:
+        print(f"none of these: {record['rejected']:,} of {len(found):,} images")
+    if record.get("mean_set_size") is not None:
+        print(f"mean size of the sets of labels: {record['mean_set_size']:.2f}")
     _list("unreadable", [f"{r['path']}: {r['reason']}" for r in record["failed"]])
+
+
+def _answer(prediction: dict[str, Any]) -> str:
+    if prediction["label"] is None:
+        return "none of these"
+    return " | ".join(prediction.get("labels") or [prediction["label"]])
 
 
 def garbage_lines(garbage: Garbage) -> list[str]:

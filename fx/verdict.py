@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
+from heads import KINDS
+
 Record = Mapping[str, Any]
 
 
@@ -75,7 +77,7 @@ def crossover(results: Sequence[Record]) -> dict[str, int] | None:
     """
     accuracy = _means(results, "accuracy")
     tuned = [sizes for name, sizes in accuracy.items() if name.startswith("finetune")]
-    heads = [sizes for name, sizes in accuracy.items() if name in ("logreg", "svm")]
+    heads = [sizes for name, sizes in accuracy.items() if name in KINDS]
     if not tuned or not heads:
         return None
     found = None

@@ -1,8 +1,29 @@
 """Heads: classifiers on features, chosen and calibrated inside their training rows."""
 
+from heads.audit import Doubts, doubt_labels
+from heads.estimator import HeadClassifier
 from heads.files import load_head, save_head
 from heads.fitting import fit_head
-from heads.head import Head
+from heads.head import Head, HeldOut
+from heads.kinds import KINDS
+from heads.limits import Limits
 from heads.metrics import Metrics, evaluate
+from heads.plots import write_plots
+from heads.resampling import measure_by_resampling
 
-__all__ = ["Head", "Metrics", "evaluate", "fit_head", "load_head", "save_head"]
+__all__ = [
+    "KINDS",
+    "Doubts",
+    "Head",
+    "HeadClassifier",
+    "HeldOut",
+    "Limits",
+    "Metrics",
+    "doubt_labels",
+    "evaluate",
+    "fit_head",
+    "load_head",
+    "measure_by_resampling",
+    "save_head",
+    "write_plots",
+]

@@ -14,25 +14,35 @@ from zipfile import ZipFile
 import numpy as np
 import skops.io
 from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
 from sklearn.svm import SVC
 
 from extract.errors import FxError
 from heads.calibration import Calibration
 from heads.head import Head
-from heads.learners import KERNELS
 from heads.metrics import Metrics
 from heads.search import Candidate
+from heads.support_vectors import KERNELS
 
 MODEL, RECORD = "head.skops", "head.json"
-FORMAT = 1
+FORMAT = 2
+
+NORMALISERS = {"standard": StandardScaler, "l2": Normalizer, "none": FunctionTransformer}
 
 # What a file of ours holds, and by which of skops' loaders. skops trusts much more by default.
 TRUSTED = {
     **{
         f"{one.__module__}.{one.__qualname__}": {"ObjectNode"}
-        for one in (Pipeline, StandardScaler, LogisticRegression, SVC)
+        for one in (
+            Pipeline,
+            *NORMALISERS.values(),
+            LogisticRegression,
+            SVC,
+            KNeighborsClassifier,
+            NearestCentroid,
+        )
     },
     **{f"numpy.{one}": {"NdArrayNode"} for one in ("ndarray", "float64", "float32", "int64")},
     "builtins.dict": {"DictNode"},
@@ -56,6 +66,8 @@ def save_head(head: Head, directory: str | os.PathLike[str]) -> None:
         "format": FORMAT,
         "kind": head.kind,
         "kernel": head.kernel,
+        "normalize": head.normalize,
+        "class_weight": head.class_weight,
         "classes": list(head.classes),
         "c": head.c,
         "folds": head.folds,
@@ -89,6 +101,8 @@ def load_head(directory: str | os.PathLike[str]) -> Head:
         head = Head(
             kind=fields["kind"],
             kernel=fields["kernel"],
+            normalize=fields["normalize"],
+            class_weight=fields["class_weight"],
             classes=tuple(fields["classes"]),
             pipeline=pipeline,
             calibration=Calibration(**fields["calibration"]),
@@ -181,14 +195,19 @@ def _is_consistent(head: Head) -> bool:
     pipeline, k = head.pipeline, len(head.classes)
     if not isinstance(pipeline, Pipeline) or len(pipeline.steps) != 2:
         return False
-    scaler, classifier = pipeline[0], pipeline[1]
+    normaliser, classifier = pipeline[0], pipeline[1]
+    if type(normaliser) is not NORMALISERS.get(head.normalize):
+        return False
     try:
-        d = scaler.n_features_in_
-        shapes: list[tuple[Any, tuple[int, ...]]] = [
-            (scaler.mean_, (d,)),
-            (scaler.scale_, (d,)),
-            (classifier.classes_, (k,)),
-        ]
+        d = classifier.n_features_in_
+        shapes: list[tuple[Any, tuple[int, ...]]] = [(classifier.classes_, (k,))]
+        if head.normalize == "standard":
+            shapes += [(normaliser.mean_, (d,)), (normaliser.scale_, (d,))]
+        elif head.normalize == "none" and (normaliser.func, normaliser.inverse_func) != (
+            None,
+            None,
+        ):
+            return False
         if head.kind == "logreg" and isinstance(classifier, LogisticRegression):
             vectors = 1 if k == 2 else k
             shapes += [(classifier.coef_, (vectors, d)), (classifier.intercept_, (vectors,))]
@@ -202,6 +221,11 @@ def _is_consistent(head: Head) -> bool:
                 (classifier._dual_coef_, (k - 1, s)),
                 (classifier._intercept_, (k * (k - 1) // 2,)),
             ]
+        elif head.kind == "knn" and isinstance(classifier, KNeighborsClassifier):
+            n = head.n_train
+            shapes += [(classifier._fit_X, (n, d)), (classifier._y, (n,))]
+        elif head.kind == "centroid" and isinstance(classifier, NearestCentroid):
+            shapes += [(classifier.centroids_, (k, d))]
         else:
             return False
     except AttributeError:

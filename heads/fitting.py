@@ -5,14 +5,18 @@ from typing import Any
 import numpy as np
 from joblib import cpu_count
 from numpy.typing import ArrayLike
+from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
 from extract.errors import FxError
 from heads.calibration import calibrate
 from heads.folds import make_folds
-from heads.head import Head, checked_features, positions
-from heads.learners import Features, Labels, learner_for
+from heads.head import Head, HeldOut, checked_features, positions
+from heads.kinds import learners_for
+from heads.learners import Features, Labels
 from heads.search import BLAS_THREADS, Progress, search
+
+IMBALANCED = 10
 
 
 def fit_head(
@@ -21,6 +25,8 @@ def fit_head(
     *,
     kind: str,
     kernel: str = "rbf",
+    normalize: str = "standard",
+    class_weight: str | None = None,
     c: float | None = None,
     folds: int = 5,
     groups: ArrayLike | None = None,
@@ -45,9 +51,12 @@ def fit_head(
     ----------
     features : float32 array of shape (n, d)
     labels : str array of shape (n,)
-    kind : "logreg" or "svm"
-    kernel : "rbf" or "linear", of the SVM
-    c : float, optional; the inverse penalty, searched where not given
+    kind : "logreg", "svm", "knn" (nearest neighbours) or "centroid" (nearest class mean)
+    kernel : "rbf", "linear", or "auto" for the better of the two, of the SVM
+    normalize : "standard" (mean 0, deviation 1), "l2" (rows of length 1), "none", or "auto"
+    class_weight : "balanced" for classes that weigh the same however many rows they have; of
+        logistic regression and the SVM
+    c : float, optional; the inverse penalty, or the number of neighbours, searched where not given
     folds : int, at least 2; fewer where a class has fewer images, said in the head's notes
     groups : array of shape (n,), optional; rows of one value (copies, a patient) are never on
         both sides of a fold; a row on its own has a value of its own
@@ -78,10 +87,10 @@ def fit_head(
     >>> fit_head(features, labels, kind="logreg").predict(features[:2]).tolist()
     ['cat', 'dog']
     """
-    learner = learner_for(kind, kernel)
+    learners = learners_for(kind, kernel, normalize, class_weight)
     rows, names = checked_features(features), np.asarray(labels, dtype=str)
     _check_choices(c, folds)
-    _check_rows(rows, names, learner.max_rows)
+    _check_rows(rows, names, learners[0].max_rows)
     classes, y = np.unique(names, return_inverse=True)
     known = tuple(classes.tolist())
     counts = np.bincount(y)
@@ -98,26 +107,55 @@ def fit_head(
         searched, truth = _with_validation(rows, y, validation, known)
         splits = [(np.arange(len(rows)), np.arange(len(rows), len(searched)))]
     threads = cpu_count() if jobs is None else jobs
-    found = search(learner, searched, truth, splits, c=c, jobs=threads, progress=progress)
+    found = search(
+        learners,
+        searched,
+        truth,
+        splits,
+        c=c,
+        balanced=class_weight == "balanced",
+        jobs=threads,
+        progress=progress,
+    )
     with threadpool_limits(BLAS_THREADS):
-        pipeline = learner.fit(rows, names, found.c, jobs=threads)
+        pipeline = found.learner.fit(rows, names, found.c, jobs=threads)
     if progress:
         fits = len(found.curve) * len(splits) + 1
         progress(fits, fits)
+    calibration = calibrate(found.scores, truth[found.held_out])
     return Head(
         kind=kind,
-        kernel=kernel if kind == "svm" else None,
+        kernel=found.learner.kernel,
+        normalize=found.learner.normalize,
+        class_weight=class_weight,
         classes=known,
         pipeline=pipeline,
-        calibration=calibrate(found.scores, truth[found.held_out]),
+        calibration=calibration,
         c=found.c,
         search=found.curve,
         folds=0 if validation is not None else len(splits),
-        notes=(*notes, *found.notes),
+        notes=(*notes, *_imbalance(counts, known), *found.notes),
         n_train=len(rows),
         spec=dict(spec or {}),
         source=dict(source or {}),
+        held_out=HeldOut(
+            splits,
+            found.held_out,
+            truth[found.held_out],
+            softmax(found.scores / calibration.temperature, axis=1),
+        ),
     )
+
+
+def _imbalance(counts: Labels, classes: tuple[str, ...]) -> list[str]:
+    """Say where the commonest class has IMBALANCED times the rows of the rarest."""
+    most, least = int(counts.argmax()), int(counts.argmin())
+    if counts[most] < IMBALANCED * counts[least]:
+        return []
+    return [
+        f"class {classes[most]!r} has {counts[most]:,} training images and {classes[least]!r} "
+        f"{counts[least]:,}: look at the balanced accuracy, and at --class-weight balanced"
+    ]
 
 
 def _check_choices(c: float | None, folds: int) -> None:

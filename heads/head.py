@@ -12,11 +12,30 @@ from sklearn.pipeline import Pipeline
 
 from extract.errors import FxError
 from heads.calibration import Calibration
-from heads.learners import learner_for
+from heads.folds import Fold
+from heads.kinds import learner_for
 from heads.metrics import Metrics, evaluate
 from heads.search import Candidate
 
 FLOAT_CLASSES = frozenset({"fp32", "bf16", "fp16"})
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """What models that had not seen rows said of them, while the head was chosen.
+
+    Attributes
+    ----------
+    splits : list of (fitting rows, held-out rows), int arrays
+    rows : int array of shape (n,), positions among the training rows, then the validation rows
+    labels : int array of shape (n,), positions in the head's classes
+    probabilities : float64 array of shape (n, k), calibrated
+    """
+
+    splits: list[Fold]
+    rows: NDArray[np.intp]
+    labels: NDArray[np.intp]
+    probabilities: NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,24 +44,29 @@ class Head:
 
     Attributes
     ----------
-    kind : "logreg" or "svm"
+    kind : "logreg", "svm", "knn" or "centroid"
     kernel : "rbf" or "linear" for an SVM, else None
+    normalize : "standard", "l2" or "none", what the pipeline begins with
+    class_weight : "balanced" or None
     classes : tuple of str, sorted; columns of probabilities are in this order
-    pipeline : scikit-learn Pipeline of a StandardScaler and a plain LogisticRegression or SVC,
-        fitted on the training rows, without the temperature
+    pipeline : scikit-learn Pipeline of a normaliser and a plain classifier, fitted on the training
+        rows, without the temperature
     calibration : Calibration, fitted on rows that the scoring models had not seen
-    c : float
-    search : tuple of Candidate, ascending in C
+    c : float, the inverse penalty; of nearest neighbours their number
+    search : tuple of Candidate, ascending in C, of one normalisation and kernel after the other
     folds : int, of the cross-validation; 0 where validation rows were given
     notes : tuple of str, whatever was not as asked for
     n_train : int, rows that it was fitted on
     spec : dict that JSON can hold, what the features mean; not interpreted but for `check_spec`
     source : dict that JSON can hold, how to compute such features anew; not interpreted
     metrics : Metrics on test rows, once `tested`
+    held_out : HeldOut, of a head that was just fitted; not kept on the disk
     """
 
     kind: str
     kernel: str | None
+    normalize: str
+    class_weight: str | None
     classes: tuple[str, ...]
     pipeline: Pipeline
     calibration: Calibration
@@ -54,6 +78,7 @@ class Head:
     spec: dict[str, Any] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
     metrics: Metrics | None = None
+    held_out: HeldOut | None = None
 
     @property
     def dim(self) -> int:
@@ -62,8 +87,12 @@ class Head:
 
     @property
     def parameters(self) -> int:
-        """Numbers that the fit chose: weights, or dual coefficients, and intercepts."""
+        """Numbers that the fit chose: weights, dual coefficients, centroids; or rows kept."""
         machine = self.pipeline[-1]
+        if self.kind == "knn":
+            return int(machine._fit_X.size)
+        if self.kind == "centroid":
+            return int(machine.centroids_.size)
         weights = machine.coef_ if self.kind == "logreg" else machine.dual_coef_
         return int(weights.size + machine.intercept_.size)
 
@@ -118,17 +147,21 @@ class Head:
         Raises
         ------
         ValueError
-            Where the head is not a logistic regression.
+            Where the head is not a logistic regression, or divides rows by their length.
         """
-        if self.kind != "logreg":
-            raise ValueError(f"only logistic regression is one linear layer, not {self.kind}")
+        if self.kind != "logreg" or self.normalize == "l2":
+            raise ValueError(
+                "only logistic regression on standardised or raw features is one linear layer, not "
+                f"{self.kind} with normalisation {self.normalize}"
+            )
         scaler, classifier = self.pipeline[0], self.pipeline[-1]
         weight, bias = classifier.coef_, classifier.intercept_
         if len(weight) == 1:
             weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
         # W ((x - mean) / scale) + b = (W / scale) x + (b - (W / scale) mean)
-        weight = weight / scaler.scale_
-        bias = bias - weight @ scaler.mean_
+        if self.normalize == "standard":
+            weight = weight / scaler.scale_
+            bias = bias - weight @ scaler.mean_
         temperature = self.calibration.temperature
         return (weight / temperature).astype(np.float32), (bias / temperature).astype(np.float32)
 
@@ -146,7 +179,10 @@ class Head:
             Where there is no row, or one of a class that the head does not know.
         """
         y = positions(labels, self.classes, of="test rows")
-        return replace(self, metrics=evaluate(self.predict_proba(features), y, self.classes))
+        scores = self.scores(features)
+        calibrated = softmax(scores / self.calibration.temperature, axis=1)
+        measured = evaluate(calibrated, y, self.classes, uncalibrated=softmax(scores, axis=1))
+        return replace(self, metrics=measured)
 
     def check_spec(self, spec: dict[str, Any]) -> None:
         """Refuse features that mean something else than those that the head was fitted on.
@@ -165,7 +201,10 @@ class Head:
             return
         first = differing[0]
         got = f"got {first} {theirs.get(first)!r} where the head has {ours.get(first)!r}"
-        if differing == ["numerics"] and {ours.get(first), theirs.get(first)} <= FLOAT_CLASSES:
+        if {name.rpartition(".")[2] for name in differing} == {"numerics"} and {
+            ours.get(first),
+            theirs.get(first),
+        } <= FLOAT_CLASSES:
             warnings.warn(f"features of another precision; {got}", UserWarning, stacklevel=2)
             return
         raise FxError(
@@ -207,6 +246,8 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Spell nested fields as outer.inner, so that a difference can be named."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
+        if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+            value = {str(number): one for number, one in enumerate(value, 1)}
         flat |= (
             _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
         )

@@ -4,8 +4,10 @@ Every fold minimises, over weights W (k, d) and intercepts b (k,), scikit-learn'
 
     sum_i -log softmax(W x_i + b)[y_i]  +  |W|^2 / (2 C)                (b is not penalised)
 
-on its own fitting rows, standardised by their own mean and deviation. One matrix of rows serves
-all folds: a fold's x is `scale * (row - shift)`, and rows that it holds out have no weight.
+on its own fitting rows, each with the weight of its class where classes have one. They are
+standardised by their own mean and deviation, or centred alone, which changes nothing but b. One
+matrix of rows serves all folds: a fold's x is `scale * (row - shift)`, and rows that it holds out
+have no weight.
 
 Three things make it quick. Products with the data are shared by folds and classes. Directions are
 scaled by the curvature, which the eigenvectors of the rows' covariance make nearly diagonal. And
@@ -21,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.class_weight import compute_sample_weight
 
 from heads.lbfgs import dot, minimise
 from heads.scaling import standardiser
@@ -44,7 +47,7 @@ class Problems:
     ----------
     rows : float array of shape (n, d), each column standardised by the fold it varies least in
     target : float array of shape (k, n), one-hot
-    fitting : float array of shape (q, 1, n), 1 where a row belongs to a fold's fitting side
+    fitting : float array of shape (q, 1, n), a row's weight in a fold; 0 where it is held out
     scale, shift : float arrays of shape (q, 1, d), from `rows` to a fold's standardised rows
     basis : float array of shape (d, r), orthonormal: eigenvectors of the covariance of the rows
     energy : float array of shape (r,), squared norm of the rows along each
@@ -67,12 +70,18 @@ class Problems:
         labels: NDArray[np.intp],
         fitting: Sequence[NDArray[np.intp]],
         *,
+        standardise: bool = True,
+        balanced: bool = False,
         over: Map = map,
     ) -> "Problems":
         """Prepare, in float32, the problems of fitting sides that are arrays of row numbers."""
-        scalers = [standardiser(features[side]) for side in fitting]
-        means = np.stack([[scaler.mean_] for scaler in scalers])
-        deviations = np.stack([[scaler.scale_] for scaler in scalers])
+        if standardise:
+            scalers = [standardiser(features[side]) for side in fitting]
+            means = np.stack([[scaler.mean_] for scaler in scalers])
+            deviations = np.stack([[scaler.scale_] for scaler in scalers])
+        else:
+            means = np.stack([features[side].mean(axis=0, keepdims=True) for side in fitting])
+            deviations = np.ones_like(means)
         # an outlier that one fold holds out would leave float32 no digits for that fold's rows
         calmest = deviations.argmin(axis=0, keepdims=True)
         mean, deviation = (np.take_along_axis(of, calmest, 0)[0, 0] for of in (means, deviations))
@@ -82,7 +91,8 @@ class Problems:
         target = np.eye(int(labels.max()) + 1)[:, labels]
         sides = np.zeros((len(fitting), 1, len(rows)))
         for side, members in zip(sides, fitting, strict=True):
-            side[:, members] = 1
+            weights = compute_sample_weight("balanced", labels[members]) if balanced else 1
+            side[:, members] = weights
         scale, shift = deviation / deviations, (means - mean) / deviation
         basis, energy = _principal_axes(rows)
         return cls(rows, target, sides, scale, shift, basis, energy, over).cast(np.float32)
@@ -158,7 +168,7 @@ def along_path(
     ----------
     problems : Problems of q folds
     cs : inverse penalties
-    tolerance : float, bound on the relative error of W
+    tolerance : float, bound on the relative error of W, as far as the precision allows
     start : weights to begin the first with; zero where not given
 
     Yields
@@ -169,6 +179,8 @@ def along_path(
     # w1 = -w0 = w / 2, so that |w|^2 = 2 (|w0|^2 + |w1|^2).
     penalties = 2 if len(problems.target) == 2 else 1
     dtype = problems.rows.dtype
+    # probabilities are right to about epsilon, and their errors weigh as much as the rows do
+    noise = np.finfo(dtype).eps * np.sqrt(problems.energy.sum(dtype=np.float64))
     solved: list[Array] = []
     for c in cs:
         ridge = np.array(penalties / c, dtype)
@@ -181,7 +193,9 @@ def along_path(
             # The objective is 1/C-strongly convex in W, so that |gradient| <= t |W| / C puts W
             # within t |W| of the minimum.
             size = np.sqrt(dot(weights[:, :, :-1], weights[:, :, :-1]))
-            return np.asarray(np.sqrt(dot(slope, slope)) <= tolerance * ridge * size)
+            return np.asarray(
+                np.sqrt(dot(slope, slope)) <= np.maximum(tolerance * ridge * size, noise)
+            )
 
         weights, done = minimise(
             begin,

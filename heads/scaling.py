@@ -1,10 +1,38 @@
-"""Standardisation: no feature is divided by less than the features' typical spread."""
+"""Normalisation of features, as plain scikit-learn transformers fitted on the fitting rows alone.
+
+No feature is divided by less than the features' typical spread.
+"""
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
+
+from extract.errors import FxError
+
+NORMALISATIONS = ("standard", "l2", "none")
+
+
+def fit_normaliser(
+    name: str, features: NDArray[Any]
+) -> StandardScaler | Normalizer | FunctionTransformer:
+    """Fit a normalisation on rows of shape (n, d).
+
+    ``standard`` is `standardiser`; ``l2`` gives every row the length 1; ``none`` changes nothing.
+
+    Raises
+    ------
+    FxError
+        Where the name is none of these.
+    """
+    if name == "standard":
+        return standardiser(features)
+    if name == "l2":
+        return Normalizer().fit(features)
+    if name == "none":
+        return FunctionTransformer().fit(features)
+    raise FxError(f"unknown normalisation {name!r}; choose {', '.join(NORMALISATIONS)} or auto")
 
 
 def standardiser(features: NDArray[Any]) -> StandardScaler:

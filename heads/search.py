@@ -1,7 +1,8 @@
-"""The choice of C, by the log loss of rows that took no part in the fit that scores them."""
+"""The choice of a learner and its C, by the log loss of rows that no fit which scores them saw."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,35 +27,41 @@ class Candidate:
 
     Attributes
     ----------
-    c : float
-    log_loss : float, mean over the folds: what C is chosen by
+    c : float; of nearest neighbours, how many
+    log_loss : float, mean over the folds: what is chosen by
     log_loss_std : float, standard deviation over the folds; 0 for a single one
     accuracy : float, mean over the folds
+    normalize : "standard", "l2" or "none"
+    kernel : of an SVM, else None
     """
 
     c: float
     log_loss: float
     log_loss_std: float
     accuracy: float
+    normalize: str = "standard"
+    kernel: str | None = None
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, Any]:
         """Turn into what JSON can hold."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Search:
-    """A chosen C, the curve it was chosen from, and its scores of the held-out rows.
+    """A chosen learner and C, the curves they were chosen from, and scores of the held-out rows.
 
     Attributes
     ----------
+    learner : Learner
     c : float
-    curve : tuple of Candidate, ascending in C
+    curve : tuple of Candidate, ascending in C, of one learner after the other
     scores : float64 array of shape (n_held_out, k)
     held_out : int array of shape (n_held_out,), the row that each of `scores` belongs to
     notes : tuple of str
     """
 
+    learner: Learner
     c: float
     curve: tuple[Candidate, ...]
     scores: Scores
@@ -63,16 +70,17 @@ class Search:
 
 
 def search(
-    learner: Learner,
+    learners: Sequence[Learner],
     features: Features,
     labels: Labels,
     splits: Sequence[Fold],
     *,
     c: float | None,
+    balanced: bool = False,
     jobs: int,
     progress: Progress | None,
 ) -> Search:
-    """Choose C over the learner's grid, extended where the best lies at its end.
+    """Choose a learner, and C over its grid, extended where the best lies at its end.
 
     The criterion is log loss and not accuracy: with few rows accuracy moves in steps of a row and
     ties over wide ranges, and by it C came out worse in every measure (on 100 images in four
@@ -82,60 +90,121 @@ def search(
 
     Parameters
     ----------
-    learner : Learner
+    learners : those to choose among; of two that tie the first
     features : float32 array of shape (n, d)
     labels : int array of shape (n,)
     splits : the same folds for every candidate
-    c : float, optional; the only candidate, where given
+    c : float, optional; the only value, where given
+    balanced : whether all classes weigh the same in the log loss, however many rows they have
     jobs : int, threads
     progress : called with the fits done and the fits there are, a fold and a C each
     """
+    meter = _Meter(progress)
+    found = [
+        _along_grid(learner, features, labels, splits, c, balanced, jobs, meter)
+        for learner in learners
+    ]
+    least = min(one.log_loss for one in found)
+    best = next(one for one in found if one.log_loss <= least + (len(found) > 1) * TIE)
+    return Search(
+        best.learner,
+        best.c,
+        tuple(candidate for one in found for candidate in one.curve),
+        best.scores,
+        np.concatenate([rows for _, rows in splits]),
+        best.notes,
+    )
+
+
+class _Meter:
+    """Counts fits, of which there turn out to be more where a grid is extended."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress = progress
+        self.done = self.total = 0
+
+    def tick(self, fits: int) -> None:
+        self.done += fits
+        if self.progress:
+            self.progress(self.done, self.total + 1)  # one more for the refit
+
+
+@dataclass(frozen=True)
+class _Found:
+    learner: Learner
+    c: float
+    log_loss: float
+    curve: list[Candidate]
+    scores: Scores
+    notes: tuple[str, ...]
+
+
+def _along_grid(
+    learner: Learner,
+    features: Features,
+    labels: Labels,
+    splits: Sequence[Fold],
+    c: float | None,
+    balanced: bool,
+    jobs: int,
+    meter: _Meter,
+) -> _Found:
+    """Choose one learner's C."""
     truth = [labels[rows] for _, rows in splits]
+    weights = len(labels) / np.bincount(labels) if balanced else np.ones(labels.max() + 1)
     scores: dict[float, list[Scores]] = {}
     notes: list[str] = []
-    done = total = 0
-
-    def tick(fits: int) -> None:
-        nonlocal done
-        done += fits
-        if progress:
-            progress(done, total + 1)  # one more for the refit
-
-    more: Sequence[float] = learner.grid if c is None else [c]
+    more = learner.grid(features, min(len(rows) for rows, _ in splits)) if c is None else [c]
     for extension in range(EXTENSIONS + 1):
-        total += len(splits) * len(more)
+        meter.total += len(splits) * len(more)
         with threadpool_limits(BLAS_THREADS):
-            found = learner.held_out_scores(features, labels, splits, more, jobs=jobs, tick=tick)
+            found = learner.held_out_scores(
+                features, labels, splits, more, jobs=jobs, tick=meter.tick
+            )
         scores |= zip(more, found, strict=True)
-        curve = [_candidate(learner, value, scores[value], truth) for value in sorted(scores)]
+        curve = [
+            _candidate(learner, value, scores[value], truth, weights) for value in sorted(scores)
+        ]
         best = _best(curve)
-        more = _beyond([candidate.c for candidate in curve], best) if c is None else []
+        tried = [candidate.c for candidate in curve]
+        more = _beyond(tried, best.c) if c is None and learner.extensible else []
         if not more or extension == EXTENSIONS:
             break
         notes.append(
-            f"the best C, {best:g}, lay at the grid's end: also tried {more[0]:g} to {more[-1]:g}"
+            f"the best C, {best.c:g}, lay at the grid's end: also tried {more[0]:g} to {more[-1]:g}"
         )
     if more:
-        notes.append(f"the best C, {best:g}, is still the last one tried")
-    held_out = np.concatenate([rows for _, rows in splits])
-    return Search(best, tuple(curve), np.concatenate(scores[best]), held_out, tuple(notes))
+        notes.append(f"the best C, {best.c:g}, is still the last one tried")
+    chosen = np.concatenate(scores[best.c])
+    return _Found(learner, best.c, best.log_loss, curve, chosen, tuple(notes))
 
 
-def _candidate(learner: Learner, c: float, scores: list[Scores], truth: list[Labels]) -> Candidate:
-    """Score one value of C, fold by fold."""
+def _candidate(
+    learner: Learner,
+    c: float,
+    scores: list[Scores],
+    truth: list[Labels],
+    weights: NDArray[np.float64],
+) -> Candidate:
+    """Score one value of C, fold by fold; a row counts by the weight of its class."""
     temperature = 1.0
     if learner.calibrated_search:
         temperature = fit_temperature(np.concatenate(scores), np.concatenate(truth))
     folds = list(zip(scores, truth, strict=True))
-    losses = [log_losses(score / temperature, y).mean() for score, y in folds]
-    accuracies = [(score.argmax(axis=1) == y).mean() for score, y in folds]
-    return Candidate(c, float(np.mean(losses)), float(np.std(losses)), float(np.mean(accuracies)))
+    losses = [
+        np.average(log_losses(score / temperature, y), weights=weights[y]) for score, y in folds
+    ]
+    accuracies = [np.average(score.argmax(axis=1) == y, weights=weights[y]) for score, y in folds]
+    mean, deviation, accuracy = np.mean(losses), np.std(losses), np.mean(accuracies)
+    return Candidate(
+        c, float(mean), float(deviation), float(accuracy), learner.normalize, learner.kernel
+    )
 
 
-def _best(curve: Sequence[Candidate]) -> float:
+def _best(curve: Sequence[Candidate]) -> Candidate:
     """Take the smallest C whose log loss ties with the least."""
     least = min(candidate.log_loss for candidate in curve)
-    return next(candidate.c for candidate in curve if candidate.log_loss <= least + TIE)
+    return next(candidate for candidate in curve if candidate.log_loss <= least + TIE)
 
 
 def _beyond(cs: Sequence[float], best: float) -> list[float]:

@@ -2,11 +2,13 @@
 
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 from extract.errors import FxError
 from heads import Metrics, evaluate
@@ -53,6 +55,34 @@ def test_every_measure_is_what_its_definition_says(seed: int, n: int, k: int) ->
     assert got.macro_f1 == pytest.approx(sum(f1) / len(f1))
     assert 0 <= got.ece <= 1
     assert got.n_test == n
+
+
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 60), k=st.integers(2, 14))
+@settings(max_examples=60, deadline=None)
+def test_measures_by_class_are_those_of_scikit_learn(seed: int, n: int, k: int) -> None:
+    p, y = predictions(seed, n, k)
+    got = evaluate(p, y, [str(one) for one in range(k)], uncalibrated=p)
+    said = p.argmax(axis=1)
+    with warnings.catch_warnings():  # of classes that are said and never true
+        warnings.simplefilter("ignore")
+        assert got.balanced_accuracy == pytest.approx(balanced_accuracy_score(y, said))
+    assert got.majority == np.bincount(y).max() / n
+    expected = None
+    if k > 10:
+        expected = pytest.approx(top_k_accuracy_score(y, p, k=5, labels=np.arange(k)))
+    assert got.top5 == expected
+    for j, one in enumerate(got.per_class):
+        assert one["n_test"] == (y == j).sum()
+        if one["n_test"]:
+            assert one["recall"] == pytest.approx((said[y == j] == j).mean())
+        else:
+            assert one["recall"] is None
+        if (said == j).any():
+            assert one["precision"] == pytest.approx((y[said == j] == j).mean())
+        else:
+            assert one["precision"] is None
+    assert sum(rows for _, _, rows in got.reliability) == n
+    np.testing.assert_allclose(got.reliability_uncalibrated, got.reliability)
 
 
 def test_calibration_error_of_bins_counted_by_hand() -> None:

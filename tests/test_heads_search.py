@@ -19,9 +19,11 @@ from extract.errors import FxError
 from heads import fit_head
 from heads.calibration import calibrate, log_losses
 from heads.folds import make_folds
-from heads.learners import Logistic, SupportVectors, pairwise_scores
+from heads.kinds import learner_for
+from heads.learners import Logistic
 from heads.scaling import standardiser
 from heads.search import TIE
+from heads.support_vectors import SupportVectors, pairwise_scores
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -65,6 +67,8 @@ def pair() -> Data:
     return features.astype(np.float32), np.array(["no", "yes"])[y]
 
 
+# of standardised features, whatever they are
+GRID = Logistic().grid(np.zeros((2, 2), np.float32), 2)
 SETS = {"tall": tall, "wide": wide, "pair": pair}
 
 
@@ -104,7 +108,7 @@ def test_logistic_regression_chooses_the_c_that_scikit_learn_chooses(data: str) 
     assert head.notes == ()
     search = GridSearchCV(
         reference(1.0).set_params(logisticregression__tol=1e-5),
-        {"logisticregression__C": Logistic.grid},
+        {"logisticregression__C": GRID},
         scoring="neg_log_loss",
         cv=folds_of(y),
         refit=False,
@@ -144,7 +148,7 @@ def test_svm_predicts_what_scikit_learns_svc_predicts() -> None:
     assert (head.predict(features[350:]) == theirs).mean() > 0.98
     search = GridSearchCV(
         make_pipeline(Floored(), SVC()),
-        {"svc__C": SupportVectors("rbf").grid},
+        {"svc__C": SupportVectors("rbf").grid(features, 2)},
         cv=folds_of(y[:350]),
     ).fit(features[:350], y[:350])
     best = search.score(features[350:], y[350:])
@@ -168,7 +172,7 @@ def test_held_out_rows_leave_no_trace_in_the_fit(
     features, y = pair()
     numbers = np.unique(y, return_inverse=True)[1]
     splits = folds_of(y)
-    learner = heads.learners.learner_for(kind, "rbf")
+    learner = learner_for(kind, "rbf")
     spoilt = features.copy()
     spoilt[splits[0][1][0]] = 1e6  # in the first fold this row is held out
     cs = [0.1, 1.0]
@@ -196,15 +200,15 @@ def test_the_grid_grows_where_the_best_c_is_at_its_end_but_not_for_ever() -> Non
     apart = rng.normal(size=(100, 3)).astype(np.float32) + 9 * (y == "b")[:, None]
     head = fit_head(apart, y, kind="logreg")
     tried = [candidate.c for candidate in head.search]
-    assert len(tried) > len(Logistic.grid)
+    assert len(tried) > len(GRID)
     np.testing.assert_allclose(np.diff(np.log10(tried)), 0.5)
-    assert head.c > Logistic.grid[-1]
-    end = f"the best C, {Logistic.grid[-1]:g}, lay at the grid's end: also tried {tried[10]:g} to"
+    assert head.c > GRID[-1]
+    end = f"the best C, {GRID[-1]:g}, lay at the grid's end: also tried {tried[10]:g} to"
     assert head.notes[0].startswith(end)
 
     # every row stands there twice, under both labels: whatever is learned of it is wrong
     hopeless = fit_head(np.repeat(rng.normal(size=(50, 400)), 2, axis=0), y, kind="logreg")
-    assert len(hopeless.search) == len(Logistic.grid) + 6
+    assert len(hopeless.search) == len(GRID) + 6
     assert hopeless.c == hopeless.search[0].c
     assert hopeless.notes[-1].endswith("is still the last one tried")
 

@@ -1,0 +1,150 @@
+"""Limits of a head: which pictures are unlike all it has seen, and which labels are possible."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from extract.errors import FxError
+from heads.folds import Fold
+from heads.learners import Features, Labels
+
+FILE = "limits.npz"
+NEAREST = 5  # training rows whose mean distance says how unlike a picture is
+MOST = 2_000  # training rows that distances are measured to
+
+
+@dataclass(frozen=True, eq=False)
+class Limits:
+    """What rows that a head had not seen tell about it.
+
+    Attributes
+    ----------
+    centre : float32 array of shape (d,), mean of the training rows
+    rows : float32 array of shape (m, d), training rows less the centre, of length 1
+    distances : float32 array of shape (n,), ascending: how far training rows lie from those of
+        other folds
+    nonconformity : float32 array of shape (n,), ascending: 1 less the probability of the true
+        class, of rows that the model had not seen
+    """
+
+    centre: NDArray[np.float32]
+    rows: NDArray[np.float32]
+    distances: NDArray[np.float32]
+    nonconformity: NDArray[np.float32]
+
+    @classmethod
+    def of(
+        cls,
+        features: Features,
+        splits: list[Fold],
+        probabilities: NDArray[np.float64],
+        labels: Labels,
+        *,
+        seed: int = 0,
+    ) -> "Limits":
+        """Learn them from features (n, d), and from held-out probabilities and their labels."""
+        rng = np.random.default_rng(seed)
+
+        def some(rows: Labels) -> Features:
+            chosen: Features = features[rng.permutation(rows)[:MOST]]
+            return chosen
+
+        distances = []
+        for fitting, rest in splits:
+            known = some(fitting)
+            centre = known.mean(axis=0)
+            distances.append(_distance(_directions(known, centre), features[rest], centre))
+        known = some(np.arange(len(features)))
+        centre = known.mean(axis=0)
+        wrong = 1 - probabilities[np.arange(len(labels)), labels]
+        return cls(
+            centre,
+            _directions(known, centre),
+            np.sort(np.concatenate(distances)),
+            np.sort(wrong.astype(np.float32)),
+        )
+
+    def distance(self, features: Features) -> NDArray[np.float32]:
+        """How unlike the training rows features (m, d) are: from 0 to 2, shape (m,).
+
+        The mean cosine distance to the nearest training rows, all seen from their centre. After
+        Y. Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML 2022.
+        """
+        return _distance(self.rows, features, self.centre)
+
+    def farthest(self, rate: float) -> float:
+        """Distance beyond which a share `rate` of pictures like the training ones lie.
+
+        Raises
+        ------
+        FxError
+            Where the rate is not between 0 and 1.
+        """
+        _check_share("--reject", rate)
+        return float(np.quantile(self.distances, 1 - rate))
+
+    def least_probability(self, coverage: float) -> float:
+        """Probability from which on labels belong to a set that holds the true one so often.
+
+        Split conformal prediction with the probability of the true class as its score (Sadinle, Lei
+        and Wasserman, "Least Ambiguous Set-Valued Classifiers", 2019): of n held-out rows, the
+        ceil((n + 1) coverage)-th smallest nonconformity bounds the set; with too few rows for the
+        coverage every label belongs to it.
+
+        Raises
+        ------
+        FxError
+            Where the coverage is not between 0 and 1.
+        """
+        _check_share("--conformal", coverage)
+        n = len(self.nonconformity)
+        place = int(np.ceil((n + 1) * coverage))
+        return 0.0 if place > n else float(1 - self.nonconformity[place - 1])
+
+    def save(self, directory: Path) -> None:
+        """Write ``limits.npz``."""
+        with (directory / FILE).open("wb") as file:
+            np.savez(
+                file,
+                centre=self.centre,
+                rows=self.rows,
+                distances=self.distances,
+                nonconformity=self.nonconformity,
+            )
+
+    @classmethod
+    def load(cls, directory: Path) -> "Limits":
+        """Read what ``save`` wrote.
+
+        Raises
+        ------
+        FxError
+            Where it is missing or damaged.
+        """
+        path = directory / FILE
+        names = ("centre", "rows", "distances", "nonconformity")
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return cls(*(arrays[name] for name in names))
+        except FileNotFoundError as error:
+            raise FxError(f"no {path}; only what fx fit-head wrote knows its limits") from error
+        except Exception as error:  # a damaged archive fails in as many ways as there are bytes
+            raise FxError(f"{path} cannot be read ({error}); fit the head again") from error
+
+
+def _directions(rows: Features, centre: NDArray[np.float32]) -> Features:
+    away = rows - centre
+    return np.asarray(away / np.maximum(np.linalg.norm(away, axis=1, keepdims=True), 1e-12))
+
+
+def _distance(known: Features, features: Features, centre: NDArray[np.float32]) -> Features:
+    cosines = _directions(features, centre) @ known.T
+    nearest = -np.partition(-cosines, min(NEAREST, len(known)) - 1, axis=1)[:, :NEAREST]
+    return np.asarray(1 - nearest.mean(axis=1), dtype=np.float32)
+
+
+def _check_share(option: str, share: float) -> None:
+    if not 0 < share < 1:
+        raise FxError(f"{option} must lie between 0 and 1; got {share:g}")
