@@ -25,7 +25,7 @@ def minimise(
     *,
     evaluate: Evaluate,
     precondition: Precondition,
-    is_done: Callable[[Array, Array], NDArray[np.bool_]],
+    is_done: Callable[[Array, Array, Array, Array], NDArray[np.bool_]],
 ) -> tuple[Array, bool]:
     """Minimise until every problem is done; one that is done stays where it is.
 
@@ -36,7 +36,9 @@ def minimise(
         `precondition` takes
     precondition : called with a curvature and a vector, multiplies that by about the inverse
         Hessian
-    is_done : called with a point and its gradient, gives a bool array of shape (q,)
+    is_done : called with a point, its gradient, its squared Newton decrement (the gradient's
+        product with the inverse Hessian and itself, of shape (q,)) and its curvature, gives a bool
+        array of shape (q,)
 
     Returns
     -------
@@ -48,13 +50,15 @@ def minimise(
     pairs: list[Pair] = []
     size = np.ones_like(dot(slope, slope))
     for _ in range(MAX_ITERATIONS):
-        done = is_done(point, slope)
-        if done.all():
-            return point, True
         flatten = partial(precondition, curvature)
         if 0 < len(pairs) <= SIZED_BY:
             size = _size(pairs[-1], flatten)
         direction = -_inverse_hessian_times(slope, pairs, flatten, size)
+        # before there are pairs nothing is known of the curvature that the decrement speaks of
+        decrement = -dot(slope, direction) if pairs else np.full_like(size, np.inf)
+        done = is_done(point, slope, decrement, curvature)
+        if done.all():
+            return point, True
         if (dot(slope, direction) >= 0)[~done].any():  # rounding has spoilt the memory
             pairs, direction = [], -flatten(slope)
         direction[done] = 0

@@ -31,11 +31,13 @@ from heads.scaling import standardiser
 Array = NDArray[Any]  # float32 while searching, float64 for the delivered head
 Map = Callable[[Callable[[slice], Any], Iterable[slice]], Iterable[Any]]
 
+VECTORS = 16  # of a product with the axes; fixed for the same reason
 BLOCK = 1024  # rows of a product; fixed, so that the sum does not depend on the threads
 SAMPLE = 2560  # rows, at most, that the curvature is estimated from
 # Shares of the last solutions, the latest first, in where the next one begins: straight on along
 # log C, and from three on bent by half of the last bend; all of it passes on too much noise.
 AHEAD = ((1,), (2, -1), (2.5, -2, 0.5))
+SMOOTH = 0.03  # settling above which solutions are too rough to lead on
 OUTLYING = 20  # deviations beyond which a value says nothing of the curvature
 
 
@@ -72,9 +74,13 @@ class Problems:
         *,
         standardise: bool = True,
         balanced: bool = False,
+        axes: tuple[Array, Array] | None = None,
         over: Map = map,
     ) -> "Problems":
-        """Prepare, in float32, the problems of fitting sides that are arrays of row numbers."""
+        """Prepare, in float32, the problems of fitting sides that are arrays of row numbers.
+
+        `axes` are the basis and energy of earlier problems on the same features.
+        """
         if standardise:
             scalers = [standardiser(features[side]) for side in fitting]
             means = np.stack([[scaler.mean_] for scaler in scalers])
@@ -94,7 +100,7 @@ class Problems:
             weights = compute_sample_weight("balanced", labels[members]) if balanced else 1
             side[:, members] = weights
         scale, shift = deviation / deviations, (means - mean) / deviation
-        basis, energy = _principal_axes(rows)
+        basis, energy = axes or _principal_axes(rows)
         return cls(rows, target, sides, scale, shift, basis, energy, over).cast(np.float32)
 
     def cast(self, dtype: DTypeLike) -> "Problems":
@@ -142,23 +148,31 @@ class Problems:
     def precondition(self, ridge: Array, curvature: Array, slope: Array) -> Array:
         """Divide a gradient by about the curvature: along each axis, energy x mean p (1 - p)."""
         n, (d, r) = len(self.rows), self.basis.shape
-        bends = self.energy * curvature / n + ridge
-        inside = (slope[:, :, :-1].reshape(-1, d) @ self.basis).reshape(bends.shape)
-        out = np.empty_like(slope)
-        out[:, :, :-1] = ((inside / bends).reshape(-1, r) @ self.basis.T).reshape(
-            *slope.shape[:2], d
-        )
-        if r < d:  # across the axes the penalty alone bends; bounded, for float32
-            across = slope[:, :, :-1] - (inside.reshape(-1, r) @ self.basis.T).reshape(
-                *slope.shape[:2], d
-            )
-            out[:, :, :-1] += across / np.maximum(ridge, 1e-6 * bends.max(axis=2, keepdims=True))
-        out[:, :, -1:] = slope[:, :, -1:] / np.maximum(curvature, 1e-6 * n)
-        return out
+        bends = (self.energy * curvature / n + ridge).reshape(-1, r)
+        slopes = slope[:, :, :-1].reshape(-1, d)
+
+        def part(block: slice) -> Array:
+            inside = slopes[block] @ self.basis
+            divided = (inside / bends[block]) @ self.basis.T
+            if r < d:  # across the axes the penalty alone bends; bounded, for float32
+                across = slopes[block] - inside @ self.basis.T
+                steepest = bends[block].max(axis=1, keepdims=True)
+                divided += across / np.maximum(ridge, 1e-6 * steepest)
+            return np.asarray(divided)
+
+        blocks = [slice(at, at + VECTORS) for at in range(0, len(slopes), VECTORS)]
+        divided = np.concatenate(list(self.over(part, blocks))).reshape(*slope.shape[:2], d)
+        intercepts = slope[:, :, -1:] / np.maximum(curvature, 1e-6 * n)
+        return np.concatenate([divided, intercepts], axis=2)
 
 
 def along_path(
-    problems: Problems, cs: Sequence[float], *, tolerance: float, start: Array | None = None
+    problems: Problems,
+    cs: Sequence[float],
+    *,
+    tolerance: float,
+    settling: Callable[[], float] = lambda: 0.0,
+    start: Array | None = None,
 ) -> Iterator[Array]:
     """Solve every fold for one C after the other.
 
@@ -169,6 +183,8 @@ def along_path(
     problems : Problems of q folds
     cs : inverse penalties
     tolerance : float, bound on the relative error of W, as far as the precision allows
+    settling : asked before each C, root mean square of what logits still have to move that will do
+        as well, over the rows that are not told with certainty
     start : weights to begin the first with; zero where not given
 
     Yields
@@ -184,18 +200,28 @@ def along_path(
     solved: list[Array] = []
     for c in cs:
         ridge = np.array(penalties / c, dtype)
+        settled_at = settling()
         begin = problems.start() if start is None else start.astype(dtype)
         if solved:
             shares = AHEAD[len(solved) - 1]
             begin = np.add.reduce([share * one for share, one in zip(shares, solved, strict=True)])
 
-        def is_close(weights: Array, slope: Array, ridge: Array = ridge) -> NDArray[np.bool_]:
+        def is_close(
+            weights: Array,
+            slope: Array,
+            decrement: Array,
+            curvature: Array,
+            ridge: Array = ridge,
+            settled_at: float = settled_at,
+        ) -> NDArray[np.bool_]:
             # The objective is 1/C-strongly convex in W, so that |gradient| <= t |W| / C puts W
             # within t |W| of the minimum.
             size = np.sqrt(dot(weights[:, :, :-1], weights[:, :, :-1]))
-            return np.asarray(
-                np.sqrt(dot(slope, slope)) <= np.maximum(tolerance * ridge * size, noise)
-            )
+            close = np.sqrt(dot(slope, slope)) <= np.maximum(tolerance * ridge * size, noise)
+            # The decrement is what the logits of the fitting rows still have to move, squared,
+            # weighted by p (1 - p) and summed.
+            settled = decrement <= settled_at**2 * curvature.sum(axis=(1, 2))
+            return np.asarray(close | settled)
 
         weights, done = minimise(
             begin,
@@ -209,7 +235,8 @@ def along_path(
                 ConvergenceWarning,
                 stacklevel=2,
             )
-        solved = [weights, *solved[:2]]
+        # what settled roughly says where to begin, not where the path leads
+        solved = [weights, *(solved[:2] if settled_at <= SMOOTH else [])]
         yield weights
 
 

@@ -115,10 +115,14 @@ def test_logistic_regression_chooses_the_c_that_scikit_learn_chooses(data: str) 
     ).fit(features.astype(np.float64), y)
     theirs = -search.cv_results_["mean_test_score"]
     ours = np.array([candidate.log_loss for candidate in head.search])
-    np.testing.assert_allclose(ours, theirs, rtol=0.01)
+    near = theirs < 1.05 * theirs.min()
+    assert near.sum() >= 2
+    np.testing.assert_allclose(ours[near], theirs[near], rtol=0.01)
+    # far from the least it is only known that it is far
+    assert (ours[~near] > 1.04 * ours.min()).all()
     assert ours.min() == pytest.approx(theirs.min(), abs=1.5e-3)
     spread = np.array([candidate.log_loss_std for candidate in head.search])
-    np.testing.assert_allclose(spread, search.cv_results_["std_test_score"], atol=0.01)
+    np.testing.assert_allclose(spread[near], search.cv_results_["std_test_score"][near], atol=0.01)
     assert head.c == pytest.approx(search.best_params_["logisticregression__C"])
 
 
@@ -252,6 +256,7 @@ def test_probabilities_are_those_of_scikit_learns_own_temperature_scaling(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(heads.learners, "SEARCH_TOLERANCE", 1e-3)
+    monkeypatch.setattr(heads.learners, "SETTLED", 0.0)
     features, y = wide()
     head = fit_head(features[:90], y[:90], kind="logreg", c=0.01)
     theirs = CalibratedClassifierCV(
@@ -275,7 +280,9 @@ def test_validation_rows_choose_c_and_stay_out_of_the_fit() -> None:
         )
         for candidate in head.search
     ]
-    np.testing.assert_allclose([one.log_loss for one in head.search], losses, atol=4e-3)
+    near = np.array(losses) < 1.05 * min(losses)
+    ours = np.array([one.log_loss for one in head.search])
+    np.testing.assert_allclose(ours[near], np.array(losses)[near], atol=4e-3)
     assert head.c == head.search[int(np.argmin(losses))].c
     assert (head.folds, head.n_train) == (0, 300)
     theirs = reference(head.c).fit(features[train].astype(np.float64), y[train])[-1]

@@ -7,7 +7,7 @@ when it has its features to the line that it prints when it is done. Accuracies 
 rows.
 
     fx extract ../shared/data/cifar4 --store features.zarr
-    python benchmarks/heads.py features.zarr --rows 400,4000,20000 --runs 3
+    python benchmarks/search.py features.zarr --rows 400,4000,20000 --runs 3
 """
 
 from __future__ import annotations
