@@ -19,7 +19,7 @@ from extract.engine import (
     training_precision,
 )
 from extract.errors import FxError
-from extract.extraction import ExtractResult, extract, take_snapshot
+from extract.extraction import ExtractResult, extract, extract_files, take_snapshot
 from extract.feature_set import Damage, FeatureSet, Spec
 from extract.garbage import Garbage, collect, find_garbage
 from extract.preprocessing import Preprocessing
@@ -51,6 +51,7 @@ __all__ = [
     "collect",
     "decode",
     "extract",
+    "extract_files",
     "find_garbage",
     "find_images",
     "list_backbones",

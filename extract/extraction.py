@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from extract.feature_set import FeatureSet
 from extract.preprocessing import Preprocessing
 from extract.reading import batched, look, mean_of_crops
 from extract.snapshot import FileStamp, ImageRow, Snapshot, assign_splits, leaked_copies
-from extract.sources import ImageSource
+from extract.sources import ImageEntry, ImageSource
 from extract.store import DTYPES, FeatureStore, check_snapshot_name
 from extract.writer import FeatureWriter
 
@@ -170,6 +171,44 @@ def extract(
         precision=engine.precision,
         dtype=str(first.dtype),
     )
+
+
+def extract_files(
+    paths: Sequence[Path], *, backbone: Backbone, engine: Engine, store: FeatureStore
+) -> NDArray[np.float32]:
+    """Give the features of files, computing those that the store lacks; no snapshot is kept.
+
+    Parameters
+    ----------
+    paths : n files; one may be named twice
+    backbone : of one layer
+    engine : runs ``backbone.module``
+    store : where features go; locked while this runs
+
+    Returns
+    -------
+    float32 array of shape (n, d)
+
+    Raises
+    ------
+    FxError
+        Where a file cannot be read; it is named. The others' features are kept.
+    """
+    names = [str(path.absolute()) for path in paths]
+    entries = tuple(ImageEntry(name, None, None, None) for name in dict.fromkeys(names))
+    source = ImageSource(Path.cwd(), "unlabelled", entries, ())
+    (layer,), (width,) = backbone.layers, backbone.layers.values()
+    spec = make_spec(backbone, engine.precision, layer=layer, network_hash=engine.network_hash)
+    with store.lock():
+        signature = engine.signature()
+        stale = disagreeing([spec], backbone, store, source, engine, 1)
+        run = {**signature, "threads": os.cpu_count(), "weights_source": backbone.weights}
+        writer = store.start([(spec, width)], {**run, "taken_ns": time.time_ns()}, stale=stale)
+        rows = {row.path: row for row in _fill(writer, source, backbone, engine, {}, 1, None)}
+    for name in names:
+        if not rows[name].readable:
+            raise FxError(f"{name} cannot be read: {rows[name].note}; leave it out")
+    return writer.sets[0].features([rows[name].key for name in names])
 
 
 def _check_choice(option: str, value: object, allowed: Sequence[object]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fx.comparison import Plan, compare
+    from fx.extractor import FeatureExtractor
     from fx.head_stage import fit_head_on_store
     from fx.options import Options
     from fx.prediction import predict_images
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from fx.stages import extract_images, finetune_images
 
 __all__ = [
+    "FeatureExtractor",
     "Options",
     "Plan",
     "compare",
@@ -27,6 +29,7 @@ __all__ = [
 ]
 
 _WHERE = {
+    "FeatureExtractor": "fx.extractor",
     "Options": "fx.options",
     "Plan": "fx.comparison",
     "compare": "fx.comparison",

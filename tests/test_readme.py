@@ -65,6 +65,9 @@ def test_the_commands_of_the_readme_run_in_their_order(
     for block in re.findall(r"^```python\n(.*?)^```", README.read_text(), re.M | re.S):
         names: dict[str, object] = {}
         exec(block, names)
+        if "model" in names:
+            paths = [str(path) for path in sorted((tmp_path / "data").rglob("*.png"))]
+            names["features"] = names["model"][0].transform(paths)
         assert names["features"].shape[1] == 1280
         assert len(names["features"]) == len(names.get("labels", names["features"]))
 
