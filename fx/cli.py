@@ -229,9 +229,7 @@ def extract(
 
 @app.command("fit-head", epilog="Examples: fx fit-head svm; fx fit-head logreg --normalize auto")
 def fit_head(
-    kind: Annotated[
-        str, typer.Argument(help="logreg, svm, knn or centroid.", metavar="KIND")
-    ],
+    kind: Annotated[str, typer.Argument(help="logreg, svm, knn or centroid.", metavar="KIND")],
     store: StoreArgument = FEATURES,
     backbone: Backbone = None,
     weights: Weights = None,

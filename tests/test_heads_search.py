@@ -145,6 +145,29 @@ def test_shared_kernels_give_the_margins_of_scikit_learns_svc(data: str, kernel:
             np.testing.assert_allclose(scores, theirs, rtol=2e-3, atol=8 * 0.02)
 
 
+@pytest.mark.parametrize("kernel", ["rbf", "linear"])
+@pytest.mark.parametrize("data", SETS)
+def test_the_svm_is_the_one_that_scikit_learn_fits(data: str, kernel: str) -> None:
+    features, y = SETS[data]()
+    ours = SupportVectors(kernel).fit(features, y, 1.0, jobs=2)
+    theirs = make_pipeline(Floored(), SVC(C=1.0, kernel=kernel, decision_function_shape="ovo"))
+    theirs.fit(features, y)
+    assert ours[-1].kernel == kernel
+    assert (ours.predict(features) == theirs.predict(features)).mean() > 0.99
+    # libsvm stops at 1e-3 of a margin, and rounding decides where
+    np.testing.assert_allclose(
+        ours.decision_function(features), theirs.decision_function(features), rtol=2e-3, atol=0.02
+    )
+    np.testing.assert_allclose(
+        SupportVectors(kernel).scores(ours, features),
+        pairwise_scores(ours.decision_function(features)),
+        rtol=1e-4,
+        atol=1e-2,
+    )
+    np.testing.assert_allclose(ours[-1]._gamma, theirs[-1]._gamma, rtol=1e-5)
+    assert len(ours[-1].support_) == pytest.approx(len(theirs[-1].support_), rel=0.02, abs=2)
+
+
 def test_svm_predicts_what_scikit_learns_svc_predicts() -> None:
     features, y = tall()
     head = fit_head(features[:350], y[:350], kind="svm")
