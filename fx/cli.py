@@ -62,6 +62,7 @@ app.add_typer(store_app, name="store")
 def main() -> None:
     """Run the command; expected failures end in one line and exit status 1."""
     arguments = sys.argv[1:]
+    thresholds = gc.get_threshold()
     # half a second of an import of PyTorch went into collecting what all stays
     gc.set_threshold(100_000)
     for stream in (sys.stdout, sys.stderr):
@@ -84,6 +85,8 @@ def main() -> None:
         if "--json" in arguments:
             print(to_json({"error": message}))
         sys.exit(1)
+    finally:
+        gc.set_threshold(*thresholds)
 
 
 def _explain(error: Exception) -> str:

@@ -26,6 +26,7 @@ def minimise(
     evaluate: Evaluate,
     precondition: Precondition,
     is_done: Callable[[Array, Array, Array, Array], NDArray[np.bool_]],
+    most: int = MAX_ITERATIONS,
 ) -> tuple[Array, bool]:
     """Minimise until every problem is done; one that is done stays where it is.
 
@@ -40,16 +41,18 @@ def minimise(
         product with the inverse Hessian and itself, of shape (q,)) and its curvature, gives a bool
         array of shape (q,)
 
+    most : int, iterations
+
     Returns
     -------
     point : float array of shape (q, k, d)
-    all_done : bool, False where MAX_ITERATIONS did not suffice
+    all_done : bool, False where so many iterations did not suffice
     """
     point = start
     slope, curvature = evaluate(point)
     pairs: list[Pair] = []
     size = np.ones_like(dot(slope, slope))
-    for _ in range(MAX_ITERATIONS):
+    for _ in range(most):
         flatten = partial(precondition, curvature)
         if 0 < len(pairs) <= SIZED_BY:
             size = _size(pairs[-1], flatten)

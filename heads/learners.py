@@ -32,6 +32,9 @@ FINAL_TOLERANCE = 5e-4
 SETTLED = 0.015
 HOPELESS = 1.1  # times the least log loss: from there on C is only drawn, roughly
 ROUGHLY = 0.1
+# Iterations for a C: the hardest sets took 60, but where a plane tells all rows apart weights grow
+# for ever, and float32 ends before they do.
+ENOUGH = 100
 
 
 class Learner(Protocol):
@@ -153,7 +156,9 @@ class Logistic:
                 hopeless = bool(losses) and losses[-1] > HOPELESS * min(losses)
                 return ROUGHLY if hopeless else SETTLED
 
-            path = along_path(problems, scaled, tolerance=SEARCH_TOLERANCE, settling=settling)
+            path = along_path(
+                problems, scaled, tolerance=SEARCH_TOLERANCE, settling=settling, most=ENOUGH
+            )
             for weights in path:
                 logits = problems.logits(weights, slice(None)).astype(np.float64)
                 scores.append([of[:, rows].T for of, rows in zip(logits, held_out, strict=True)])
@@ -168,7 +173,7 @@ class Logistic:
         with ThreadPoolExecutor(jobs) as pool:
             problems, unit = self._problems(features, labels, [np.arange(len(labels))], pool)
             path = [c * unit**2 / STEP**step for step in (2, 1, 0)]
-            *_, near = along_path(problems, path, tolerance=SEARCH_TOLERANCE)
+            *_, near = along_path(problems, path, tolerance=SEARCH_TOLERANCE, most=ENOUGH)
             double = problems.cast(np.float64)
             (weights,) = along_path(double, path[-1:], tolerance=FINAL_TOLERANCE, start=near)
         coefficients, intercepts = weights[0, :, :-1] / unit, weights[0, :, -1]

@@ -25,7 +25,7 @@ from numpy.typing import DTypeLike, NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.class_weight import compute_sample_weight
 
-from heads.lbfgs import dot, minimise
+from heads.lbfgs import MAX_ITERATIONS, dot, minimise
 from heads.scaling import standardiser
 
 Array = NDArray[Any]  # float32 while searching, float64 for the delivered head
@@ -173,6 +173,7 @@ def along_path(
     tolerance: float,
     settling: Callable[[], float] = lambda: 0.0,
     start: Array | None = None,
+    most: int = MAX_ITERATIONS,
 ) -> Iterator[Array]:
     """Solve every fold for one C after the other.
 
@@ -186,6 +187,7 @@ def along_path(
     settling : asked before each C, root mean square of what logits still have to move that will do
         as well, over the rows that are not told with certainty
     start : weights to begin the first with; zero where not given
+    most : iterations for each C; where fewer than MAX_ITERATIONS they may fall short of the rest
 
     Yields
     ------
@@ -228,8 +230,9 @@ def along_path(
             evaluate=partial(problems.evaluate, ridge),
             precondition=partial(problems.precondition, ridge),
             is_done=is_close,
+            most=most,
         )
-        if not done:
+        if not done and most == MAX_ITERATIONS:
             warnings.warn(
                 f"logistic regression stopped short of its tolerance at C = {c:g}",
                 ConvergenceWarning,
