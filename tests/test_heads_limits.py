@@ -76,7 +76,6 @@ def test_a_set_of_labels_holds_the_true_one_as_often_as_asked() -> None:
         covered.append(sets[np.arange(len(truth)), np.searchsorted(head.classes, truth)].mean())
     assert 0.89 <= np.mean(covered) <= 0.93
     few = Limits(
-        np.zeros(2, np.float32),
         np.zeros((1, 2), np.float32),
         np.zeros(5, np.float32),
         np.linspace(0, 1, 5, dtype=np.float32),
