@@ -155,7 +155,8 @@ def choose_sets(store: FeatureStore, options: Options) -> list[FeatureSet]:
         if not found:
             have = ", ".join(one.name for one in store.sets()) or "none"
             raise FxError(f"no features {name} in {store.path}; it has: {have}")
-        best = max(found, key=lambda one: one.last_written)
+        # those in int8 cannot be joined
+        best = max(found, key=lambda one: ("network" not in one.spec, one.last_written))
         if best.name in [one.name for one in chosen]:
             raise FxError(f"--features names {best.name} twice")
         chosen.append(best)
