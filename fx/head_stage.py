@@ -97,11 +97,13 @@ def fit_head_on_store(
             train = everything
         except FxError as error:
             notes.append(f"one split of {len(test)} test images says little, but {error}")
+    rows = [*train, *validation]
+    features, n = _joined(sets, rows), len(train)
     head = fit_head(
-        _joined(sets, train),
+        features[:n],
         labels_of(train),
         groups=_groups(sets[0], train),
-        validation=(_joined(sets, validation), labels_of(validation)) if validation else None,
+        validation=(features[n:], labels_of(validation)) if validation else None,
         spec=_together([one.spec for one in sets]),
         source=_together([{"weights": one.weights_source} for one in sets])
         | {"snapshot": snapshot.name, "images": snapshot.fingerprint},
@@ -114,8 +116,7 @@ def fit_head_on_store(
     else:
         head = dataclasses.replace(head, metrics=metrics)
     head = dataclasses.replace(head, notes=(*notes, *head.notes))
-    rows = [*train, *validation]
-    _keep(head, store, sets, directory, _joined(sets, rows))
+    _keep(head, store, sets, directory, features)
     record = _record(head, directory, snapshot, backbone, validation, begun)
     if audit:
         record["audit"] = write_audit(

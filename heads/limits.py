@@ -51,7 +51,9 @@ class Limits:
             chosen: Features = features[rng.permutation(rows)[:count]]
             return chosen
 
-        distances = [_distance(some(fitting), features[rest]) for fitting, rest in splits]
+        distances = [
+            _distance(_directions(some(fitting)), features[rest]) for fitting, rest in splits
+        ]
         wrong = 1 - probabilities[np.arange(len(labels)), labels]
         return cls(
             _directions(some(np.arange(len(features)))),
@@ -134,7 +136,7 @@ def _directions(rows: Features) -> Features:
 
 
 def _distance(known: Features, features: Features) -> Features:
-    cosines = _directions(features) @ _directions(known).T
+    cosines = _directions(features) @ known.T
     nearest = -np.partition(-cosines, min(NEAREST, len(known)) - 1, axis=1)[:, :NEAREST]
     return np.asarray(1 - nearest.mean(axis=1), dtype=np.float32)
 

@@ -1,13 +1,17 @@
 """Pictures of a head: the search it was chosen by, and how far its probabilities can be trusted."""
 
+from __future__ import annotations
+
 from itertools import groupby
 from pathlib import Path
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from heads.head import Head
 from heads.search import Candidate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # legible beside each other also to the colour-blind (Okabe and Ito)
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -82,6 +86,9 @@ def _draw_reliability(head: Head) -> Figure:
 
 
 def _figure() -> tuple[Figure, Axes]:
+    # here, so that predictions do without it
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=INCHES, layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
