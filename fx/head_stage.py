@@ -34,6 +34,7 @@ def fit_head_on_store(
     class_weight: str | None = None,
     c: float | None = None,
     folds: int = 5,
+    protocol: str | None = None,
     audit: bool = False,
     begin: Begin,
 ) -> dict[str, Any]:
@@ -66,6 +67,7 @@ def fit_head_on_store(
         "class_weight": class_weight,
         "c": c,
         "folds": folds,
+        "protocol": protocol,
     }
     identity = {
         **choices,

@@ -13,16 +13,23 @@ from zipfile import ZipFile
 
 import numpy as np
 import skops.io
-from sklearn.linear_model import LogisticRegression
+from sklearn.kernel_approximation import Nystroem
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    LabelBinarizer,
+    Normalizer,
+    StandardScaler,
+)
 from sklearn.svm import SVC
 
 from extract.errors import FxError
 from heads.calibration import Calibration
 from heads.head import Head
 from heads.metrics import Metrics
+from heads.nystroem import NYSTROEM
 from heads.search import Candidate
 from heads.support_vectors import KERNELS
 
@@ -42,6 +49,9 @@ TRUSTED = {
             SVC,
             KNeighborsClassifier,
             NearestCentroid,
+            Nystroem,
+            RidgeClassifier,
+            LabelBinarizer,
         )
     },
     **{f"numpy.{one}": {"NdArrayNode"} for one in ("ndarray", "float64", "float32", "int64")},
@@ -193,13 +203,14 @@ def _strange_types(schema: Any) -> list[str]:
 def _is_consistent(head: Head) -> bool:
     """Whether model and record fit each other; libsvm would read past arrays of a wrong size."""
     pipeline, k = head.pipeline, len(head.classes)
-    if not isinstance(pipeline, Pipeline) or len(pipeline.steps) != 2:
+    steps = 3 if head.kernel == NYSTROEM else 2
+    if not isinstance(pipeline, Pipeline) or len(pipeline.steps) != steps:
         return False
-    normaliser, classifier = pipeline[0], pipeline[1]
+    normaliser, classifier = pipeline[0], pipeline[-1]
     if type(normaliser) is not NORMALISERS.get(head.normalize):
         return False
     try:
-        d = classifier.n_features_in_
+        d = pipeline.n_features_in_
         shapes: list[tuple[Any, tuple[int, ...]]] = [(classifier.classes_, (k,))]
         if head.normalize == "standard":
             shapes += [(normaliser.mean_, (d,)), (normaliser.scale_, (d,))]
@@ -211,6 +222,16 @@ def _is_consistent(head: Head) -> bool:
         if head.kind == "logreg" and isinstance(classifier, LogisticRegression):
             vectors = 1 if k == 2 else k
             shapes += [(classifier.coef_, (vectors, d)), (classifier.intercept_, (vectors,))]
+        elif head.kind == "svm" and isinstance(classifier, RidgeClassifier):
+            landmarks, vectors = pipeline[1], 1 if k == 2 else k
+            m = landmarks.n_components
+            if not isinstance(landmarks, Nystroem) or landmarks.kernel != "rbf":
+                return False
+            shapes += [
+                (landmarks.components_, (m, d)),
+                (landmarks.normalization_, (m, m)),
+                (classifier.coef_, (vectors, m)),
+            ]
         elif head.kind == "svm" and isinstance(classifier, SVC):
             if classifier.kernel != head.kernel or head.kernel not in KERNELS:
                 return False

@@ -13,7 +13,8 @@ from heads.calibration import calibrate
 from heads.folds import make_folds
 from heads.head import Head, HeldOut, checked_features, positions
 from heads.kinds import learners_for
-from heads.learners import Features, Labels
+from heads.kornblith import KORNBLITH, KornblithLogistic
+from heads.learners import Features, Labels, Learner
 from heads.search import BLAS_THREADS, Progress, search
 
 IMBALANCED = 10
@@ -29,6 +30,7 @@ def fit_head(
     class_weight: str | None = None,
     c: float | None = None,
     folds: int = 5,
+    protocol: str | None = None,
     groups: ArrayLike | None = None,
     validation: tuple[ArrayLike, ArrayLike] | None = None,
     spec: dict[str, Any] | None = None,
@@ -52,12 +54,16 @@ def fit_head(
     features : float32 array of shape (n, d)
     labels : str array of shape (n,)
     kind : "logreg", "svm", "knn" (nearest neighbours) or "centroid" (nearest class mean)
-    kernel : "rbf", "linear", or "auto" for the better of the two, of the SVM
+    kernel : of the SVM: "rbf", "linear", "nystroem" (rbf, approximated), or "auto" for the better
+        of the first two, and for the third where there are too many rows for those
     normalize : "standard" (mean 0, deviation 1), "l2" (rows of length 1), "none", or "auto"
     class_weight : "balanced" for classes that weigh the same however many rows they have; of
         logistic regression and the SVM
     c : float, optional; the inverse penalty, or the number of neighbours, searched where not given
     folds : int, at least 2; fewer where a class has fewer images, said in the head's notes
+    protocol : "kornblith", optional; a published way to fit logistic regression, see
+        ``heads.kornblith``; validation rows, a fifth of the training rows where none are given,
+        choose C, and are then fitted on too
     groups : array of shape (n,), optional; rows of one value (copies, a patient) are never on
         both sides of a fold; a row on its own has a value of its own
     validation : (features (m, d), labels (m,)), optional
@@ -87,10 +93,13 @@ def fit_head(
     >>> fit_head(features, labels, kind="logreg").predict(features[:2]).tolist()
     ['cat', 'dog']
     """
-    learners = learners_for(kind, kernel, normalize, class_weight)
     rows, names = checked_features(features), np.asarray(labels, dtype=str)
     _check_choices(c, folds)
-    _check_rows(rows, names, learners[0].max_rows)
+    _check_rows(rows, names)
+    if protocol is None:
+        learners, notes = learners_for(kind, kernel, normalize, class_weight, rows=len(rows))
+    else:
+        learners, notes = [_of_protocol(protocol, kind, normalize, class_weight, c)], []
     classes, y = np.unique(names, return_inverse=True)
     known = tuple(classes.tolist())
     counts = np.bincount(y)
@@ -99,13 +108,18 @@ def fit_head(
             f"too few images of class {known[counts.argmin()]!r}; got 1 for training; add images "
             "of it or leave it out"
         )
-    notes: list[str] = []
     if validation is None:
-        splits, notes = make_folds(y, classes=known, folds=folds, groups=groups, seed=seed)
+        splits, fewer = make_folds(y, classes=known, folds=folds, groups=groups, seed=seed)
+        notes += fewer
         searched, truth = rows, y
+        if protocol:
+            splits = splits[:1]
     else:
         searched, truth = _with_validation(rows, y, validation, known)
         splits = [(np.arange(len(rows)), np.arange(len(rows), len(searched)))]
+    if protocol:
+        notes.append(f"{protocol}: C chosen on {len(splits[0][1]):,} validation images")
+        rows, names = searched, classes[truth]
     threads = cpu_count() if jobs is None else jobs
     found = search(
         learners,
@@ -133,7 +147,7 @@ def fit_head(
         calibration=calibration,
         c=found.c,
         search=found.curve,
-        folds=0 if validation is not None else len(splits),
+        folds=0 if len(splits) == 1 else len(splits),
         notes=(*notes, *_imbalance(counts, known), *found.notes),
         n_train=len(rows),
         spec=dict(spec or {}),
@@ -145,6 +159,20 @@ def fit_head(
             softmax(found.scores / calibration.temperature, axis=1),
         ),
     )
+
+
+def _of_protocol(
+    protocol: str, kind: str, normalize: str, class_weight: str | None, c: float | None
+) -> Learner:
+    """Make the learner of a published protocol, or raise FxError where it is asked to differ."""
+    if protocol != KORNBLITH:
+        raise FxError(f"unknown protocol {protocol!r}; there is {KORNBLITH}")
+    if (kind, normalize, class_weight, c) != ("logreg", "standard", None, None):
+        raise FxError(
+            f"the protocol {KORNBLITH} is logistic regression on features as they are, and chooses "
+            "C itself; leave out normalisation, class weights and C"
+        )
+    return KornblithLogistic()
 
 
 def _imbalance(counts: Labels, classes: tuple[str, ...]) -> list[str]:
@@ -166,8 +194,8 @@ def _check_choices(c: float | None, folds: int) -> None:
         raise FxError(f"cross-validation needs at least 2 folds; got {folds}; 5 is usual")
 
 
-def _check_rows(rows: Features, names: np.ndarray[Any, Any], max_rows: int | None) -> None:
-    """Raise FxError where nothing can be learned from the rows, or too many are given."""
+def _check_rows(rows: Features, names: np.ndarray[Any, Any]) -> None:
+    """Raise FxError where nothing can be learned from the rows."""
     if names.shape != (len(rows),):
         raise ValueError(f"labels must have shape {(len(rows),)}, got {names.shape}")
     found = sorted(set(names.tolist()))
@@ -175,11 +203,6 @@ def _check_rows(rows: Features, names: np.ndarray[Any, Any], max_rows: int | Non
         raise FxError(
             f"a classifier needs at least two classes; got {', '.join(found) or 'no labelled rows'}"
             "; add labelled images of another class"
-        )
-    if max_rows is not None and len(rows) > max_rows:
-        raise FxError(
-            f"too many rows for an exact SVM; got {len(rows)} where {max_rows} are feasible; fit "
-            "logreg, or give fewer images"
         )
     if not np.ptp(rows, axis=0).any():
         raise FxError(

@@ -16,6 +16,7 @@ from heads.folds import Fold
 from heads.kinds import learner_for
 from heads.metrics import Metrics, evaluate
 from heads.search import Candidate
+from heads.support_vectors import KERNELS
 
 FLOAT_CLASSES = frozenset({"fp32", "bf16", "fp16"})
 
@@ -45,12 +46,12 @@ class Head:
     Attributes
     ----------
     kind : "logreg", "svm", "knn" or "centroid"
-    kernel : "rbf" or "linear" for an SVM, else None
+    kernel : "rbf", "linear" or "nystroem" for an SVM, else None
     normalize : "standard", "l2" or "none", what the pipeline begins with
     class_weight : "balanced" or None
     classes : tuple of str, sorted; columns of probabilities are in this order
-    pipeline : scikit-learn Pipeline of a normaliser and a plain classifier, fitted on the training
-        rows, without the temperature
+    pipeline : scikit-learn Pipeline of a normaliser and a plain classifier (with a map between
+        them where the kernel is approximated), fitted on the training rows, without the temperature
     calibration : Calibration, fitted on rows that the scoring models had not seen
     c : float, the inverse penalty; of nearest neighbours their number
     search : tuple of Candidate, ascending in C, of one normalisation and kernel after the other
@@ -93,7 +94,7 @@ class Head:
             return int(machine._fit_X.size)
         if self.kind == "centroid":
             return int(machine.centroids_.size)
-        weights = machine.coef_ if self.kind == "logreg" else machine.dual_coef_
+        weights = machine.dual_coef_ if self.kernel in KERNELS else machine.coef_
         return int(weights.size + machine.intercept_.size)
 
     def scores(self, features: ArrayLike) -> NDArray[np.float64]:

@@ -3,8 +3,9 @@
 from extract.errors import FxError
 from heads.learners import Learner, Logistic
 from heads.neighbours import Centroid, Neighbours
+from heads.nystroem import LANDMARKS, NYSTROEM, NystroemMachine
 from heads.scaling import NORMALISATIONS
-from heads.support_vectors import KERNELS, SupportVectors
+from heads.support_vectors import EXACT_ROWS, KERNELS, SupportVectors
 
 KINDS = ("logreg", "svm", "knn", "centroid")
 AUTO = "auto"
@@ -30,8 +31,10 @@ def learner_for(
     if kind == "logreg":
         return Logistic(normalize, class_weight)
     if kind == "svm":
+        if kernel == NYSTROEM:
+            return NystroemMachine(normalize, class_weight)
         if kernel not in KERNELS:
-            raise FxError(f"unknown kernel {kernel!r}; choose {_or(KERNELS, AUTO)}")
+            raise FxError(f"unknown kernel {kernel!r}; choose {_or(KERNELS, NYSTROEM, AUTO)}")
         return SupportVectors(kernel, normalize, class_weight)
     if kind not in KINDS:
         raise FxError(f"unknown kind of head {kind!r}; choose {_or(KINDS)}")
@@ -41,12 +44,40 @@ def learner_for(
 
 
 def learners_for(
-    kind: str, kernel: str, normalize: str, class_weight: str | None = None
-) -> list[Learner]:
-    """Make the learners among which a search chooses: ``auto`` stands for all of its choices."""
-    kernels = KERNELS if kernel == AUTO and kind == "svm" else (kernel,)
+    kind: str, kernel: str, normalize: str, class_weight: str | None = None, *, rows: int
+) -> tuple[list[Learner], list[str]]:
+    """Make the learners among which a search chooses: ``auto`` stands for all of its choices.
+
+    Returns
+    -------
+    learners : those that can be fitted on so many rows
+    notes : why there are others than asked for, if there are
+
+    Raises
+    ------
+    FxError
+        Where a choice is none of those offered, or out of reach with so many rows.
+    """
+    kernels: tuple[str, ...] = (kernel,)
+    notes = []
+    if kind == "svm" and kernel == AUTO:
+        kernels = KERNELS
+        if rows > EXACT_ROWS:
+            kernels = (NYSTROEM,)
+            notes.append(
+                f"{rows:,} rows are more than the {EXACT_ROWS:,} of an exact SVM: approximated "
+                f"with {LANDMARKS:,} landmarks (Nyström)"
+            )
     normalisations = NORMALISATIONS if normalize == AUTO else (normalize,)
-    return [learner_for(kind, one, how, class_weight) for one in kernels for how in normalisations]
+    learners = [
+        learner_for(kind, one, how, class_weight) for one in kernels for how in normalisations
+    ]
+    if kind == "svm" and rows > EXACT_ROWS and kernels != (NYSTROEM,):
+        raise FxError(
+            f"too many rows for an exact SVM; got {rows:,} where {EXACT_ROWS:,} are feasible; "
+            "choose --kernel auto, which approximates, or fit logreg"
+        )
+    return learners, notes
 
 
 def _or(*choices: tuple[str, ...] | str) -> str:

@@ -5,9 +5,11 @@ scores have shape (m, k), and softmax of them, at a temperature, is its probabil
 Normalisation belongs to the learner: it is fitted on the fitting rows alone.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +39,27 @@ ROUGHLY = 0.1
 ENOUGH = 100
 
 
-class Learner(Protocol):
+@dataclass(frozen=True)
+class Trial:
+    """Rows and folds that every candidate of a search is fitted and scored on.
+
+    Attributes
+    ----------
+    features : float32 array of shape (n, d)
+    labels : int array of shape (n,), every class in every fold's fitting side
+    splits : the folds, the same for all candidates
+    jobs : int, threads
+    tick : called with the number of fits that are newly done
+    """
+
+    features: Features
+    labels: Labels
+    splits: Sequence[Fold]
+    jobs: int
+    tick: Callable[[int], None]
+
+
+class Learner(ABC):
     """A kind of head, before it is fitted.
 
     Attributes
@@ -46,59 +68,51 @@ class Learner(Protocol):
     kernel : of an SVM, else None
     calibrated_search : whether scores mean nothing before they have a temperature
     extensible : whether the grid goes on where the best value lies at its end
-    max_rows : the most rows that it can be fitted on in reasonable time and memory, if any
+    by_accuracy : whether the best value is that of the highest accuracy, not the least log loss
     """
 
-    normalize: str
-    kernel: str | None
-    calibrated_search: bool
-    extensible: bool
-    max_rows: int | None
+    kernel: str | None = None
+    calibrated_search = False
+    extensible = False
+    by_accuracy = False
 
+    def __init__(self, normalize: str = "standard", class_weight: str | None = None) -> None:
+        self.normalize = normalize
+        self.class_weight = class_weight
+
+    @abstractmethod
     def grid(self, features: Features, fewest: int) -> list[float]:
-        """Ascending values to try, of C in steps of STEP.
+        """Ascending values to try, of C in equal steps of its logarithm.
 
         Parameters
         ----------
         features : float32 array of shape (n, d)
         fewest : rows of the smallest fitting side
         """
-        ...
 
-    def held_out_scores(
-        self,
-        features: Features,
-        labels: Labels,
-        splits: Sequence[Fold],
-        cs: Sequence[float],
-        *,
-        jobs: int,
-        tick: Callable[[int], None],
-    ) -> list[list[Scores]]:
+    @abstractmethod
+    def held_out_scores(self, trial: Trial, cs: Sequence[float]) -> list[list[Scores]]:
         """Fit every fold for every value, and score the rows that the fold holds out.
 
         Parameters
         ----------
-        features : float32 array of shape (n, d)
-        labels : int array of shape (n,), every class in every fold's fitting side
-        splits : folds
+        trial : Trial
         cs : ascending values of the grid
-        jobs : int, threads
-        tick : called with the number of fits that are newly done
 
         Returns
         -------
         scores : for every value, for every fold, a float64 array of shape (n_held_out, k)
         """
-        ...
 
-    def fit(self, features: Features, names: NDArray[np.str_], c: float, *, jobs: int) -> Pipeline:
+    @abstractmethod
+    def fit(
+        self, features: Features, names: NDArray[np.generic], c: float, *, jobs: int
+    ) -> Pipeline:
         """Fit the head that is delivered: a normaliser, then a plain scikit-learn classifier."""
-        ...
 
+    @abstractmethod
     def scores(self, pipeline: Pipeline, features: Features) -> Scores:
         """Score rows with a fitted pipeline: shape (m, k)."""
-        ...
 
 
 def grid_of_c(lowest: float, normalize: str, features: Features, *, count: int = 10) -> list[float]:
@@ -115,45 +129,32 @@ def grid_of_c(lowest: float, normalize: str, features: Features, *, count: int =
     return list(map(float, grid))
 
 
-class Logistic:
+class Logistic(Learner):
     """Multinomial logistic regression; its scores are its logits."""
 
-    kernel: str | None = None
-    calibrated_search = False
     extensible = True
-    max_rows: int | None = None
-
-    def __init__(self, normalize: str = "standard", class_weight: str | None = None) -> None:
-        self.normalize = normalize
-        self.class_weight = class_weight
-        self._axes: tuple[Weights, Weights] | None = None
+    # of the one set of features that a search and its refit are about
+    _axes: tuple[Weights, Weights] | None = None
 
     def grid(self, features: Features, fewest: int) -> list[float]:
         """Ten values from 0.001 to 32, or as far for rows of another length."""
         return grid_of_c(-3, self.normalize, features)
 
-    def held_out_scores(
-        self,
-        features: Features,
-        labels: Labels,
-        splits: Sequence[Fold],
-        cs: Sequence[float],
-        *,
-        jobs: int,
-        tick: Callable[[int], None],
-    ) -> list[list[Scores]]:
+    def held_out_scores(self, trial: Trial, cs: Sequence[float]) -> list[list[Scores]]:
         """Solve all folds as one problem, in float32."""
         scores = []
-        with ThreadPoolExecutor(jobs) as pool:
-            sides = [fitting for fitting, _ in splits]
-            problems, unit = self._problems(features, labels, sides, pool)
+        with ThreadPoolExecutor(trial.jobs) as pool:
+            sides = [fitting for fitting, _ in trial.splits]
+            problems, unit = self._problems(trial.features, trial.labels, sides, pool)
             self._axes = problems.basis, problems.energy
             scaled = [c * unit**2 for c in cs]
-            held_out = [rows for _, rows in splits]
+            held_out = [rows for _, rows in trial.splits]
             losses: list[float] = []
 
             def settling() -> float:
-                hopeless = bool(losses) and losses[-1] > HOPELESS * min(losses)
+                # by accuracy, any C may turn out the best
+                worse = bool(losses) and losses[-1] > HOPELESS * min(losses)
+                hopeless = worse and not self.by_accuracy
                 return ROUGHLY if hopeless else SETTLED
 
             path = along_path(
@@ -162,12 +163,14 @@ class Logistic:
             for weights in path:
                 logits = problems.logits(weights, slice(None)).astype(np.float64)
                 scores.append([of[:, rows].T for of, rows in zip(logits, held_out, strict=True)])
-                truth = labels[np.concatenate(held_out)]
+                truth = trial.labels[np.concatenate(held_out)]
                 losses.append(float(log_losses(np.concatenate(scores[-1]), truth).mean()))
-                tick(len(splits))
+                trial.tick(len(trial.splits))
         return scores
 
-    def fit(self, features: Features, names: NDArray[np.str_], c: float, *, jobs: int) -> Pipeline:
+    def fit(
+        self, features: Features, names: NDArray[np.generic], c: float, *, jobs: int
+    ) -> Pipeline:
         """Solve to a relative error of the coefficients below FINAL_TOLERANCE, in float64."""
         classes, labels = np.unique(names, return_inverse=True)
         with ThreadPoolExecutor(jobs) as pool:

@@ -1,53 +1,38 @@
 """Baselines that cost nothing: k-nearest neighbours, and the nearest class centroid."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.pipeline import Pipeline
 
-from heads.folds import Fold
-from heads.learners import Features, Labels, Scores
+from heads.learners import Features, Learner, Scores, Trial
 from heads.scaling import fit_normaliser
 
 NEIGHBOURS = (1, 2, 3, 5, 8, 13, 20, 30, 50)
 
 
-class Neighbours:
+class Neighbours(Learner):
     """The vote of the nearest training rows, by Euclidean distance; the grid is how many."""
 
-    kernel: str | None = None
     calibrated_search = True
-    extensible = False
-    max_rows: int | None = None
-
-    def __init__(self, normalize: str = "standard") -> None:
-        self.normalize = normalize
 
     def grid(self, features: Features, fewest: int) -> list[float]:
         """Numbers of neighbours, no more than there are."""
         return [float(count) for count in NEIGHBOURS if count <= fewest]
 
-    def held_out_scores(
-        self,
-        features: Features,
-        labels: Labels,
-        splits: Sequence[Fold],
-        cs: Sequence[float],
-        *,
-        jobs: int,
-        tick: Callable[[int], None],
-    ) -> list[list[Scores]]:
+    def held_out_scores(self, trial: Trial, cs: Sequence[float]) -> list[list[Scores]]:
         """Find the most neighbours that are asked for once, and count votes for every number."""
         by_fold = []
+        features, labels = trial.features, trial.labels
         one_hot = np.eye(int(labels.max()) + 1)
-        for fitting, rest in splits:
-            pipeline = self.fit(features[fitting], labels[fitting], max(cs), jobs=jobs)
+        for fitting, rest in trial.splits:
+            pipeline = self.fit(features[fitting], labels[fitting], max(cs), jobs=trial.jobs)
             votes = one_hot[labels[fitting][_nearest(pipeline, features[rest])]].cumsum(axis=1)
             by_fold.append([_log_shares(votes[:, int(count) - 1]) for count in cs])
-            tick(len(cs))
+            trial.tick(len(cs))
         return [list(of_count) for of_count in zip(*by_fold, strict=True)]
 
     def fit(
@@ -78,37 +63,23 @@ def _log_shares(votes: NDArray[np.float64]) -> Scores:
     return np.asarray(np.log((votes + 1 / k) / (votes.sum(axis=1, keepdims=True) + 1)))
 
 
-class Centroid:
+class Centroid(Learner):
     """The class whose mean is nearest, by Euclidean distance: nothing is chosen."""
 
-    kernel: str | None = None
     calibrated_search = True
-    extensible = False
-    max_rows: int | None = None
-
-    def __init__(self, normalize: str = "standard") -> None:
-        self.normalize = normalize
 
     def grid(self, features: Features, fewest: int) -> list[float]:
         """One value, which means nothing."""
         return [1.0]
 
-    def held_out_scores(
-        self,
-        features: Features,
-        labels: Labels,
-        splits: Sequence[Fold],
-        cs: Sequence[float],
-        *,
-        jobs: int,
-        tick: Callable[[int], None],
-    ) -> list[list[Scores]]:
+    def held_out_scores(self, trial: Trial, cs: Sequence[float]) -> list[list[Scores]]:
         """Fit every fold once."""
         scores = []
-        for fitting, rest in splits:
-            pipeline = self.fit(features[fitting], labels[fitting], 1.0, jobs=jobs)
-            scores.append(self.scores(pipeline, features[rest]))
-            tick(1)
+        for fitting, rest in trial.splits:
+            known, names = trial.features[fitting], trial.labels[fitting]
+            pipeline = self.fit(known, names, 1.0, jobs=trial.jobs)
+            scores.append(self.scores(pipeline, trial.features[rest]))
+            trial.tick(1)
         return [scores]
 
     def fit(

@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from heads.calibration import fit_temperature, log_losses
 from heads.folds import Fold
-from heads.learners import STEP, Features, Labels, Learner, Scores
+from heads.learners import STEP, Features, Labels, Learner, Scores, Trial
 
 Progress = Callable[[int, int], None]
 
@@ -100,10 +100,8 @@ def search(
     progress : called with the fits done and the fits there are, a fold and a C each
     """
     meter = _Meter(progress)
-    found = [
-        _along_grid(learner, features, labels, splits, c, balanced, jobs, meter)
-        for learner in learners
-    ]
+    trial = Trial(features, labels, splits, jobs, meter.tick)
+    found = [_along_grid(learner, trial, c, balanced, meter) for learner in learners]
     least = min(one.log_loss for one in found)
     best = next(one for one in found if one.log_loss <= least + (len(found) > 1) * TIE)
     return Search(
@@ -141,31 +139,27 @@ class _Found:
 
 def _along_grid(
     learner: Learner,
-    features: Features,
-    labels: Labels,
-    splits: Sequence[Fold],
+    trial: Trial,
     c: float | None,
     balanced: bool,
-    jobs: int,
     meter: _Meter,
 ) -> _Found:
     """Choose one learner's C."""
+    labels, splits = trial.labels, trial.splits
     truth = [labels[rows] for _, rows in splits]
     weights = len(labels) / np.bincount(labels) if balanced else np.ones(labels.max() + 1)
     scores: dict[float, list[Scores]] = {}
     notes: list[str] = []
-    more = learner.grid(features, min(len(rows) for rows, _ in splits)) if c is None else [c]
+    more = learner.grid(trial.features, min(len(rows) for rows, _ in splits)) if c is None else [c]
     for extension in range(EXTENSIONS + 1):
         meter.total += len(splits) * len(more)
         with threadpool_limits(BLAS_THREADS):
-            found = learner.held_out_scores(
-                features, labels, splits, more, jobs=jobs, tick=meter.tick
-            )
+            found = learner.held_out_scores(trial, more)
         scores |= zip(more, found, strict=True)
         curve = [
             _candidate(learner, value, scores[value], truth, weights) for value in sorted(scores)
         ]
-        best = _best(curve)
+        best = _best(curve, learner.by_accuracy)
         tried = [candidate.c for candidate in curve]
         more = _beyond(tried, best.c) if c is None and learner.extensible else []
         if not more or extension == EXTENSIONS:
@@ -201,8 +195,10 @@ def _candidate(
     )
 
 
-def _best(curve: Sequence[Candidate]) -> Candidate:
-    """Take the smallest C whose log loss ties with the least."""
+def _best(curve: Sequence[Candidate], by_accuracy: bool) -> Candidate:
+    """Take the smallest C whose log loss ties with the least, or whose accuracy is the highest."""
+    if by_accuracy:
+        return max(curve, key=lambda candidate: candidate.accuracy)  # the first of equals
     least = min(candidate.log_loss for candidate in curve)
     return next(candidate for candidate in curve if candidate.log_loss <= least + TIE)
 

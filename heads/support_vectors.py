@@ -1,6 +1,6 @@
 """Support vector machines: one kernel matrix a fold serves all values of C."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -9,30 +9,28 @@ from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 from sklearn.svm import SVC
 
-from heads.folds import Fold
-from heads.learners import Features, Labels, Scores, grid_of_c
+from heads.learners import Features, Labels, Learner, Scores, Trial, grid_of_c
 from heads.scaling import fit_normaliser
 
 KERNELS = ("rbf", "linear")
+EXACT_ROWS = 30_000  # a fold's kernel matrix then takes 6 GB
 AT_ONCE = 4096  # rows scored at once, so that memory stays flat
 BLOCK = 512  # rows of a kernel matrix computed at once
 CACHE_MB = 500  # of kernel columns, for libsvm
 SHARPNESS = 8.0  # of margins; at it a class that wins all its pairs comes first, as in SVC.predict
 
 
-class SupportVectors:
+class SupportVectors(Learner):
     """Support vector machine, one for each pair of classes; see `pairwise_scores`."""
 
     calibrated_search = True
     extensible = True
-    max_rows: int | None = 30_000  # a fold's kernel matrix then takes 6 GB
 
     def __init__(
         self, kernel: str, normalize: str = "standard", class_weight: str | None = None
     ) -> None:
-        self.kernel: str | None = kernel
-        self.normalize = normalize
-        self.class_weight = class_weight
+        super().__init__(normalize, class_weight)
+        self.kernel = kernel
 
     def grid(self, features: Features, fewest: int) -> list[float]:
         """Ten values; the RBF kernel's gamma minds the rows' length already."""
@@ -40,37 +38,31 @@ class SupportVectors:
             return grid_of_c(-1.5, "standard", features)
         return grid_of_c(-5, self.normalize, features)
 
-    def held_out_scores(
-        self,
-        features: Features,
-        labels: Labels,
-        splits: Sequence[Fold],
-        cs: Sequence[float],
-        *,
-        jobs: int,
-        tick: Callable[[int], None],
-    ) -> list[list[Scores]]:
+    def held_out_scores(self, trial: Trial, cs: Sequence[float]) -> list[list[Scores]]:
         """Compute a fold's kernel once for all values of C, which `jobs` threads share."""
         by_fold = []
-        for fitting, rest in splits:
-            normaliser = fit_normaliser(self.normalize, features[fitting])
-            known, others = (normaliser.transform(features[side]) for side in (fitting, rest))
-            gamma = _gamma(known)
+        for fitting, rest in trial.splits:
+            normaliser = fit_normaliser(self.normalize, trial.features[fitting])
+            known, others = (normaliser.transform(trial.features[side]) for side in (fitting, rest))
+            gamma = scale_gamma(known)
             gram, cross = (
-                self._kernel(side, known, gamma=gamma, jobs=jobs) for side in (known, others)
+                self._kernel(side, known, gamma=gamma, jobs=trial.jobs) for side in (known, others)
             )
 
             def margins(
                 c: float, gram: Scores = gram, cross: Scores = cross, fitting: Labels = fitting
             ) -> Scores:
-                machine = self._machine(c, "precomputed").fit(gram, labels[fitting])
+                machine = self._machine(c, "precomputed").fit(gram, trial.labels[fitting])
                 return pairwise_scores(machine.decision_function(cross))
 
-            by_fold.append(Parallel(jobs, backend="threading")(delayed(margins)(c) for c in cs))
-            tick(len(cs))
+            threads = Parallel(trial.jobs, backend="threading")
+            by_fold.append(threads(delayed(margins)(c) for c in cs))
+            trial.tick(len(cs))
         return [list(of_c) for of_c in zip(*by_fold, strict=True)]
 
-    def fit(self, features: Features, names: NDArray[np.str_], c: float, *, jobs: int) -> Pipeline:
+    def fit(
+        self, features: Features, names: NDArray[np.generic], c: float, *, jobs: int
+    ) -> Pipeline:
         """Fit scikit-learn's own SVC, with gamma="scale".
 
         It is solved on a kernel matrix: libsvm, which would compute every entry again and again
@@ -78,7 +70,7 @@ class SupportVectors:
         """
         normaliser = fit_normaliser(self.normalize, features)
         rows = normaliser.transform(features)
-        gamma = _gamma(rows)
+        gamma = scale_gamma(rows)
         gram = self._kernel(rows, rows, gamma=gamma, jobs=jobs)
         solved = self._machine(c, "precomputed").fit(gram, names)
         machine = self._machine(c, str(self.kernel))
@@ -149,8 +141,8 @@ class SupportVectors:
         return matrix
 
 
-def _gamma(rows: Features) -> float:
-    """What SVC makes of gamma="scale"."""
+def scale_gamma(rows: Features) -> float:
+    """What SVC makes of gamma="scale", for rows of shape (n, d)."""
     return float(1 / (rows.shape[1] * rows.var(dtype=np.float64)))
 
 

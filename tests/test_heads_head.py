@@ -305,7 +305,11 @@ def test_what_cannot_be_fitted_is_refused_in_one_line() -> None:
     refusal("at least 2 folds; got 1", features, y, folds=1)
     refusal("unknown kind of head 'tree'; choose logreg, svm, knn or", features, y, kind="tree")
     refusal(
-        "unknown kernel 'poly'; choose rbf, linear or auto", features, y, kind="svm", kernel="poly"
+        "unknown kernel 'poly'; choose rbf, linear, nystroem or auto",
+        features,
+        y,
+        kind="svm",
+        kernel="poly",
     )
     refusal("unknown normalisation 'max'; choose standard,", features, y, normalize="max")
     refusal("knn knows no class weights", features, y, kind="knn", class_weight="balanced")

@@ -15,7 +15,7 @@ from extract.errors import FxError
 from heads import KINDS, fit_head, load_head, measure_by_resampling, save_head, write_plots
 from heads.folds import make_folds
 from heads.kinds import learner_for
-from heads.learners import Logistic
+from heads.learners import Logistic, Trial
 from heads.neighbours import Neighbours
 from heads.resampling import corrected_interval
 
@@ -79,9 +79,8 @@ def test_neighbours_vote_as_scikit_learns_do() -> None:
     numbers = np.unique(y, return_inverse=True)[1]
     splits, _ = make_folds(numbers, classes=np.unique(y).tolist(), folds=3)
     cs = [1.0, 5.0, 20.0]
-    ours = Neighbours("none").held_out_scores(
-        features, numbers, splits, cs, jobs=1, tick=lambda fits: None
-    )
+    trial = Trial(features, numbers, splits, 1, lambda fits: None)
+    ours = Neighbours("none").held_out_scores(trial, cs)
     for c, of_c in zip(cs, ours, strict=True):
         for (fitting, rest), scores in zip(splits, of_c, strict=True):
             theirs = KNeighborsClassifier(int(c)).fit(features[fitting], y[fitting])

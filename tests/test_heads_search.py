@@ -20,7 +20,7 @@ from heads import fit_head
 from heads.calibration import calibrate, log_losses
 from heads.folds import make_folds
 from heads.kinds import learner_for
-from heads.learners import Logistic
+from heads.learners import Logistic, Trial
 from heads.scaling import standardiser
 from heads.search import TIE
 from heads.support_vectors import SupportVectors, pairwise_scores
@@ -134,7 +134,7 @@ def test_shared_kernels_give_the_margins_of_scikit_learns_svc(data: str, kernel:
     splits = folds_of(y)
     cs = [0.01, 1.0, 10.0]
     learner = SupportVectors(kernel)
-    ours = learner.held_out_scores(features, numbers, splits, cs, jobs=2, tick=quiet)
+    ours = learner.held_out_scores(Trial(features, numbers, splits, 2, quiet), cs)
     for c, of_c in zip(cs, ours, strict=True):
         for (fitting, rest), scores in zip(splits, of_c, strict=True):
             machine = make_pipeline(
@@ -203,8 +203,8 @@ def test_held_out_rows_leave_no_trace_in_the_fit(
     spoilt = features.copy()
     spoilt[splits[0][1][0]] = 1e6  # in the first fold this row is held out
     cs = [0.1, 1.0]
-    clean = learner.held_out_scores(features, numbers, splits, cs, jobs=1, tick=quiet)
-    after = learner.held_out_scores(spoilt, numbers, splits, cs, jobs=1, tick=quiet)
+    clean = learner.held_out_scores(Trial(features, numbers, splits, 1, quiet), cs)
+    after = learner.held_out_scores(Trial(spoilt, numbers, splits, 1, quiet), cs)
     for i in range(len(cs)):
         assert np.ptp(clean[i][0]) > 1
         np.testing.assert_allclose(after[i][0][1:], clean[i][0][1:], atol=0.03)
