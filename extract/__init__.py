@@ -2,6 +2,7 @@
 
 from extract.backbones import (
     Backbone,
+    BackboneInfo,
     list_backbones,
     load_backbone,
     make_spec,
@@ -20,7 +21,7 @@ from extract.engine import (
 )
 from extract.errors import FxError
 from extract.extraction import ExtractResult, extract, extract_files, take_snapshot
-from extract.feature_set import Damage, FeatureSet, Spec
+from extract.feature_set import Damage, FeatureSet, Spec, channels_of
 from extract.garbage import Garbage, collect, find_garbage
 from extract.preprocessing import Preprocessing
 from extract.quantisation import Quantised, quantised_network
@@ -31,6 +32,7 @@ from extract.store import FeatureStore
 
 __all__ = [
     "Backbone",
+    "BackboneInfo",
     "Damage",
     "Engine",
     "ExtractResult",
@@ -48,6 +50,7 @@ __all__ = [
     "UnreadableImage",
     "autocast",
     "batched",
+    "channels_of",
     "collect",
     "decode",
     "extract",

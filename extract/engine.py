@@ -71,9 +71,21 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return precision
 
 
-def training_precision(precision: str) -> str:
-    """Precision to train in beside an engine's: fp16 would need its gradients scaled, bf16 not."""
+def training_precision(precision: str, device: torch.device) -> str:
+    """Choose what to train in: ``auto`` is bf16 where the device multiplies it itself, else fp32.
+
+    fp16 would need its gradients scaled; asked for, it becomes bf16.
+    """
+    if precision == "auto":
+        return "bf16" if _multiplies_bf16(device) else "fp32"
     return "bf16" if precision == "fp16" else precision
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    has = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return device.type == "cpu" and bool(has)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

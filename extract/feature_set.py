@@ -32,6 +32,11 @@ def spec_id(spec: Spec) -> str:
     return f"{str(spec['backbone']).replace('/', '_')}-{digest}"
 
 
+def channels_of(spec: Spec) -> int:
+    """Channels that the first convolution saw: 3 where the spec does not say."""
+    return int(spec.get("channels", 3))
+
+
 @dataclass(frozen=True)
 class Damage:
     """Committed rows that cannot be read back as they were written.

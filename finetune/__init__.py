@@ -4,25 +4,31 @@ from finetune.blocks import Block, cut, find_blocks
 from finetune.checkpoint import FinetunedModel, load_model
 from finetune.finetuning import (
     Finetuned,
+    Resources,
     TrainingData,
     fill_activations,
     finetune,
     fold,
 )
-from finetune.settings import FinetuneSettings
+from finetune.processes import TRACKERS, joined
+from finetune.settings import RECIPES, FinetuneSettings
 from finetune.validation import set_validation_aside
 
 __all__ = [
+    "RECIPES",
+    "TRACKERS",
     "Block",
     "FinetuneSettings",
     "Finetuned",
     "FinetunedModel",
+    "Resources",
     "TrainingData",
     "cut",
     "fill_activations",
     "find_blocks",
     "finetune",
     "fold",
+    "joined",
     "load_model",
     "set_validation_aside",
 ]

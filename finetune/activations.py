@@ -1,11 +1,12 @@
-"""Activations at the freezing boundary: the trunk sees every image once, not once an epoch."""
+"""Activations at the freezing boundary: the trunk sees every picture once, not once an epoch."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,33 @@ import torch
 from numpy.typing import NDArray
 
 from extract import Engine, FxError, ImageEntry, ImageRow, ImageSource, batched, look
+from finetune.augmentation import augmented, seed_of
 
 Progress = Callable[[int, int], None]
+Announce = Callable[[str], Progress | None]
 # Space left free on the disk, bytes.
 MARGIN = 1 << 30
+
+
+class TooLarge(FxError):
+    """The activations are more than may be kept."""
+
+
+@dataclass(frozen=True)
+class Views:
+    """The augmented pictures of the images that train.
+
+    Attributes
+    ----------
+    augment : a name of ``finetune.augmentation``
+    count : pictures of each image that are kept, beside the one that is not augmented; 0 where
+        pixels are kept, which are augmented anew in every epoch
+    seed : what the pictures are drawn with
+    """
+
+    augment: str
+    count: int
+    seed: int
 
 
 class Activations:
@@ -27,20 +51,40 @@ class Activations:
 
     Attributes
     ----------
-    array : float16 array of shape (n, …) or uint8 array of shape (n, size, size, 3), in a file
+    array : float16 array of shape (m, …) or uint8 array of shape (m, size, size, 3), in a file;
+        each image has one row, and further ones where augmented views of it are kept
+    views : Views
     """
 
-    def __init__(self, array: NDArray[Any], keys: Sequence[bytes]) -> None:
+    def __init__(
+        self, array: NDArray[Any], keys: Sequence[bytes], counts: Sequence[int], views: Views
+    ) -> None:
         self.array = array
+        self.views = views
+        self._keys = list(keys)
         self._rows = {key: row for row, key in enumerate(keys)}
+        self._counts = np.asarray(counts)
+        self._starts = np.concatenate([[0], np.cumsum(self._counts)[:-1]])
 
     def positions(self, rows: Sequence[ImageRow]) -> NDArray[np.int64]:
-        """Find the places of images in ``array``."""
+        """Number some images, as `take` and `draw` want them."""
         return np.array([self._rows[row.key] for row in rows], dtype=np.int64)
 
     def take(self, positions: NDArray[np.int64]) -> torch.Tensor:
-        """Read some rows: a tensor of shape (len(positions), …) of the array's dtype."""
-        return torch.from_numpy(np.ascontiguousarray(self.array[positions]))
+        """Read some images as they are: a tensor of shape (len(positions), …) of the dtype."""
+        return torch.from_numpy(np.ascontiguousarray(self.array[self._starts[positions]]))
+
+    def draw(self, positions: NDArray[np.int64], epoch: int) -> torch.Tensor:
+        """Read some images as an epoch trains on them: augmented, the same for the same epoch."""
+        if self.views.augment == "none":
+            return self.take(positions)
+        if self.views.count:
+            # all views in turn, each image beginning with another
+            turn = 1 + (epoch + positions) % (self._counts[positions] - 1)
+            rows = self.array[self._starts[positions] + turn]
+            return torch.from_numpy(np.ascontiguousarray(rows))
+        seeds = [seed_of(self.views.seed, self._keys[one], epoch) for one in positions]
+        return augmented(self.take(positions), self.views.augment, seeds)
 
 
 def load_activations(
@@ -51,7 +95,10 @@ def load_activations(
     has_trunk: bool,
     identity: dict[str, Any],
     cache: Path,
-    progress: Progress | None = None,
+    views: Views,
+    training: Collection[bytes] = (),
+    limit: int | None = None,
+    announce: Announce | None = None,
 ) -> Activations:
     """Compute the activations of some images, or find those that an interrupted run left.
 
@@ -63,42 +110,57 @@ def load_activations(
     has_trunk : False keeps the pixels themselves, for a network that trains from its first layer
     identity : what, besides the images, decides the activations
     cache : folder for files of activations
-    progress : called with images done and in all
+    views : augmented pictures to keep too
+    training : keys of the images that augmented pictures are wanted of
+    limit : most bytes that the file may have
+    announce : given what is being done and what it takes on the disk, returns a callback
 
     Raises
     ------
+    TooLarge
+        If the file would be larger than `limit`, or than the disk has room for.
     FxError
-        If an image changed since the snapshot, or the disk has no room.
+        If an image changed since the snapshot.
     """
     keys = [row.key for row in rows]
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
-    for key in keys:
-        digest.update(key)
+    wanted = set(training) if views.augment != "none" and views.count else set()
+    counts = [1 + views.count * (key in wanted) for key in keys]
+    about = identity | {"views": asdict(views) if wanted else None}
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for key, count in zip(keys, counts, strict=True):
+        digest.update(key + count.to_bytes(4, "big"))
     folder = cache / digest.hexdigest()[:16]
     file, done = folder / "activations.npy", folder / "done"
     if not done.exists():
-        _fill(file, rows, root, engine, has_trunk, progress)
+        pictures = _pictures(rows, counts, root, engine, views)
+        _fill(file, pictures, sum(counts), engine, has_trunk, limit, announce)
         done.touch()
-    return Activations(np.load(file, mmap_mode="r"), keys)
+    return Activations(np.load(file, mmap_mode="r"), keys, counts, views)
 
 
 def _fill(
     file: Path,
-    rows: Sequence[ImageRow],
-    root: Path,
+    pictures: Iterator[NDArray[np.uint8]],
+    count: int,
     engine: Engine,
     has_trunk: bool,
-    progress: Progress | None,
+    limit: int | None,
+    announce: Announce | None,
 ) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     array: NDArray[Any] | None = None
+    progress: Progress | None = None
     position = 0
-    batches = batched(_pixels(rows, root, engine), engine.batch_size)
+    batches = batched(pictures, engine.batch_size)
     for part in engine.run(batches) if has_trunk else batches:
         if array is None:
             dtype = np.dtype(np.float16 if has_trunk else np.uint8)
-            shape = (len(rows), *part.shape[1:])
-            _check_room(file.parent, int(np.prod(shape)) * dtype.itemsize)
+            shape = (count, *part.shape[1:])
+            size = int(np.prod(shape)) * dtype.itemsize
+            file.parent.mkdir(parents=True, exist_ok=True)
+            _check_room(file.parent, size, limit)
+            if announce:
+                what = "frozen blocks" if has_trunk else "pixels"
+                progress = announce(f"{what}, {size / 1e9:.2f} GB in {file.parent.parent}")
             array = np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
         if has_trunk and np.abs(part).max() > np.finfo(np.float16).max:
             raise FxError(
@@ -108,25 +170,38 @@ def _fill(
         array[position : position + len(part)] = part
         position += len(part)
         if progress:
-            progress(position, len(rows))
+            progress(position, count)
     if array is not None:
         array.flush()  # type: ignore[attr-defined]  # a memmap
 
 
-def _pixels(rows: Sequence[ImageRow], root: Path, engine: Engine) -> Iterator[NDArray[np.uint8]]:
+def _pictures(
+    rows: Sequence[ImageRow], counts: Sequence[int], root: Path, engine: Engine, views: Views
+) -> Iterator[NDArray[np.uint8]]:
+    """Give each image's own picture and its augmented ones: (count, size, size, 3)."""
     entries = tuple(ImageEntry(row.path, row.label, row.split, row.group) for row in rows)
     source = ImageSource(root, "classes", entries, ())
-    for row, looked in zip(rows, look(source, engine.preprocessing), strict=True):
-        if looked.pixels is None or looked.row.key != row.key:
-            what = looked.row.note or "its bytes changed"
+    looked = look(source, engine.preprocessing)
+    for row, count, one in zip(rows, counts, looked, strict=True):
+        if one.pixels is None or one.row.key != row.key:
+            what = one.row.note or "its bytes changed"
             raise FxError(f"{root / row.path}: {what} since the snapshot; run fx extract again")
-        yield looked.pixels
+        yield one.pixels
+        if count > 1:
+            seeds = [seed_of(views.seed, row.key, view) for view in range(1, count)]
+            same = torch.from_numpy(one.pixels).expand(count - 1, -1, -1, -1)
+            yield augmented(same, views.augment, seeds).numpy()
 
 
-def _check_room(folder: Path, needed: int) -> None:
+def _check_room(folder: Path, needed: int, limit: int | None) -> None:
+    if limit is not None and needed > limit:
+        raise TooLarge(
+            f"the activations need {needed / 1e9:.1f} GB; got a --cache-limit of "
+            f"{limit / 1e9:.1f} GB; raise it, unfreeze fewer blocks, or take a smaller --size"
+        )
     free = shutil.disk_usage(folder).free
     if free < needed + MARGIN:
-        raise FxError(
+        raise TooLarge(
             f"the activations need {needed / 1e9:.1f} GB below {folder}; {free / 1e9:.1f} GB are "
             "free; unfreeze fewer blocks, take a smaller --size, or give another --out"
         )

@@ -136,6 +136,32 @@ def cut(
     )
 
 
+def depths(module: nn.Module, size: int) -> dict[nn.Parameter, int]:
+    """How many blocks lie between each parameter of a backbone and its output.
+
+    Of a network that cannot be traced, its largest parts with parameters count as blocks.
+
+    Parameters
+    ----------
+    module, size : as in `find_blocks`
+    """
+    try:
+        plan = _plan(module, size)
+    except FxError:
+        parts = [list(part.parameters()) for part in module.children()]
+        groups = [part for part in parts if part]
+    else:
+        groups = [
+            [p for n in plan.nodes[a : b + 1] for p in _parameters(plan.graph_module, n).values()]
+            for a, b in plan.ranges
+        ]
+    found: dict[nn.Parameter, int] = {}
+    for depth, parameters in enumerate(reversed(groups)):
+        # a tensor that two blocks share counts with the one nearer to the output
+        found = dict.fromkeys(parameters, depth) | found
+    return found
+
+
 @dataclass(frozen=True)
 class _Plan:
     """A traced network and where its blocks lie: first and last index into `nodes`."""

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from extract import Backbone, FxError, Preprocessing, load_backbone
-from finetune.network import Network, TrainedPart
+from finetune.network import Network
 
 MODEL_TENSORS = "model.safetensors"
 MODEL_RECORD = "model.json"
@@ -26,13 +26,26 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass
 class TrainingState:
-    """Everything that the next epoch depends on, besides the trained part and its optimiser."""
+    """Everything that the next epoch depends on, besides what trains and its optimiser.
+
+    Attributes
+    ----------
+    epoch : epochs that are finished
+    history : a record an epoch, from epoch 0 on
+    steps : a record a step: ``step``, from 1, ``learning_rate``, ``loss``
+    best_epoch, best_loss, best : the epoch of the least validation log loss, and its tensors
+    found : settings that were found by trial
+    notes : what was not as asked for
+    """
 
     epoch: int = 0
     history: list[dict[str, float | int | None]] = field(default_factory=list)
+    steps: list[dict[str, float | int]] = field(default_factory=list)
     best_epoch: int = 0
     best_loss: float = math.inf
     best: Tensors = field(default_factory=dict)
+    found: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,7 @@ def save_model(
         "weights": backbone.weights,
         "weights_hash": backbone.weights_hash,
         "preprocessing": backbone.preprocessing.to_dict(),
+        "channels": backbone.channels,
         **record,
     }
     (directory / MODEL_RECORD).write_text(json.dumps(about, indent=2) + "\n")
@@ -91,12 +105,14 @@ def load_model(directory: Path) -> FinetunedModel:
         record = json.loads(file.read_text())
         name, classes = str(record["backbone"]), tuple(str(label) for label in record["classes"])
         preprocessing = Preprocessing.from_dict(record["preprocessing"])
+        # older records do not say
+        channels = int(record.get("channels", 3))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FxError(
             f"{file} is no model of fx ({type(error).__name__}: {error}); "
             "give the folder that fx finetune wrote"
         ) from error
-    backbone = load_backbone(name, weights="random", size=preprocessing.size)
+    backbone = load_backbone(name, weights="random", size=preprocessing.size, channels=channels)
     network = Network(backbone.module, nn.Linear(backbone.dim, len(classes)))
     tensors = directory / MODEL_TENSORS
     try:
@@ -115,26 +131,21 @@ def load_model(directory: Path) -> FinetunedModel:
 
 
 def save_training_state(
-    file: Path, state: TrainingState, part: TrainedPart, optimiser: torch.optim.Optimizer
+    file: Path, state: TrainingState, module: nn.Module, optimiser: torch.optim.Optimizer
 ) -> None:
     """Write all that the next epoch depends on into one file, whole or not at all."""
-    tensors = {f"part.{name}": value.cpu() for name, value in part.state_dict().items()}
+    tensors = {f"module.{name}": value.cpu() for name, value in module.state_dict().items()}
     tensors |= {f"best.{name}": value for name, value in state.best.items()}
     for index, moments in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{name}": value for name, value in moments.items()}
-    about = {
-        "epoch": state.epoch,
-        "best_epoch": state.best_epoch,
-        "best_loss": state.best_loss,
-        "history": state.history,
-    }
+    about = {name: value for name, value in vars(state).items() if name != "best"}
     _write_whole(file, tensors, {"fx": json.dumps(about)})
 
 
 def load_training_state(
-    file: Path, part: TrainedPart, optimiser: torch.optim.Optimizer
+    file: Path, module: nn.Module, optimiser: torch.optim.Optimizer
 ) -> TrainingState:
-    """Read what ``save_training_state`` wrote into the trained part and its optimiser.
+    """Read what ``save_training_state`` wrote into what trains and its optimiser.
 
     Raises
     ------
@@ -145,7 +156,7 @@ def load_training_state(
         with safe_open(file, framework="pt") as opened:
             about = json.loads(opened.metadata()["fx"])
         tensors = load_file(file)
-        part.load_state_dict(_below("part.", tensors))
+        module.load_state_dict(_below("module.", tensors))
         moments: dict[int, dict[str, torch.Tensor]] = {}
         for name, value in _below("optimiser.", tensors).items():
             index, moment = name.split(".", 1)

@@ -13,19 +13,34 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from extract import Backbone, Engine, FxError, ImageRow, make_engine, unit_of
-from finetune.activations import Activations, load_activations
-from finetune.blocks import cut
+from extract import (
+    Backbone,
+    FxError,
+    ImageEntry,
+    ImageRow,
+    ImageSource,
+    look,
+    make_engine,
+    unit_of,
+)
+from finetune.activations import Activations, TooLarge, Views, load_activations
+from finetune.augmentation import write_contact_sheet
+from finetune.auxiliary import Auxiliaries
+from finetune.blocks import cut, depths
 from finetune.checkpoint import save_model
-from finetune.history import write_history
+from finetune.history import write_history, write_steps
 from finetune.network import Network, TrainedPart
+from finetune.processes import make_accelerator
 from finetune.settings import FinetuneSettings
-from finetune.training import predict_logits, train
+from finetune.trainer import Trainer
+from finetune.training import train
 from finetune.validation import set_validation_aside
 from heads import Head, Metrics, evaluate, fit_head
 
 Progress = Callable[[str], Callable[[int, int], None] | None]
 Features = Callable[[Sequence[bytes]], NDArray[np.float32]]
+
+SHOWN = 8  # images on the contact sheet
 
 
 @dataclass(frozen=True)
@@ -58,6 +73,7 @@ class Finetuned:
     trainable_parameters : how many numbers trained
     epochs, best_epoch : passes made, and the one delivered; 0 is the head, refitted on all rows
     history : a record an epoch
+    notes : what was not as asked for, and what was found by trial
     n_train, n_validation : rows that trained, and that chose the epoch
     images_per_second : of training
     """
@@ -69,9 +85,39 @@ class Finetuned:
     epochs: int
     best_epoch: int
     history: list[dict[str, float | int | None]]
+    notes: list[str]
     n_train: int
     n_validation: int
     images_per_second: float
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Where and with what a fine-tuning runs; none of it decides what comes out.
+
+    Attributes
+    ----------
+    device : that trains
+    cache : folder for activations at the freezing boundary
+    cache_limit : most bytes of them; beyond it the frozen blocks run for every batch
+    activation_rows : images whose activations the cache shall hold, where it is shared by several
+        fine-tunings; by default those of the data
+    engine : that runs the trunk: ``auto``, ``torch`` or ``openvino``
+    precision : of the trunk, as engines have it
+    batch_size : images in one pass through the trunk; None for what suits the engine
+    log_to : ``tensorboard``, ``mlflow`` or None
+    progress : given what is being done, returns a callback for it
+    """
+
+    device: torch.device
+    cache: Path
+    cache_limit: int | None = None
+    activation_rows: Sequence[ImageRow] = ()
+    engine: str = "auto"
+    precision: str = "auto"
+    batch_size: int | None = None
+    log_to: str | None = None
+    progress: Progress = lambda _: None
 
 
 def finetune(
@@ -80,13 +126,8 @@ def finetune(
     features: Features | None,
     *,
     settings: FinetuneSettings,
-    device: torch.device,
     directory: Path,
-    cache: Path,
-    activation_rows: Sequence[ImageRow] = (),
-    engine: str = "auto",
-    batch_size: int | None = None,
-    progress: Progress | None = None,
+    resources: Resources,
 ) -> Finetuned:
     """Train the last blocks of a backbone and a classifier, from the head fitted on its features.
 
@@ -97,128 +138,185 @@ def finetune(
     features : gives the stored features of keys, float32 array of shape (len(keys), dim);
         None where training is from scratch
     settings : how to train
-    device : where
-    directory : gets ``model.safetensors``, ``model.json``, ``history.csv`` and ``history.png``;
-        an interrupted run is found there and goes on
-    cache : folder for activations at the freezing boundary
-    activation_rows : images whose activations the cache shall hold, where it is shared by several
-        fine-tunings; by default those of ``data``
-    engine : that runs the trunk: ``auto``, ``torch`` or ``openvino``
-    batch_size : images in one pass through the trunk; None for what suits the engine
-    progress : given what is being done, returns a callback for it
+    directory : gets ``model.safetensors``, ``model.json``, ``history.csv``, ``history.png``,
+        ``steps.csv`` and, where images are augmented, ``augmented.png``; an interrupted run is
+        found there and goes on
+    resources : where and with what
 
     Raises
     ------
     FxError
         If there are too few images, the network has fewer blocks, or training diverges.
     """
-    report = progress or (lambda _: None)
+    report = resources.progress
     if data.validation:
         training, validation = list(data.train), list(data.validation)
     else:
         training, validation = set_validation_aside(data.train, settings.seed)
     classes = tuple(sorted({str(row.label) for row in training}))
     _check_labels(classes, validation, data.test)
-    part, runner, has_trunk = _split_network(
-        backbone, len(classes), settings, device, engine, batch_size
+    accelerator = make_accelerator(
+        resources.device, settings, log_to=resources.log_to, directory=directory
     )
+    split = _Split.of(backbone, len(classes), settings, resources)
     if features is not None:
         head = _fit_start(features, training, settings.seed, report("fitting the head"))
-        fold(head, part.classifier)
-    activations = _activations_of(
-        activation_rows or [*training, *validation, *data.test],
-        data.root,
-        backbone,
-        runner,
-        settings,
-        has_trunk,
-        cache,
-        report("frozen blocks"),
-    )
+        fold(head, split.classifier)
+    with accelerator.main_process_first():
+        rows = resources.activation_rows or [*training, *validation, *data.test]
+        activations, part, notes = split.prepared(rows, training, data.root, settings, resources)
     begun = time.perf_counter()
+    auxiliaries = None
+    if settings.unfreeze == "all":
+        auxiliaries = Auxiliaries.of(backbone.module, len(classes), seed=settings.seed)
+    trainer = Trainer(part, activations, settings, accelerator, split.depth, auxiliaries)
+    trainer.notes += notes
     state = train(
-        part,
-        activations,
+        trainer,
         train_rows=activations.positions(training),
         train_labels=_numbers(training, classes),
         validation_rows=activations.positions(validation),
         validation_labels=_numbers(validation, classes),
-        settings=settings,
-        device=device,
         state_file=directory / "training.safetensors",
         progress=report("training"),
     )
     seconds = time.perf_counter() - begun
+    if auxiliaries is not None:
+        auxiliaries.close()
     if state.best_epoch == 0 and features is not None:
         # nothing was gained by training: deliver the head that all labelled rows give
-        fold(_fit_start(features, [*training, *validation], settings.seed, None), part.classifier)
-    logits = predict_logits(
-        part, activations, activations.positions(data.test), settings=settings, device=device
-    )
+        everything = [*training, *validation]
+        fold(_fit_start(features, everything, settings.seed, None), part.classifier)
+    logits = trainer.logits(activations.positions(data.test))
     probabilities = torch.softmax(logits.double(), dim=1).numpy()
-    metrics = evaluate(probabilities, _numbers(data.test, classes), classes)
     result = Finetuned(
-        metrics=metrics,
+        metrics=evaluate(probabilities, _numbers(data.test, classes), classes),
         probabilities=probabilities,
         classes=classes,
         trainable_parameters=sum(p.numel() for p in part.parameters() if p.requires_grad),
         epochs=state.epoch,
         best_epoch=state.best_epoch,
         history=state.history,
+        notes=state.notes,
         n_train=len(training),
         n_validation=len(validation),
         images_per_second=state.epoch * len(training) / seconds,
     )
-    _deliver(directory, backbone, part, result, settings, data)
+    if accelerator.is_main_process:
+        if settings.augment != "none":
+            _write_contact_sheet(directory, training, data.root, backbone, settings)
+        write_steps(directory, state.steps)
+        _deliver(directory, backbone, part, result, trainer.settings, data)
+    accelerator.end_training()
     return result
 
 
 def fill_activations(
     backbone: Backbone,
     rows: Sequence[ImageRow],
+    training: Sequence[ImageRow],
     root: Path,
     *,
     settings: FinetuneSettings,
-    device: torch.device,
-    cache: Path,
-    engine: str = "auto",
-    batch_size: int | None = None,
-    progress: Progress | None = None,
+    resources: Resources,
 ) -> None:
     """Compute the activations that several fine-tunings at one depth will share.
 
-    Parameters are those of ``finetune``; ``rows`` are what it is given as ``activation_rows``.
+    Parameters are those of ``finetune``; ``rows`` are its ``activation_rows``, of which those in
+    ``training`` have augmented views.
     """
-    _, runner, has_trunk = _split_network(backbone, 2, settings, device, engine, batch_size)
-    callback = progress("frozen blocks") if progress else None
-    _activations_of(rows, root, backbone, runner, settings, has_trunk, cache, callback)
+    _Split.of(backbone, 2, settings, resources).prepared(rows, training, root, settings, resources)
 
 
-def _activations_of(
-    rows: Sequence[ImageRow],
-    root: Path,
-    backbone: Backbone,
-    engine: Engine,
-    settings: FinetuneSettings,
-    has_trunk: bool,
-    cache: Path,
-    progress: Callable[[int, int], None] | None,
-) -> Activations:
-    identity = {
-        "weights": backbone.weights_hash if has_trunk else None,
-        "preprocessing": backbone.preprocessing.to_dict(),
-        "unfreeze": settings.unfreeze if has_trunk else "all",
-        "precision": engine.precision,
-    }
-    return load_activations(
-        sorted(rows, key=lambda row: row.path),
-        root,
-        engine=engine,
-        has_trunk=has_trunk,
-        identity=identity,
-        cache=cache,
-        progress=progress,
-    )
+@dataclass(frozen=True)
+class _Split:
+    """A network cut in two: what is frozen, what trains, and how far from the output it is."""
+
+    backbone: Backbone
+    trunk: nn.Module | None
+    tail: nn.Module
+    classifier: nn.Linear
+    depth: dict[nn.Parameter, int]
+
+    @classmethod
+    def of(
+        cls, backbone: Backbone, classes: int, settings: FinetuneSettings, resources: Resources
+    ) -> _Split:
+        """Freeze the trunk, make the rest trainable, and put a classifier on it."""
+        module = backbone.module.eval().requires_grad_(False)
+        trunk, tail = cut(module, backbone.trained_size, settings.unfreeze)
+        tail.requires_grad_(True)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            classifier = nn.Linear(backbone.dim, classes)
+        return cls(
+            backbone,
+            None if isinstance(trunk, nn.Identity) else trunk,
+            tail,
+            classifier,
+            depths(module, backbone.trained_size) if settings.layer_decay < 1 else {},
+        )
+
+    def prepared(
+        self,
+        rows: Sequence[ImageRow],
+        training: Sequence[ImageRow],
+        root: Path,
+        settings: FinetuneSettings,
+        resources: Resources,
+    ) -> tuple[Activations, TrainedPart, list[str]]:
+        """Run the trunk once, or keep the pixels where it is to run anew or there is none.
+
+        Returns
+        -------
+        the activations, what takes them, and notes on what was not as asked for
+        """
+        notes: list[str] = []
+        if self.trunk is not None:
+            try:
+                found = self._activations(self.trunk, rows, training, root, settings, resources)
+                part = TrainedPart(self.tail, self.classifier, None, settings.dropout)
+                return found, part, notes
+            except TooLarge as error:
+                notes.append(f"the frozen blocks run for every batch: {error}")
+        found = self._activations(None, rows, training, root, settings, resources)
+        preprocessing = self.backbone.preprocessing
+        part = TrainedPart(self.tail, self.classifier, preprocessing, settings.dropout, self.trunk)
+        return found, part, notes
+
+    def _activations(
+        self,
+        trunk: nn.Module | None,
+        rows: Sequence[ImageRow],
+        training: Sequence[ImageRow],
+        root: Path,
+        settings: FinetuneSettings,
+        resources: Resources,
+    ) -> Activations:
+        preprocessing = self.backbone.preprocessing
+        engine = make_engine(
+            trunk or nn.Identity(),
+            preprocessing,
+            name=resources.engine if trunk else "torch",
+            device=resources.device.type,
+            precision=resources.precision if trunk else "fp32",
+            batch_size=resources.batch_size,
+        )
+        identity: dict[str, Any] = {"preprocessing": preprocessing.to_dict(), "trunk": None}
+        if trunk:
+            identity["trunk"] = [self.backbone.weights_hash, settings.unfreeze, engine.precision]
+        return load_activations(
+            sorted(rows, key=lambda row: row.path),
+            root,
+            engine=engine,
+            has_trunk=trunk is not None,
+            identity=identity,
+            cache=resources.cache,
+            views=Views(settings.augment, settings.views if trunk else 0, settings.seed),
+            training={row.key for row in training},
+            limit=resources.cache_limit,
+            announce=resources.progress,
+        )
 
 
 def fold(head: Head, classifier: nn.Linear) -> None:
@@ -248,35 +346,6 @@ def _fit_start(
     )
 
 
-def _split_network(
-    backbone: Backbone,
-    classes: int,
-    settings: FinetuneSettings,
-    device: torch.device,
-    engine: str,
-    batch_size: int | None,
-) -> tuple[TrainedPart, Engine, bool]:
-    """Freeze the trunk, make the rest trainable, and put a classifier on it."""
-    module, preprocessing = backbone.module, backbone.preprocessing
-    module.eval().requires_grad_(False)
-    trunk, tail = cut(module, backbone.trained_size, settings.unfreeze)
-    has_trunk = not isinstance(trunk, nn.Identity)
-    tail.requires_grad_(True)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        classifier = nn.Linear(backbone.dim, classes)
-    part = TrainedPart(tail, classifier, None if has_trunk else preprocessing, settings.dropout)
-    runner = make_engine(
-        trunk,
-        preprocessing,
-        name=engine if has_trunk else "torch",
-        device=device.type,
-        precision=settings.precision,
-        batch_size=batch_size,
-    )
-    return part, runner, has_trunk
-
-
 def _check_labels(
     classes: tuple[str, ...], validation: Sequence[ImageRow], test: Sequence[ImageRow]
 ) -> None:
@@ -290,6 +359,22 @@ def _check_labels(
 def _numbers(rows: Sequence[ImageRow], classes: tuple[str, ...]) -> NDArray[np.int64]:
     number = {label: index for index, label in enumerate(classes)}
     return np.array([number[str(row.label)] for row in rows], dtype=np.int64)
+
+
+def _write_contact_sheet(
+    directory: Path,
+    training: Sequence[ImageRow],
+    root: Path,
+    backbone: Backbone,
+    settings: FinetuneSettings,
+) -> None:
+    some = training[:: -(-len(training) // SHOWN)]
+    entries = tuple(ImageEntry(row.path, None, None, None) for row in some)
+    source = ImageSource(root, "unlabelled", entries, ())
+    pixels = [one.pixels for one in look(source, backbone.preprocessing) if one.pixels is not None]
+    write_contact_sheet(
+        directory / "augmented.png", np.concatenate(pixels), settings.augment, settings.seed
+    )
 
 
 def _deliver(

@@ -40,6 +40,15 @@ def write_history(directory: Path, history: Sequence[Mapping[str, float | None]]
     _draw(directory / "history.png", history)
 
 
+def write_steps(directory: Path, steps: Sequence[Mapping[str, float | int]]) -> None:
+    """Write `steps.csv`: the loss and the learning rate of every step."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "steps.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ("step", "learning_rate", "loss"))
+        writer.writeheader()
+        writer.writerows(steps)
+
+
 def _draw(path: Path, history: Sequence[Mapping[str, float | None]]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -29,8 +29,10 @@ class TrainedPart(nn.Module):
     ----------
     tail : the blocks that train
     classifier : from features to logits
-    preprocessing : given where the tail begins with pixels (uint8); None for activations
+    preprocessing : given where inputs are pixels (uint8); None for activations
     dropout : on the features while training
+    trunk : the frozen blocks, where they are run anew for every batch; they are no part of this
+        module's parameters, modes and state, and always in inference mode
     """
 
     def __init__(
@@ -39,20 +41,43 @@ class TrainedPart(nn.Module):
         classifier: nn.Linear,
         preprocessing: Preprocessing | None,
         dropout: float,
+        trunk: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.tail = tail
         self.dropout = nn.Dropout(dropout)
         self.classifier = classifier
         self._preprocessing = preprocessing
+        self._trunk = (trunk.eval(),) if trunk else ()  # in a tuple: not to be registered
+
+    def prepare(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Turn what was kept of images into the tail's float32 inputs, differentiating nothing.
+
+        Parameters
+        ----------
+        inputs : float16 activations (n, …) or uint8 pixels (n, size, size, 3)
+        """
+        with torch.no_grad():
+            if self._preprocessing is None:
+                inputs = inputs.float()
+            else:
+                inputs = normalise(inputs, self._preprocessing)
+            if inputs.dim() == 4:
+                inputs = inputs.contiguous(memory_format=torch.channels_last)
+            for trunk in self._trunk:
+                inputs = trunk.to(inputs.device)(inputs)
+        return inputs
+
+    def features(self, prepared: torch.Tensor) -> torch.Tensor:
+        """Run the unfrozen blocks: prepared inputs to features (n, d)."""
+        features: torch.Tensor = self.tail(prepared)
+        return features
+
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        """Compute logits (n, classes) of features (n, d)."""
+        logits: torch.Tensor = self.classifier(self.dropout(features))
+        return logits
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Map activations (n, …) or uint8 pixels (n, size, size, 3) to logits (n, classes)."""
-        if self._preprocessing is None:
-            inputs = inputs.float()
-        else:
-            inputs = normalise(inputs, self._preprocessing)
-        if inputs.dim() == 4:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        logits: torch.Tensor = self.classifier(self.dropout(self.tail(inputs)))
-        return logits
+        return self.classify(self.features(self.prepare(inputs)))

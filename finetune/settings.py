@@ -1,41 +1,113 @@
-"""Settings of a fine-tuning, checked once, where they are made."""
+"""Settings of a fine-tuning, checked once, where they are made; recipes are named sets of them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from finetune.augmentation import AUGMENTATIONS, MIXES
+
+AUTO = "auto"
+OPTIMISERS = ("adamw", "adam")
+SCHEDULES = ("cosine", "constant")
+BATCH_NORM = ("inference", "train")
+
+# What each sets where nothing else is asked for. ``keras-guide`` is the second phase of F. Chollet,
+# "Transfer learning and fine-tuning" (keras.io, 2020), whose first phase the fitted head replaces;
+# ``two-phase`` has both: the classifier alone, then the blocks at a rate a hundred times lower.
+RECIPES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "keras-guide": {
+        "optimiser": "adam",
+        "schedule": "constant",
+        "learning_rate": 1e-5,
+        "epochs": 10,
+        "layer_decay": 1.0,
+        "label_smoothing": 0.0,
+        "weight_decay": 0.0,
+    },
+    "two-phase": {
+        "optimiser": "adam",
+        "schedule": "constant",
+        "learning_rate": 1e-5,
+        "epochs": 15,
+        "classifier_epochs": 5,
+        "layer_decay": 1.0,
+        "label_smoothing": 0.0,
+        "weight_decay": 0.0,
+    },
+}
 
 
 @dataclass(frozen=True)
 class FinetuneSettings:
     """How a network is trained.
 
+    The defaults were chosen on 2,000 CIFAR-10 images of four classes (mobilenet_v2 at 128 pixels,
+    all of it trained, 1,000 test images, one seed), where the head reaches 0.881 and these 0.930
+    in six epochs: without label smoothing no epoch was better than the head, at 3e-5 as at 3e-4.
+
     Attributes
     ----------
     unfreeze : how many blocks train, counted from the output; 0 the classifier alone, ``all``
     from_scratch : begin with random weights instead of the fitted head
     epochs : most passes over the training rows, at least 1
-    learning_rate : of AdamW at its peak; None takes 1e-4, and 1e-3 from scratch
-    batch_size : images a step, at least 1
-    patience : epochs without a better validation log loss before training stops
-    weight_decay : of AdamW, not applied to biases and normalisation
-    dropout : on the features, before the classifier
+    classifier_epochs : the first so many of them train the classifier alone, at 1e-3
+    learning_rate : of the classifier and the last block at its peak; None takes 3e-4, and 1e-3
+        from scratch; ``auto`` has it found by a range test on training rows
+    layer_decay : what the rate is multiplied by from each block to the one before it, in (0, 1]
+    optimiser : ``adamw`` or ``adam``
+    schedule : ``cosine`` (a linear rise over `warm_up`, then down to 0) or ``constant``
     warm_up : share of all steps in which the learning rate rises
+    weight_decay : not applied to biases and normalisation
+    batch_size : images a step, at least 1, or ``auto`` for what runs quickest
+    micro_batch : images in memory at once, whose gradients add up to a step; None for all of them
+    patience : epochs without a better validation log loss before training stops
+    dropout : on the features, before the classifier
+    label_smoothing : share of a label that is spread over all classes, in [0, 1)
+    batch_norm : ``inference`` keeps the statistics of the pretrained network, ``train`` takes the
+        batch's and moves them; from scratch they always train
+    augment : a name of ``finetune.augmentation``
+    mix : ``mixup``, ``cutmix`` or None
+    views : augmented pictures of each image that are kept, where there is a frozen part
     precision : ``fp32`` or ``bf16`` (autocast)
-    seed : order of the rows, dropout, and the random weights
+    seed : order of the rows, dropout, augmentation, and the random weights
+
+    Raises
+    ------
+    ValueError
+        Where a value is out of range; it says what it got.
     """
 
     unfreeze: int | Literal["all"] = 1
     from_scratch: bool = False
-    epochs: int = 20
-    learning_rate: float | None = None
-    batch_size: int = 32
-    patience: int = 4
-    weight_decay: float = 0.01
-    dropout: float = 0.2
+    epochs: int = 8
+    classifier_epochs: int = 0
+    learning_rate: float | Literal["auto"] | None = None
+    layer_decay: float = 0.7
+    optimiser: str = "adamw"
+    schedule: str = "cosine"
     warm_up: float = 0.1
+    weight_decay: float = 0.01
+    batch_size: int | Literal["auto"] = 32
+    micro_batch: int | None = None
+    patience: int = 4
+    dropout: float = 0.2
+    label_smoothing: float = 0.1
+    batch_norm: str = "inference"
+    augment: str = "none"
+    mix: str | None = None
+    views: int = 8
     precision: str = "fp32"
     seed: int = 0
+
+    @classmethod
+    def of_recipe(cls, recipe: str, **chosen: Any) -> FinetuneSettings:
+        """Make the settings of a recipe; what is chosen and not None takes its place in it."""
+        if recipe not in RECIPES:
+            raise ValueError(f"recipe must be one of {', '.join(RECIPES)}; got {recipe!r}")
+        given = {name: value for name, value in chosen.items() if value is not None}
+        return cls(**(RECIPES[recipe] | given))
 
     def __post_init__(self) -> None:
         if self.unfreeze != "all" and self.unfreeze < 0:
@@ -44,19 +116,63 @@ class FinetuneSettings:
             raise ValueError(
                 f"from scratch everything trains; got unfreeze {self.unfreeze}, expected 'all'"
             )
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f"training is in fp32 or bf16; got {self.precision!r}")
-        for name in ("epochs", "batch_size", "patience"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
-        if self.learning_rate is not None and self.learning_rate <= 0:
+        for name, allowed in {
+            "precision": ("fp32", "bf16"),
+            "optimiser": OPTIMISERS,
+            "schedule": SCHEDULES,
+            "batch_norm": BATCH_NORM,
+            "augment": AUGMENTATIONS,
+            "mix": (None, *MIXES),
+        }.items():
+            if (value := getattr(self, name)) not in allowed:
+                choices = ", ".join(one for one in allowed if one)
+                raise ValueError(f"{name} must be one of {choices}; got {value!r}")
+        for name in ("epochs", "batch_size", "patience", "views", "micro_batch"):
+            value = getattr(self, name)
+            if value not in (None, AUTO) and value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}")
+        rate = self.learning_rate
+        if rate is not None and rate != "auto" and rate <= 0:
             raise ValueError(f"learning_rate must be above 0; got {self.learning_rate}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1); got {self.dropout}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay must be in (0, 1]; got {self.layer_decay}")
+        for name in ("dropout", "label_smoothing", "warm_up"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1); got {getattr(self, name)}")
+        if not 0 <= self.classifier_epochs < self.epochs:
+            raise ValueError(
+                f"classifier_epochs must be fewer than the {self.epochs} epochs; "
+                f"got {self.classifier_epochs}"
+            )
+        if self.mix == "cutmix" and self.unfreeze != "all":
+            raise ValueError(
+                f"cutmix is for whole pictures; got unfreeze {self.unfreeze}, expected 'all'"
+            )
 
     @property
     def peak_learning_rate(self) -> float:
-        """The learning rate, or its default."""
+        """The learning rate, or its default.
+
+        Raises
+        ------
+        ValueError
+            Where it is still to be found.
+        """
+        if self.learning_rate == "auto":
+            raise ValueError("the learning rate is still to be found; got 'auto'")
         if self.learning_rate is not None:
             return self.learning_rate
-        return 1e-3 if self.from_scratch else 1e-4
+        return 1e-3 if self.from_scratch else 3e-4
+
+    @property
+    def step_size(self) -> int:
+        """Images a step.
+
+        Raises
+        ------
+        ValueError
+            Where it is still to be found.
+        """
+        if self.batch_size == "auto":
+            raise ValueError("the batch size is still to be found; got 'auto'")
+        return self.batch_size

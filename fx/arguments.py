@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +32,14 @@ Layer = Annotated[
     str, typer.Option(help="Inner layer; see fx extract --help. [default: the last extracted]")
 ]
 Crops = Annotated[int | None, typer.Option(help="[default: those last extracted]")]
+Channels = Annotated[
+    int | None,
+    typer.Option(
+        help="3: grey is repeated; 1: the first convolution's weights summed, for grey pictures. "
+        "[default: the last extracted, or 3]",
+        callback=lambda value: choice("--channels", value, (None, 1, 3)),
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 EngineName = Annotated[str, typer.Option("--engine", help="auto, torch or openvino.")]
 BatchSize = Annotated[
@@ -71,7 +80,12 @@ def positive(name: str, value: float | None) -> float | None:
 
 
 def show(record: object, as_json: bool, otherwise: Any) -> None:
-    """Print a record as JSON, or let `otherwise` print it for people."""
+    """Print a record as JSON, or let `otherwise` print it for people.
+
+    Of several processes that ``accelerate launch`` has started, the first alone speaks.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return
     if as_json:
         print(to_json(record))
     else:

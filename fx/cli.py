@@ -19,6 +19,7 @@ from fx.arguments import (
     RUNS,
     Backbone,
     BatchSize,
+    Channels,
     Crops,
     Debug,
     Device,
@@ -41,6 +42,7 @@ from fx.arguments import (
     positive,
     show,
 )
+from fx.finetune_cli import finetune
 from fx.output import print_comparison, print_table, printable, progress_bars, to_json
 from fx.store_cli import store_app
 
@@ -180,6 +182,7 @@ def extract(
     crops: Annotated[
         int, typer.Option(help="1: the centre; 5: and the corners; 10: and mirrored; averaged.")
     ] = 1,
+    channels: Channels = None,
     store: Store = FEATURES,
     dtype: Annotated[
         str | None,
@@ -209,6 +212,7 @@ def extract(
         size=size,
         layers=names_in(layer),
         crops=choice("--crops", crops, (1, 5, 10)),
+        channels=channels,
         snapshot=snapshot,
         precision=precision,
         device=device,
@@ -239,12 +243,15 @@ def fit_head(
     size: Size = None,
     layer: Layer = "",
     crops: Crops = None,
+    channels: Channels = None,
     precision: Precision = "auto",
     features: Annotated[
         str,
         typer.Option(metavar="A,B", help="Stored features to join, as fx store ls names them."),
     ] = "",
-    kernel: Annotated[str, typer.Option(help="Of the SVM: rbf, linear or auto.")] = "rbf",
+    kernel: Annotated[
+        str, typer.Option(help="Of the SVM: rbf, linear, nystroem (for many images) or auto.")
+    ] = "rbf",
     normalize: Annotated[
         str, typer.Option(help="standard, l2, none, or auto: by cross-validation.")
     ] = "standard",
@@ -256,6 +263,10 @@ def fit_head(
         typer.Option("--c", help="1 / penalty, or neighbours. [default: by cross-validation]"),
     ] = None,
     folds: Annotated[int, typer.Option(min=2, help="Of the cross-validation.")] = 5,
+    protocol: Annotated[
+        str | None,
+        typer.Option(help="kornblith: 45 penalties, raw features, chosen on validation images."),
+    ] = None,
     audit: Annotated[
         bool, typer.Option("--audit", help="List the images whose labels may be wrong.")
     ] = False,
@@ -279,6 +290,7 @@ def fit_head(
         size=size,
         layers=names_in(layer),
         crops=crops,
+        channels=channels,
         features=names_in(features),
         snapshot=snapshot,
         precision=precision,
@@ -289,84 +301,21 @@ def fit_head(
         record = fit_head_on_store(
             choice("kind", kind, ("logreg", "svm", "knn", "centroid")),
             options,
-            kernel=choice("--kernel", kernel, ("rbf", "linear", "auto")),
+            kernel=choice("--kernel", kernel, ("rbf", "linear", "nystroem", "auto")),
             normalize=choice("--normalize", normalize, ("standard", "l2", "none", "auto")),
             class_weight=choice("--class-weight", class_weight, (None, "balanced")),
             c=positive("--c", c),
             folds=folds,
+            protocol=choice("--protocol", protocol, (None, "kornblith")),
             audit=audit,
             begin=begin,
         )
     show(record, json_, lambda: print_measured(record, f"{kind} on {record['backbone']}"))
 
 
-@app.command(epilog="Examples: fx finetune --unfreeze 2; fx finetune --from-scratch --epochs 30")
-def finetune(
-    images: Images = DATA,
-    unfreeze: Annotated[
-        str | None,
-        typer.Option(
-            metavar="K|all", help="Last blocks to train; 0: the classifier alone. [default: 1]"
-        ),
-    ] = None,
-    from_scratch: Annotated[
-        bool, typer.Option("--from-scratch", help="Begin with random weights.")
-    ] = False,
-    epochs: Annotated[int, typer.Option(min=1, help="At most.")] = 20,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="At its peak. [default: 1e-4; 1e-3 from scratch]")
-    ] = None,
-    backbone: Backbone = None,
-    weights: Weights = None,
-    size: Size = None,
-    store: Store = FEATURES,
-    precision: Precision = "auto",
-    device: Device = "auto",
-    engine: EngineName = "auto",
-    batch_size: BatchSize = None,
-    split_seed: SplitSeed = 0,
-    seed: Seed = 0,
-    out: Out = RUNS,
-    fresh: Fresh = False,
-    json_: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Stage three: train the last blocks of a network, starting from the fitted head."""
-    from fx.options import Options
-    from fx.stages import finetune_images
-    from fx.summaries import print_measured
-
-    options = Options(
-        store=store,
-        out=out,
-        backbone=backbone,
-        weights=weights,
-        size=size,
-        precision=precision,
-        device=device,
-        engine=engine,
-        batch_size=batch_size,
-        split_seed=split_seed,
-        seed=seed,
-        fresh=fresh,
-    )
-    depth = unfreeze or ("all" if from_scratch else "1")
-    if from_scratch and depth != "all":
-        raise typer.BadParameter(f"--from-scratch trains everything; got --unfreeze {depth}")
-    if depth != "all" and not depth.isdecimal():
-        raise typer.BadParameter(f"a number of blocks or 'all'; got {unfreeze!r}")
-    with progress_bars(quiet=json_) as begin:
-        record = finetune_images(
-            images,
-            options,
-            unfreeze="all" if depth == "all" else int(depth),
-            from_scratch=from_scratch,
-            epochs=epochs,
-            learning_rate=positive("--learning-rate", learning_rate),
-            begin=begin,
-        )
-    what = "trained from scratch" if from_scratch else f"unfreeze {record['unfreeze']}"
-    show(record, json_, lambda: print_measured(record, f"{record['backbone']}, {what}"))
+app.command(epilog="Examples: fx finetune --unfreeze 2; fx finetune --from-scratch --epochs 30")(
+    finetune
+)
 
 
 @app.command(epilog="Example: fx compare --sizes 60,240,900 --strategies logreg,svm,finetune:1")
@@ -379,7 +328,7 @@ def compare(
         str, typer.Option(help="Of logreg, svm, knn, centroid, finetune:K, finetune:all, scratch.")
     ] = "logreg,svm,finetune:1",
     seeds: Annotated[int, typer.Option(min=1, help="Training subsets of each size.")] = 1,
-    epochs: Annotated[int, typer.Option(min=1, help="Of a fine-tuning, at most.")] = 20,
+    epochs: Annotated[int, typer.Option(min=1, help="Of a fine-tuning, at most.")] = 8,
     backbone: Backbone = None,
     weights: Weights = None,
     size: Size = None,

@@ -25,7 +25,7 @@ from heads import KINDS
 
 if TYPE_CHECKING:
     from extract import Backbone, Engine, FeatureSet, ImageRow, Snapshot
-    from finetune import FinetuneSettings
+    from finetune import FinetuneSettings, Resources
 
 Begin = Callable[[str], Callable[[int, int], None]]
 
@@ -47,7 +47,7 @@ class Plan:
     strategies: tuple[str, ...] = DEFAULT_STRATEGIES
     sizes: tuple[int, ...] = ()
     seeds: int = 1
-    epochs: int = 20
+    epochs: int = 8
 
     def __post_init__(self) -> None:
         for strategy in self.strategies:
@@ -264,8 +264,22 @@ def _network_settings(bench: _Bench, strategy: str, seed: int) -> FinetuneSettin
         from_scratch=scratch,
         epochs=bench.plan.epochs,
         batch_size=bench.options.batch_size or 32,
-        precision=training_precision(bench.engine.precision),
+        precision=training_precision(bench.options.precision, bench.engine.device),
         seed=seed,
+    )
+
+
+def _resources(bench: _Bench) -> Resources:
+    from finetune import Resources
+
+    return Resources(
+        device=bench.engine.device,
+        cache=bench.cache,
+        activation_rows=bench.used_rows,
+        engine=bench.options.engine,
+        precision=bench.options.precision,
+        batch_size=bench.options.batch_size,
+        progress=bench.begin,
     )
 
 
@@ -276,7 +290,9 @@ def _network_copy(bench: _Bench, strategy: str, seed: int) -> Backbone:
     backbone = bench.backbone
     if strategy == "scratch":
         size = backbone.preprocessing.size
-        return load_backbone(backbone.name, weights="random", size=size, seed=seed)
+        return load_backbone(
+            backbone.name, weights="random", size=size, seed=seed, channels=backbone.channels
+        )
     return dataclasses.replace(backbone, module=copy.deepcopy(backbone.module))
 
 
@@ -288,13 +304,10 @@ def _fill_activations(bench: _Bench, strategy: str) -> float:
     fill_activations(
         _network_copy(bench, strategy, 0),
         bench.used_rows,
+        bench.snapshot.split("train"),
         Path(bench.snapshot.root),
         settings=_network_settings(bench, strategy, 0),
-        device=bench.engine.device,
-        cache=bench.cache,
-        engine=bench.options.engine,
-        batch_size=bench.options.batch_size,
-        progress=bench.begin,
+        resources=_resources(bench),
     )
     return time.perf_counter() - begun
 
@@ -316,13 +329,8 @@ def _network_cell(
         ),
         None if strategy == "scratch" else bench.features.features,
         settings=_network_settings(bench, strategy, seed),
-        device=bench.engine.device,
         directory=directory,
-        cache=bench.cache,
-        activation_rows=bench.used_rows,
-        engine=bench.options.engine,
-        batch_size=bench.options.batch_size,
-        progress=bench.begin,
+        resources=_resources(bench),
     )
     leftovers = ["training.safetensors"]
     if len(rows) < len(snapshot.split("train")):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from extract import FeatureSet
+    from extract import BackboneInfo, FeatureSet
 
 
 def describe_backbones() -> dict[str, Any]:
@@ -19,12 +19,18 @@ def describe_backbones() -> dict[str, Any]:
         "backbones": [
             {
                 **dataclasses.asdict(backbone),
-                "weights": "at hand" if backbone.at_hand else "to download",
+                "weights": _weights(backbone),
             }
             for backbone in list_backbones()
         ],
         "note": "and timm/NAME for any of timm's; blocks of one: fx backbones NAME",
     }
+
+
+def _weights(backbone: BackboneInfo) -> str:
+    if not backbone.pretrained:
+        return "none"
+    return "at hand" if backbone.at_hand else "to download"
 
 
 def describe_backbone(name: str) -> dict[str, Any]:

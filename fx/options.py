@@ -23,6 +23,7 @@ class Options:
     backbone, weights, size : of the network; None takes what was extracted last
     layers : of the network, whose features are meant; none for the last extracted, or ``pool``
     crops : squares of an image that are averaged; None for the last extracted, or 1
+    channels : that the first convolution sees, 3 or 1; None for the last extracted, or 3
     features : stored sets that a head takes side by side; none for one, by the options above
     snapshot : None takes the last one taken
     precision, device, engine : how networks are run
@@ -39,6 +40,7 @@ class Options:
     size: int | None = None
     layers: tuple[str, ...] = ()
     crops: int | None = None
+    channels: int | None = None
     features: tuple[str, ...] = ()
     snapshot: str | None = None
     precision: str = "auto"
@@ -60,9 +62,10 @@ def open_backbone(options: Options, *, seed: int = 0) -> Backbone:
     FxError
         If it is unknown or its weights cannot be had.
     """
-    from extract import FeatureStore, load_backbone
+    from extract import FeatureStore, channels_of, load_backbone
 
     name, weights, size = options.backbone, options.weights, options.size
+    channels = options.channels
     if name is None and options.store.exists():
         store = FeatureStore(options.store)
         if store.has_features:
@@ -71,8 +74,13 @@ def open_backbone(options: Options, *, seed: int = 0) -> Backbone:
             name = str(spec["backbone"])
             weights = weights or source
             size = size or int(spec["size"])
+            channels = channels or channels_of(spec)
     return load_backbone(
-        name or DEFAULT_BACKBONE, weights=weights or "default", size=size, seed=seed
+        name or DEFAULT_BACKBONE,
+        weights=weights or "default",
+        size=size,
+        seed=seed,
+        channels=channels or 3,
     )
 
 
@@ -100,10 +108,17 @@ def choose_features(store: FeatureStore, options: Options) -> FeatureSet:
     FxError
         If the store has none such.
     """
-    from extract import FxError, resolve_weights
+    from extract import FxError, channels_of, resolve_weights
 
     layer = _one_layer(options)
-    asked_for = (options.backbone, options.size, options.weights, layer, options.crops)
+    asked_for = (
+        options.backbone,
+        options.size,
+        options.weights,
+        layer,
+        options.crops,
+        options.channels,
+    )
     if options.precision == "auto" and not any(asked_for):
         return store.last_extracted()
     wanted = {
@@ -116,6 +131,9 @@ def choose_features(store: FeatureStore, options: Options) -> FeatureSet:
     asked = {name: value for name, value in wanted.items() if value is not None}
     sets = store.sets()
     found = [s for s in sets if all(s.spec[name] == value for name, value in asked.items())]
+    if options.channels is not None:
+        asked["channels"] = options.channels
+        found = [s for s in found if channels_of(s.spec) == options.channels]
     if options.weights is not None:
         asked["weights"] = options.weights
         found = [
@@ -179,10 +197,14 @@ def _one_layer(options: Options) -> str | None:
 
 
 def _described(feature_set: FeatureSet) -> str:
+    from extract import channels_of
+
     spec = feature_set.spec
     text = f"{spec['backbone']} at {spec['size']}"
     if spec["layer"] != "pool":
         text += f", layer {spec['layer']}"
+    if channels_of(spec) == 1:
+        text += ", 1 channel"
     return text + (f", {spec['crops']} crops" if spec["crops"] > 1 else "")
 
 

@@ -166,7 +166,7 @@ def _folder_of(model: Path) -> Path:
 
 
 def _open_head(folder: Path, options: Options) -> Opened:
-    from extract import Quantised, load_backbone, make_spec, resolve_device
+    from extract import Quantised, channels_of, load_backbone, make_spec, resolve_device
     from fx.options import open_engine
     from heads import load_head
 
@@ -177,7 +177,10 @@ def _open_head(folder: Path, options: Options) -> Opened:
     for spec, made in zip(specs, sources, strict=True):
         layer, crops = str(spec["layer"]), int(spec["crops"])
         backbone = load_backbone(
-            str(spec["backbone"]), weights=str(made["weights"]), size=int(spec["size"])
+            str(spec["backbone"]),
+            weights=str(made["weights"]),
+            size=int(spec["size"]),
+            channels=channels_of(spec),
         ).at_layers([layer])
         precision = str(spec["numerics"])
         on_cpu = resolve_device(options.device).type == "cpu"

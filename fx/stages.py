@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from fx.options import Options, open_backbone, open_engine
 from fx.rows import check_labelled
@@ -15,6 +15,7 @@ from fx.runs import finish, finished, run_directory
 
 if TYPE_CHECKING:
     import numpy as np
+    from accelerate import PartialState
     from numpy.typing import NDArray
 
     from extract import Backbone, Engine, ExtractResult, ImageSource, Snapshot
@@ -106,41 +107,48 @@ def finetune_images(
     images: Path,
     options: Options,
     *,
-    unfreeze: int | Literal["all"] = 1,
-    from_scratch: bool = False,
-    epochs: int = 20,
-    learning_rate: float | None = None,
+    recipe: str = "default",
+    cache_limit: int | None = None,
+    log_to: str | None = None,
     begin: Begin,
+    **chosen: Any,
 ) -> dict[str, Any]:
     """Fine-tune a backbone on a folder of images, from the head fitted on its features.
 
-    What is not named here stands in ``Options`` and ``finetune.FinetuneSettings``.
+    Parameters
+    ----------
+    images : folder or table of labelled images
+    options : backbone, store and the like
+    recipe : a name of ``finetune.RECIPES``
+    cache_limit : most bytes of activations on the disk
+    log_to : ``tensorboard`` or ``mlflow``
+    begin : given what is being done, returns a progress callback
+    chosen : fields of ``finetune.FinetuneSettings`` in the place of the recipe's
 
     Raises
     ------
     FxError
-        If there is too little that is labelled, or training cannot go on.
+        If a setting is out of range, too little is labelled, or training cannot go on.
     """
-    from extract import training_precision
-    from finetune import FinetuneSettings, TrainingData, finetune
+    from extract import FxError, resolve_device, training_precision
+    from finetune import FinetuneSettings, Resources, TrainingData, finetune, joined
 
-    if from_scratch:
+    device = resolve_device(options.device)
+    try:
+        settings = FinetuneSettings.of_recipe(
+            recipe,
+            precision=training_precision(options.precision, device),
+            seed=options.seed,
+            **chosen,
+        )
+    except ValueError as error:
+        raise FxError(f"{error}; see fx finetune --help") from error
+    scratch = settings.from_scratch
+    if scratch:
         options = dataclasses.replace(options, weights="random")
-    backbone = open_backbone(options, seed=options.seed if from_scratch else 0)
-    engine = open_engine(options, backbone)
-    settings = FinetuneSettings(
-        unfreeze=unfreeze,
-        from_scratch=from_scratch,
-        epochs=epochs,
-        learning_rate=learning_rate,
-        batch_size=options.batch_size or 32,
-        precision=training_precision(engine.precision),
-        seed=options.seed,
-    )
-    if from_scratch:
-        snapshot, features = _snapshot_alone(images, backbone, options, begin), None
-    else:
-        snapshot, features = _extracted(images, backbone, engine, options, begin)
+    backbone = open_backbone(options, seed=options.seed if scratch else 0)
+    processes = joined(device)
+    snapshot, features = _prepared(images, backbone, options, scratch, processes, begin)
     check_labelled(snapshot)
     identity = {
         **dataclasses.asdict(settings),
@@ -148,9 +156,9 @@ def finetune_images(
         "weights": backbone.weights_hash,
         "preprocessing": backbone.preprocessing.to_dict(),
         "snapshot": snapshot.fingerprint,
-        "device": engine.device.type,
+        "device": device.type,
     }
-    name = "scratch" if from_scratch else f"finetune-{unfreeze}"
+    name = "scratch" if scratch else f"finetune-{settings.unfreeze}"
     directory = run_directory(options.out, f"{name}-{backbone.name}", identity)
     cache = directory / "cache"
     before = finished(directory, fresh=options.fresh)
@@ -159,71 +167,87 @@ def finetune_images(
         shutil.rmtree(cache, ignore_errors=True)
         return before
     begun = time.perf_counter()
-    data = TrainingData(
-        Path(snapshot.root),
-        snapshot.split("train"),
-        snapshot.split("val"),
-        snapshot.split("test"),
-        snapshot.fingerprint,
-    )
     result = finetune(
         backbone,
-        data,
+        TrainingData(
+            Path(snapshot.root),
+            snapshot.split("train"),
+            snapshot.split("val"),
+            snapshot.split("test"),
+            snapshot.fingerprint,
+        ),
         features,
         settings=settings,
-        device=engine.device,
         directory=directory,
-        cache=cache,
-        engine=options.engine,
-        batch_size=options.batch_size,
-        progress=begin,
+        resources=Resources(
+            device=device,
+            cache=cache,
+            cache_limit=cache_limit,
+            engine=options.engine,
+            precision=options.precision,
+            batch_size=options.batch_size,
+            log_to=log_to,
+            progress=begin,
+        ),
     )
-    record = finish(
-        directory,
-        {
-            "path": directory,
-            "backbone": backbone.name,
-            "snapshot": snapshot.name,
-            "unfreeze": unfreeze,
-            "from_scratch": from_scratch,
-            "classes": result.classes,
-            "trainable_parameters": result.trainable_parameters,
-            "epochs": result.epochs,
-            "best_epoch": result.best_epoch,
-            "n_train": result.n_train,
-            "n_validation": result.n_validation,
-            **result.metrics.as_dict(),
-            "seconds": time.perf_counter() - begun,
-            "images_per_second": result.images_per_second,
-            "history": result.history,
-        },
-    )
-    shutil.rmtree(cache, ignore_errors=True)
-    (directory / "training.safetensors").unlink(missing_ok=True)
+    record = {
+        "path": directory,
+        "backbone": backbone.name,
+        "snapshot": snapshot.name,
+        "unfreeze": settings.unfreeze,
+        "from_scratch": scratch,
+        "recipe": recipe,
+        "classes": result.classes,
+        "trainable_parameters": result.trainable_parameters,
+        "epochs": result.epochs,
+        "best_epoch": result.best_epoch,
+        "n_train": result.n_train,
+        "n_validation": result.n_validation,
+        **result.metrics.as_dict(),
+        "notes": result.notes,
+        "seconds": time.perf_counter() - begun,
+        "images_per_second": result.images_per_second,
+        "history": result.history,
+    }
+    if processes.is_main_process:
+        record = finish(directory, record)
+        shutil.rmtree(cache, ignore_errors=True)
+        (directory / "training.safetensors").unlink(missing_ok=True)
     return record
 
 
-def _extracted(
-    images: Path, backbone: Backbone, engine: Engine, options: Options, begin: Begin
-) -> tuple[Snapshot, Features]:
-    """Extract what is missing; return the snapshot and the features' reader."""
-    from extract import FeatureStore, Snapshot, find_images
+def _prepared(
+    images: Path,
+    backbone: Backbone,
+    options: Options,
+    scratch: bool,
+    processes: PartialState,
+    begin: Begin,
+) -> tuple[Snapshot, Features | None]:
+    """Let the first process look at the images; give all the snapshot and the features' reader."""
+    from accelerate.utils import broadcast_object_list
 
-    result = fill_store(find_images(images), backbone, engine, options, begin=begin)
+    from extract import FeatureStore, Snapshot, find_images, take_snapshot
+
+    names = ["", ""]
+    if processes.is_main_process:
+        source = find_images(images)
+        if scratch:
+            # what trains from scratch needs no pretrained network
+            taken = take_snapshot(
+                source,
+                preprocessing=backbone.preprocessing,
+                store=FeatureStore.create(options.store),
+                split_seed=options.split_seed,
+                name=options.snapshot,
+                progress=begin("looking at the images"),
+            )
+            names = [taken.name, ""]
+        else:
+            engine = open_engine(options, backbone)
+            result = fill_store(source, backbone, engine, options, begin=begin)
+            names = [result.snapshot, result.spec]
+    broadcast_object_list(names)
     store = FeatureStore(options.store)
-    snapshot = Snapshot.from_parquet(*store.read_snapshot(result.snapshot))
-    return snapshot, store.open_set(result.spec).features
-
-
-def _snapshot_alone(images: Path, backbone: Backbone, options: Options, begin: Begin) -> Snapshot:
-    """Look at the images without a pretrained network: what trains from scratch needs none."""
-    from extract import FeatureStore, find_images, take_snapshot
-
-    return take_snapshot(
-        find_images(images),
-        preprocessing=backbone.preprocessing,
-        store=FeatureStore.create(options.store),
-        split_seed=options.split_seed,
-        name=options.snapshot,
-        progress=begin("looking at the images"),
-    )
+    snapshot = Snapshot.from_parquet(*store.read_snapshot(names[0]))
+    return snapshot, None if scratch else store.open_set(names[1]).features

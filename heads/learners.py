@@ -18,7 +18,7 @@ from sklearn.pipeline import Pipeline
 
 from heads.calibration import log_losses
 from heads.folds import Fold
-from heads.logistic import Problems, along_path
+from heads.logistic import BLOCK, Problems, along_path
 from heads.scaling import fit_normaliser
 
 Features = NDArray[np.float32]
@@ -220,6 +220,7 @@ class Logistic(Learner):
             standardise=self.normalize == "standard",
             balanced=self.class_weight == "balanced",
             axes=self._axes,
-            over=pool.map,
+            # of few rows threads cost more than they bring
+            over=pool.map if len(features) > BLOCK else map,
         )
         return problems, unit

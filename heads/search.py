@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn import config_context
 from threadpoolctl import threadpool_limits
 
 from heads.calibration import fit_temperature, log_losses
@@ -153,7 +154,9 @@ def _along_grid(
     more = learner.grid(trial.features, min(len(rows) for rows, _ in splits)) if c is None else [c]
     for extension in range(EXTENSIONS + 1):
         meter.total += len(splits) * len(more)
-        with threadpool_limits(BLAS_THREADS):
+        # what scikit-learn checks anew at every fit was checked before
+        checked = config_context(assume_finite=True, skip_parameter_validation=True)
+        with threadpool_limits(BLAS_THREADS), checked:
             found = learner.held_out_scores(trial, more)
         scores |= zip(more, found, strict=True)
         curve = [

@@ -55,7 +55,9 @@ class SupportVectors(Learner):
                 machine = self._machine(c, "precomputed").fit(gram, trial.labels[fitting])
                 return pairwise_scores(machine.decision_function(cross))
 
-            threads = Parallel(trial.jobs, backend="threading")
+            # of few rows threads cost more than they bring
+            jobs = trial.jobs if len(known) > BLOCK else 1
+            threads = Parallel(jobs, backend="threading")
             by_fold.append(threads(delayed(margins)(c) for c in cs))
             trial.tick(len(cs))
         return [list(of_c) for of_c in zip(*by_fold, strict=True)]
@@ -137,7 +139,10 @@ class SupportVectors(Learner):
             matrix[block] = products
 
         blocks = [slice(at, at + BLOCK) for at in range(0, len(left), BLOCK)]
-        Parallel(jobs, backend="threading")(delayed(fill)(block) for block in blocks)
+        if len(blocks) == 1:
+            fill(blocks[0])
+        else:
+            Parallel(jobs, backend="threading")(delayed(fill)(block) for block in blocks)
         return matrix
 
 

@@ -30,6 +30,7 @@ from extract import (
 from finetune import (
     Finetuned,
     FinetuneSettings,
+    Resources,
     TrainingData,
     cut,
     finetune,
@@ -38,7 +39,8 @@ from finetune import (
     set_validation_aside,
 )
 from finetune.network import TrainedPart
-from finetune.training import schedule, set_training_mode
+from finetune.optimiser import schedule
+from finetune.trainer import set_training_mode
 from heads import fit_head
 
 CPU = torch.device("cpu")
@@ -99,9 +101,8 @@ def run(backbone: Backbone, store: FeatureStore, directory: Path, **settings: ob
         training_data(store),
         None if scratch else store.last_extracted().features,
         settings=FinetuneSettings(**{"epochs": 2, **settings}),
-        device=CPU,
         directory=directory,
-        cache=directory / "cache",
+        resources=Resources(device=CPU, cache=directory / "cache"),
     )
 
 

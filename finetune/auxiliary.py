@@ -1,0 +1,151 @@
+"""Auxiliary classifiers: GoogLeNet and Inception v3 train with them, and are run without them.
+
+Both papers hang small classifiers on inner layers, so that their gradient reaches the first layers
+of a deep network: Szegedy et al. 2014, weight 0.3 each; Szegedy et al. 2015, where there is one,
+weighted 0.4 as in torchvision's training. The classifiers themselves are torchvision's. Inception
+v3's cannot see maps of less than 17x17, which are those of images of 299 pixels, its own size: of
+smaller images the maps are spread over so many, as torchvision does with GoogLeNet's (4x4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision.models.googlenet import GoogLeNet
+from torchvision.models.googlenet import InceptionAux as GoogLeNetAux
+from torchvision.models.inception import Inception3, InceptionAux
+
+Loss = Callable[[torch.Tensor, Any], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a classifier hangs: behind a layer, on maps of so many channels."""
+
+    layer: str
+    channels: int
+    classifier: type[nn.Module]
+    weight: float
+    side: int = 1  # of the least maps that the classifier can see
+
+
+_PLACES: dict[type[nn.Module], tuple[_Place, ...]] = {
+    GoogLeNet: (
+        _Place("inception4a", 512, GoogLeNetAux, 0.3),
+        _Place("inception4d", 528, GoogLeNetAux, 0.3),
+    ),
+    # it pools 5x5 with a stride of 3, and then convolves 5x5
+    Inception3: (_Place("Mixed_6e", 768, InceptionAux, 0.4, side=17),),
+}
+
+
+class _Tap:
+    """A forward hook that keeps what a layer gave last in training mode."""
+
+    def __init__(self, open_: bool = False) -> None:
+        self.open = open_
+        self.kept: torch.Tensor | None = None
+
+    def __call__(self, layer: nn.Module, _: Any, output: torch.Tensor) -> None:
+        if self.open and layer.training:
+            self.kept = output
+
+    def __reduce__(self) -> tuple[type[_Tap], tuple[()]]:
+        # a copy of the network, or a pickled one, has nobody to keep anything for
+        return _Tap, ()
+
+
+class Auxiliaries(nn.Module):
+    """The auxiliary classifiers of one network, hung on it by hooks.
+
+    For a network that trains from its first layer and is run itself: what ``finetune.cut`` makes
+    of it otherwise does not pass its inner modules. In inference mode the network gives what it
+    gives without them, and its tensors and its copies know nothing of them.
+
+    Attributes
+    ----------
+    classifiers : nn.ModuleList, input side first; they have parameters of their own to train
+    weights : tuple of float, of their losses
+    """
+
+    def __init__(self, module: nn.Module, places: tuple[_Place, ...], classes: int) -> None:
+        super().__init__()
+        self.classifiers = nn.ModuleList(
+            place.classifier(place.channels, classes) for place in places
+        )
+        self.weights = tuple(place.weight for place in places)
+        self._sides = tuple(place.side for place in places)
+        self._taps = [_Tap(open_=True) for _ in places]
+        self._hooks = [
+            module.get_submodule(place.layer).register_forward_hook(tap)
+            for place, tap in zip(places, self._taps, strict=True)
+        ]
+
+    @classmethod
+    def of(cls, module: nn.Module, classes: int, *, seed: int = 0) -> Auxiliaries | None:
+        """Hang on a network the classifiers that its paper trains it with.
+
+        Parameters
+        ----------
+        module : torchvision's GoogLeNet or Inception v3, built without classifiers of its own
+        classes : int
+        seed : int, of the classifiers' first weights
+
+        Returns
+        -------
+        Auxiliaries, or None for any other network
+        """
+        places = _PLACES.get(type(module))
+        if places is None:
+            return None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(module, places, classes)
+
+    def losses(self, targets: Any, loss_function: Loss) -> torch.Tensor:
+        """Give the weighted sum of the losses for the network's last pass in training mode.
+
+        Parameters
+        ----------
+        targets : what `loss_function` takes as its second argument
+        loss_function : takes float32 logits (n, classes) and `targets`, gives a scalar
+
+        Returns
+        -------
+        float32 scalar, to be added to the network's own loss
+
+        Raises
+        ------
+        RuntimeError
+            If the network has not been run in training mode since the last call.
+        """
+        # also where the network's own batch norm keeps its statistics: this one begins with none
+        self.train()
+        parts = []
+        for tap, classifier, side, weight in zip(
+            self._taps, self.classifiers, self._sides, self.weights, strict=True
+        ):
+            kept, tap.kept = tap.kept, None
+            if kept is None:
+                raise RuntimeError("no pass in training mode since the last losses")
+            # float: the network may compute in another precision
+            logits = classifier(_spread(kept.float(), side))
+            parts.append(weight * loss_function(logits.float(), targets))
+        return torch.stack(parts).sum()
+
+    def close(self) -> None:
+        """Take the hooks off the network."""
+        for hook in self._hooks:
+            hook.remove()
+
+
+def _spread(maps: torch.Tensor, side: int) -> torch.Tensor:
+    """Repeat the values of maps (n, c, h, w) until each side has so many."""
+    height, width = maps.shape[-2:]
+    if min(height, width) >= side:
+        return maps
+    return nn.functional.adaptive_avg_pool2d(maps, (max(height, side), max(width, side)))
