@@ -43,7 +43,7 @@ def make_optimiser(
         for (blocks, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
     kind = torch.optim.AdamW if settings.optimiser == "adamw" else torch.optim.Adam
-    return kind(described, lr=1.0, foreach=False)
+    return kind(described, lr=1.0, fused=True)
 
 
 def set_rates(optimiser: torch.optim.Optimizer, rate: float) -> None:
