@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 ENGINES = ("auto", "torch", "openvino")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 INT8 = "int8"
+NO_INT8 = "int8 is for fx extract and fx predict in OpenVINO; use --precision fp32"
 # Batches whose results are still under way on a GPU while the next ones are prepared.
 AHEAD = 2
 
@@ -75,7 +76,14 @@ def training_precision(precision: str, device: torch.device) -> str:
     """Choose what to train in: ``auto`` is bf16 where the device multiplies it itself, else fp32.
 
     fp16 would need its gradients scaled; asked for, it becomes bf16.
+
+    Raises
+    ------
+    FxError
+        If int8 is asked for.
     """
+    if precision == INT8:
+        raise FxError(NO_INT8)
     if precision == "auto":
         return "bf16" if _multiplies_bf16(device) else "fp32"
     return "bf16" if precision == "fp16" else precision
@@ -249,7 +257,7 @@ def make_engine(
     if name == "openvino" and place.type != "cpu":
         raise FxError(f"OpenVINO runs on CPUs here; got device {place.type}; use --engine torch")
     if numerics == INT8 and (name == "torch" or quantised is None):
-        raise FxError("int8 is for fx extract and fx predict in OpenVINO; use --precision fp32")
+        raise FxError(NO_INT8)
     kind = "torch" if name == "torch" or place.type != "cpu" else "openvino"
     size = default_batch_size(place, kind, preprocessing.size) if batch_size is None else batch_size
     if kind == "torch":

@@ -266,6 +266,7 @@ t.run(backbone, FeatureStore(sys.argv[1]), Path(sys.argv[2]), epochs=6, patience
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_bitwise_as_an_undisturbed_one(
     store: FeatureStore, tmp_path: Path
 ) -> None:

@@ -36,6 +36,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_network_is_made_once_and_predicts_with_the_head(
     here: Path, fx: Callable[..., Said]
 ) -> None:
@@ -63,6 +64,7 @@ def test_the_network_is_made_once_and_predicts_with_the_head(
     assert "numerics" in refused.err
 
 
+@pytest.mark.slow
 def test_a_damaged_network_is_made_again(here: Path, fx: Callable[..., Said]) -> None:
     first = json.loads(fx("extract", *INT8, "--json").out)
     (tensors,) = Path("features.zarr/networks").glob("*.bin/c/0")

@@ -4,8 +4,6 @@ import hashlib
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -176,43 +174,6 @@ def test_a_dead_holders_lock_is_free_at_once(tmp_path: Path) -> None:
     with store.lock():
         append_nothing = store.start([(SPEC, DIM)], RUN)
     assert not append_nothing.known
-
-
-WRITE_FOR_EVER = """
-import sys, numpy as np
-sys.path.insert(0, sys.argv[2])
-import test_store as t
-from extract import FeatureStore, writer
-writer.COMMIT_INTERVAL = 0.0
-store = FeatureStore.create(sys.argv[1])
-with store.lock():
-    w = store.start([(t.SPEC, t.DIM)], t.RUN)
-    n = len(w.known)
-    while True:
-        r = range(n, n + 3)
-        w.append(t.keys_of(r), [t.rows_of(r)], np.zeros((3, 32), np.uint8))
-        n += 3
-        print(n, flush=True)
-"""
-
-
-def test_a_killed_writer_loses_no_committed_row(tmp_path: Path) -> None:
-    path = tmp_path / "f.zarr"
-    rng = np.random.default_rng(0)
-    for _ in range(5):
-        command = [sys.executable, "-c", WRITE_FOR_EVER, str(path), str(Path(__file__).parent)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        told = int(process.stdout.readline())
-        time.sleep(float(rng.uniform(0, 0.3)))
-        process.kill()
-        told = max([told, *(int(line) for line in process.stdout.read().split())])
-        process.wait()
-        store = FeatureStore(path)
-        feature_set = store.find(SPEC)
-        assert feature_set.committed >= told
-        assert store.verify() == []
-        count = feature_set.committed
-        np.testing.assert_array_equal(read(store, range(count)), rows_of(range(count)))
 
 
 def test_rows_are_committed_while_the_work_goes_on(tmp_path: Path, monkeypatch) -> None:
