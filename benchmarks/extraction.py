@@ -83,13 +83,9 @@ def staged(backbone: Backbone, folder: Path, scratch: Path, precision: str) -> N
     from extract import FeatureStore, extract, find_images
 
     engine = engine_of(backbone, folder, precision)
+    store = FeatureStore.create(scratch / "features.zarr")
     print("ready", flush=True)
-    extract(
-        find_images(folder),
-        backbone=backbone,
-        engine=engine,
-        store=FeatureStore.create(scratch / "features.zarr"),
-    )
+    extract(find_images(folder), backbone=backbone, engine=engine, store=store)
 
 
 def decode(backbone: Backbone, folder: Path) -> None:
