@@ -4,7 +4,6 @@ from finetune.blocks import Block, cut, find_blocks
 from finetune.checkpoint import FinetunedModel, load_model
 from finetune.finetuning import (
     Finetuned,
-    Resources,
     TrainingData,
     fill_activations,
     finetune,
@@ -12,6 +11,7 @@ from finetune.finetuning import (
 )
 from finetune.processes import TRACKERS, joined
 from finetune.settings import RECIPES, FinetuneSettings
+from finetune.split import Resources
 from finetune.validation import set_validation_aside
 
 __all__ = [

@@ -20,24 +20,21 @@ from extract import (
     ImageRow,
     ImageSource,
     look,
-    make_engine,
     unit_of,
 )
-from finetune.activations import Activations, TooLarge, Views, load_activations
 from finetune.augmentation import write_contact_sheet
 from finetune.auxiliary import Auxiliaries
-from finetune.blocks import cut, depths
 from finetune.checkpoint import save_model
 from finetune.history import write_history, write_steps
 from finetune.network import Network, TrainedPart
 from finetune.processes import make_accelerator
 from finetune.settings import FinetuneSettings
+from finetune.split import Resources, SplitNetwork
 from finetune.trainer import Trainer
 from finetune.training import train
 from finetune.validation import set_validation_aside
 from heads import Head, Metrics, evaluate, fit_head
 
-Progress = Callable[[str], Callable[[int, int], None] | None]
 Features = Callable[[Sequence[bytes]], NDArray[np.float32]]
 
 SHOWN = 8  # images on the contact sheet
@@ -91,35 +88,6 @@ class Finetuned:
     images_per_second: float
 
 
-@dataclass(frozen=True)
-class Resources:
-    """Where and with what a fine-tuning runs; none of it decides what comes out.
-
-    Attributes
-    ----------
-    device : that trains
-    cache : folder for activations at the freezing boundary
-    cache_limit : most bytes of them; beyond it the frozen blocks run for every batch
-    activation_rows : images whose activations the cache shall hold, where it is shared by several
-        fine-tunings; by default those of the data
-    engine : that runs the trunk: ``auto``, ``torch`` or ``openvino``
-    precision : of the trunk, as engines have it
-    batch_size : images in one pass through the trunk; None for what suits the engine
-    log_to : ``tensorboard``, ``mlflow`` or None
-    progress : given what is being done, returns a callback for it
-    """
-
-    device: torch.device
-    cache: Path
-    cache_limit: int | None = None
-    activation_rows: Sequence[ImageRow] = ()
-    engine: str = "auto"
-    precision: str = "auto"
-    batch_size: int | None = None
-    log_to: str | None = None
-    progress: Progress = lambda _: None
-
-
 def finetune(
     backbone: Backbone,
     data: TrainingData,
@@ -158,7 +126,7 @@ def finetune(
     accelerator = make_accelerator(
         resources.device, settings, log_to=resources.log_to, directory=directory
     )
-    split = _Split.of(backbone, len(classes), settings, resources)
+    split = SplitNetwork.of(backbone, len(classes), settings, resources)
     if features is not None:
         head = _fit_start(features, training, settings.seed, report("fitting the head"))
         fold(head, split.classifier)
@@ -225,98 +193,9 @@ def fill_activations(
     Parameters are those of ``finetune``; ``rows`` are its ``activation_rows``, of which those in
     ``training`` have augmented views.
     """
-    _Split.of(backbone, 2, settings, resources).prepared(rows, training, root, settings, resources)
-
-
-@dataclass(frozen=True)
-class _Split:
-    """A network cut in two: what is frozen, what trains, and how far from the output it is."""
-
-    backbone: Backbone
-    trunk: nn.Module | None
-    tail: nn.Module
-    classifier: nn.Linear
-    depth: dict[nn.Parameter, int]
-
-    @classmethod
-    def of(
-        cls, backbone: Backbone, classes: int, settings: FinetuneSettings, resources: Resources
-    ) -> _Split:
-        """Freeze the trunk, make the rest trainable, and put a classifier on it."""
-        module = backbone.module.eval().requires_grad_(False)
-        trunk, tail = cut(module, backbone.trained_size, settings.unfreeze)
-        tail.requires_grad_(True)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
-            classifier = nn.Linear(backbone.dim, classes)
-        return cls(
-            backbone,
-            None if isinstance(trunk, nn.Identity) else trunk,
-            tail,
-            classifier,
-            depths(module, backbone.trained_size) if settings.layer_decay < 1 else {},
-        )
-
-    def prepared(
-        self,
-        rows: Sequence[ImageRow],
-        training: Sequence[ImageRow],
-        root: Path,
-        settings: FinetuneSettings,
-        resources: Resources,
-    ) -> tuple[Activations, TrainedPart, list[str]]:
-        """Run the trunk once, or keep the pixels where it is to run anew or there is none.
-
-        Returns
-        -------
-        the activations, what takes them, and notes on what was not as asked for
-        """
-        notes: list[str] = []
-        if self.trunk is not None:
-            try:
-                found = self._activations(self.trunk, rows, training, root, settings, resources)
-                part = TrainedPart(self.tail, self.classifier, None, settings.dropout)
-                return found, part, notes
-            except TooLarge as error:
-                notes.append(f"the frozen blocks run for every batch: {error}")
-        found = self._activations(None, rows, training, root, settings, resources)
-        preprocessing = self.backbone.preprocessing
-        part = TrainedPart(self.tail, self.classifier, preprocessing, settings.dropout, self.trunk)
-        return found, part, notes
-
-    def _activations(
-        self,
-        trunk: nn.Module | None,
-        rows: Sequence[ImageRow],
-        training: Sequence[ImageRow],
-        root: Path,
-        settings: FinetuneSettings,
-        resources: Resources,
-    ) -> Activations:
-        preprocessing = self.backbone.preprocessing
-        engine = make_engine(
-            trunk or nn.Identity(),
-            preprocessing,
-            name=resources.engine if trunk else "torch",
-            device=resources.device.type,
-            precision=resources.precision if trunk else "fp32",
-            batch_size=resources.batch_size,
-        )
-        identity: dict[str, Any] = {"preprocessing": preprocessing.to_dict(), "trunk": None}
-        if trunk:
-            identity["trunk"] = [self.backbone.weights_hash, settings.unfreeze, engine.precision]
-        return load_activations(
-            sorted(rows, key=lambda row: row.path),
-            root,
-            engine=engine,
-            has_trunk=trunk is not None,
-            identity=identity,
-            cache=resources.cache,
-            views=Views(settings.augment, settings.views if trunk else 0, settings.seed),
-            training={row.key for row in training},
-            limit=resources.cache_limit,
-            announce=resources.progress,
-        )
+    SplitNetwork.of(backbone, 2, settings, resources).prepared(
+        rows, training, root, settings, resources
+    )
 
 
 def fold(head: Head, classifier: nn.Linear) -> None:

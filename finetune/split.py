@@ -1,0 +1,141 @@
+"""A network cut in two: the frozen part, run once, and what trains, with the files between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from extract import Backbone, ImageRow, make_engine
+from finetune.activations import Activations, TooLarge, Views, load_activations
+from finetune.blocks import cut, depths
+from finetune.network import TrainedPart
+from finetune.settings import FinetuneSettings
+
+Progress = Callable[[str], Callable[[int, int], None] | None]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Where and with what a fine-tuning runs; none of it decides what comes out.
+
+    Attributes
+    ----------
+    device : that trains
+    cache : folder for activations at the freezing boundary
+    cache_limit : most bytes of them; beyond it the frozen blocks run for every batch
+    activation_rows : images whose activations the cache shall hold, where it is shared by several
+        fine-tunings; by default those of the data
+    engine : that runs the trunk: ``auto``, ``torch`` or ``openvino``
+    precision : of the trunk, as engines have it
+    batch_size : images in one pass through the trunk; None for what suits the engine
+    log_to : ``tensorboard``, ``mlflow`` or None
+    progress : given what is being done, returns a callback for it
+    """
+
+    device: torch.device
+    cache: Path
+    cache_limit: int | None = None
+    activation_rows: Sequence[ImageRow] = ()
+    engine: str = "auto"
+    precision: str = "auto"
+    batch_size: int | None = None
+    log_to: str | None = None
+    progress: Progress = lambda _: None
+
+
+@dataclass(frozen=True)
+class SplitNetwork:
+    """A network cut in two: what is frozen, what trains, and how far from the output it is."""
+
+    backbone: Backbone
+    trunk: nn.Module | None
+    tail: nn.Module
+    classifier: nn.Linear
+    depth: dict[nn.Parameter, int]
+
+    @classmethod
+    def of(
+        cls, backbone: Backbone, classes: int, settings: FinetuneSettings, resources: Resources
+    ) -> SplitNetwork:
+        """Freeze the trunk, make the rest trainable, and put a classifier on it."""
+        module = backbone.module.eval().requires_grad_(False)
+        trunk, tail = cut(module, backbone.trained_size, settings.unfreeze)
+        tail.requires_grad_(True)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            classifier = nn.Linear(backbone.dim, classes)
+        return cls(
+            backbone,
+            None if isinstance(trunk, nn.Identity) else trunk,
+            tail,
+            classifier,
+            depths(module, backbone.trained_size) if settings.layer_decay < 1 else {},
+        )
+
+    def prepared(
+        self,
+        rows: Sequence[ImageRow],
+        training: Sequence[ImageRow],
+        root: Path,
+        settings: FinetuneSettings,
+        resources: Resources,
+    ) -> tuple[Activations, TrainedPart, list[str]]:
+        """Run the trunk once, or keep the pixels where it is to run anew or there is none.
+
+        Returns
+        -------
+        the activations, what takes them, and notes on what was not as asked for
+        """
+        notes: list[str] = []
+        if self.trunk is not None:
+            try:
+                found = self._activations(self.trunk, rows, training, root, settings, resources)
+                part = TrainedPart(self.tail, self.classifier, None, settings.dropout)
+                return found, part, notes
+            except TooLarge as error:
+                notes.append(f"the frozen blocks run for every batch: {error}")
+        found = self._activations(None, rows, training, root, settings, resources)
+        preprocessing = self.backbone.preprocessing
+        part = TrainedPart(self.tail, self.classifier, preprocessing, settings.dropout, self.trunk)
+        return found, part, notes
+
+    def _activations(
+        self,
+        trunk: nn.Module | None,
+        rows: Sequence[ImageRow],
+        training: Sequence[ImageRow],
+        root: Path,
+        settings: FinetuneSettings,
+        resources: Resources,
+    ) -> Activations:
+        preprocessing = self.backbone.preprocessing
+        engine = make_engine(
+            trunk or nn.Identity(),
+            preprocessing,
+            name=resources.engine if trunk else "torch",
+            device=resources.device.type,
+            precision=resources.precision if trunk else "fp32",
+            batch_size=resources.batch_size,
+            # what is converted is kept
+            identity=f"{self.backbone.identity} below {settings.unfreeze}" if trunk else None,
+        )
+        identity: dict[str, Any] = {"preprocessing": preprocessing.to_dict(), "trunk": None}
+        if trunk:
+            identity["trunk"] = [self.backbone.weights_hash, settings.unfreeze, engine.precision]
+        return load_activations(
+            sorted(rows, key=lambda row: row.path),
+            root,
+            engine=engine,
+            has_trunk=trunk is not None,
+            identity=identity,
+            cache=resources.cache,
+            views=Views(settings.augment, settings.views if trunk else 0, settings.seed),
+            training={row.key for row in training},
+            limit=resources.cache_limit,
+            announce=resources.progress,
+        )
