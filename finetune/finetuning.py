@@ -126,7 +126,7 @@ def finetune(
     accelerator = make_accelerator(
         resources.device, settings, log_to=resources.log_to, directory=directory
     )
-    split = SplitNetwork.of(backbone, len(classes), settings, resources)
+    split = SplitNetwork.of(backbone, len(classes), settings)
     if features is not None:
         head = _fit_start(features, training, settings.seed, report("fitting the head"))
         fold(head, split.classifier)
@@ -193,9 +193,7 @@ def fill_activations(
     Parameters are those of ``finetune``; ``rows`` are its ``activation_rows``, of which those in
     ``training`` have augmented views.
     """
-    SplitNetwork.of(backbone, 2, settings, resources).prepared(
-        rows, training, root, settings, resources
-    )
+    SplitNetwork.of(backbone, 2, settings).prepared(rows, training, root, settings, resources)
 
 
 def fold(head: Head, classifier: nn.Linear) -> None:

@@ -48,7 +48,7 @@ class TrainedPart(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.classifier = classifier
         self._preprocessing = preprocessing
-        self._trunk = (trunk.eval(),) if trunk else ()  # in a tuple: not to be registered
+        self._trunk = () if trunk is None else (trunk.eval(),)  # in a tuple: not to be registered
 
     def prepare(self, inputs: torch.Tensor) -> torch.Tensor:
         """Turn what was kept of images into the tail's float32 inputs, differentiating nothing.

@@ -59,9 +59,7 @@ class SplitNetwork:
     depth: dict[nn.Parameter, int]
 
     @classmethod
-    def of(
-        cls, backbone: Backbone, classes: int, settings: FinetuneSettings, resources: Resources
-    ) -> SplitNetwork:
+    def of(cls, backbone: Backbone, classes: int, settings: FinetuneSettings) -> SplitNetwork:
         """Freeze the trunk, make the rest trainable, and put a classifier on it."""
         module = backbone.module.eval().requires_grad_(False)
         trunk, tail = cut(module, backbone.trained_size, settings.unfreeze)
