@@ -18,6 +18,7 @@ from heads.learners import Features, Labels, Learner
 from heads.search import BLAS_THREADS, Progress, search
 
 IMBALANCED = 10
+VALIDATION_FOLDS = 5  # of which a protocol's validation rows are one, where none are given
 
 
 def fit_head(
@@ -109,7 +110,8 @@ def fit_head(
             "of it or leave it out"
         )
     if validation is None:
-        splits, fewer = make_folds(y, classes=known, folds=folds, groups=groups, seed=seed)
+        count = VALIDATION_FOLDS if protocol else folds
+        splits, fewer = make_folds(y, classes=known, folds=count, groups=groups, seed=seed)
         notes += fewer
         searched, truth = rows, y
         if protocol:
