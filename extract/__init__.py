@@ -9,7 +9,7 @@ from extract.backbones import (
     outline_backbone,
     resolve_weights,
 )
-from extract.decode import UnreadableImage, decode, near_copies
+from extract.decode import UnreadableImage, decode
 from extract.engine import (
     Engine,
     autocast,
@@ -23,6 +23,7 @@ from extract.errors import FxError
 from extract.extraction import ExtractResult, extract, extract_files, take_snapshot
 from extract.feature_set import Damage, FeatureSet, Spec, channels_of
 from extract.garbage import Garbage, collect, find_garbage
+from extract.perceptual import near_copies
 from extract.preprocessing import Preprocessing
 from extract.quantisation import Quantised, quantised_network
 from extract.reading import batched, look, mean_of_crops

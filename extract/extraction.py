@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from extract.agreement import disagreeing
 from extract.backbones import Backbone, make_spec
-from extract.decode import CROPS, near_copies, perceptual_hash
+from extract.decode import CROPS
 from extract.engine import Engine
 from extract.errors import FxError
 from extract.feature_set import FeatureSet
+from extract.perceptual import near_copies, perceptual_hash
 from extract.preprocessing import Preprocessing
 from extract.reading import batched, look, mean_of_crops
 from extract.snapshot import FileStamp, ImageRow, Snapshot, assign_splits, leaked_copies

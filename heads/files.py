@@ -34,7 +34,7 @@ from heads.search import Candidate
 from heads.support_vectors import KERNELS
 
 MODEL, RECORD = "head.skops", "head.json"
-FORMAT = 2
+FORMAT = 3
 
 NORMALISERS = {"standard": StandardScaler, "l2": Normalizer, "none": FunctionTransformer}
 
@@ -81,6 +81,7 @@ def save_head(head: Head, directory: str | os.PathLike[str]) -> None:
         "classes": list(head.classes),
         "c": head.c,
         "folds": head.folds,
+        "protocol": head.protocol,
         "n_train": head.n_train,
         "notes": list(head.notes),
         "calibration": head.calibration.as_dict(),
@@ -119,6 +120,7 @@ def load_head(directory: str | os.PathLike[str]) -> Head:
             c=fields["c"],
             search=tuple(Candidate(**candidate) for candidate in fields["search"]),
             folds=fields["folds"],
+            protocol=fields["protocol"],
             notes=tuple(fields["notes"]),
             n_train=fields["n_train"],
             spec=fields["spec"],

@@ -112,10 +112,15 @@ def fit_head(
     if validation is None:
         count = VALIDATION_FOLDS if protocol else folds
         splits, fewer = make_folds(y, classes=known, folds=count, groups=groups, seed=seed)
+        if protocol:
+            if fewer:
+                raise FxError(
+                    f"the protocol {protocol} keeps a fifth of the training images to choose by; "
+                    f"got {fewer[0]}; add images, or give validation rows"
+                )
+            splits = splits[:1]
         notes += fewer
         searched, truth = rows, y
-        if protocol:
-            splits = splits[:1]
     else:
         searched, truth = _with_validation(rows, y, validation, known)
         splits = [(np.arange(len(rows)), np.arange(len(rows), len(searched)))]
@@ -150,6 +155,7 @@ def fit_head(
         c=found.c,
         search=found.curve,
         folds=0 if len(splits) == 1 else len(splits),
+        protocol=protocol,
         notes=(*notes, *_imbalance(counts, known), *found.notes),
         n_train=len(rows),
         spec=dict(spec or {}),

@@ -56,6 +56,7 @@ class Head:
     c : float, the inverse penalty; of nearest neighbours their number
     search : tuple of Candidate, ascending in C, of one normalisation and kernel after the other
     folds : int, of the cross-validation; 0 where validation rows were given
+    protocol : "kornblith" of a head that was chosen as a publication does it, else None
     notes : tuple of str, whatever was not as asked for
     n_train : int, rows that it was fitted on
     spec : dict that JSON can hold, what the features mean; not interpreted but for `check_spec`
@@ -74,6 +75,7 @@ class Head:
     c: float
     search: tuple[Candidate, ...]
     folds: int
+    protocol: str | None
     notes: tuple[str, ...]
     n_train: int
     spec: dict[str, Any] = field(default_factory=dict)

@@ -28,7 +28,7 @@ def write_plots(head: Head, directory: Path) -> None:
 
 
 def _draw_search(head: Head) -> Figure:
-    """Log loss of held-out rows against C, one curve a normalisation and kernel."""
+    """What C was chosen by on held-out rows, one curve a normalisation and kernel."""
 
     def variant(one: Candidate) -> tuple[str | None, str]:
         return one.kernel, one.normalize
@@ -39,8 +39,8 @@ def _draw_search(head: Head) -> Figure:
         points = list(curve)
         axes.errorbar(
             [one.c for one in points],
-            [one.log_loss for one in points],
-            yerr=[one.log_loss_std for one in points],
+            [one.accuracy if head.protocol else one.log_loss for one in points],
+            yerr=None if head.protocol else [one.log_loss_std for one in points],
             color=colour,
             marker="o",
             markersize=3,
@@ -52,9 +52,9 @@ def _draw_search(head: Head) -> Figure:
     axes.axvline(head.c, color="#666666", linestyle=":", linewidth=1)
     axes.set_xscale("log")
     axes.set_xlabel("neighbours" if head.kind == "knn" else "C (less penalty to the right)")
-    axes.set_ylabel("log loss of held-out rows")
-    by = f"{head.folds} folds" if head.folds else "the validation rows"
-    axes.set_title(f"{head.kind}: {head.c:.3g} chosen by {by} (bars: deviation over folds)")
+    axes.set_ylabel(f"{'accuracy' if head.protocol else 'log loss'} of held-out rows")
+    by = f"{head.folds} folds (bars: deviation over them)" if head.folds else "the validation rows"
+    axes.set_title(f"{head.kind}: {head.c:.3g} chosen by {by}")
     axes.legend(frameon=False)
     return figure
 

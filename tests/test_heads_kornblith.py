@@ -7,6 +7,7 @@ from sklearn.linear_model import LogisticRegression
 
 from extract.errors import FxError
 from heads import fit_head
+from heads.plots import _draw_search
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
@@ -63,6 +64,22 @@ def test_what_the_protocol_fixes_cannot_be_chosen(kind: str, choices: dict[str, 
     features, y = digits()
     with pytest.raises(FxError, match="leave out"):
         fit_head(features, y, kind=kind, protocol="kornblith", **choices)
+
+
+def test_too_few_images_for_validation_rows_are_an_error_that_names_the_class() -> None:
+    features, y = digits()
+    rows = np.concatenate([np.flatnonzero(y == "0")[:20], np.flatnonzero(y == "1")[:3]])
+    with pytest.raises(FxError, match="'1' has 3 training images; add images, or give validation"):
+        fit_head(features[rows], y[rows], kind="logreg", protocol="kornblith")
+
+
+def test_the_search_is_drawn_by_what_it_chose_by() -> None:
+    features, y = digits()
+    head = fit_head(features[:500], y[:500], kind="logreg", protocol="kornblith")
+    (axes,) = _draw_search(head).axes
+    assert axes.get_ylabel() == "accuracy of held-out rows"
+    drawn = axes.lines[0].get_ydata()
+    assert drawn.max() == head.search[[one.c for one in head.search].index(head.c)].accuracy
 
 
 def test_an_unknown_protocol_is_named() -> None:
