@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.spatial.distance import cdist
 from sklearn.datasets import load_digits
+from test_decode import BICUBIC, BILINEAR, SHARED, needs_shared, photographs, saved, scene
 
 from extract.decode import decode, prepare, read_pixels
 from extract.perceptual import near_copies, perceptual_hash
 from extract.preprocessing import Preprocessing
-from test_decode import BICUBIC, BILINEAR, SHARED, needs_shared, photographs, saved, scene
 
 
 @needs_shared
