@@ -27,6 +27,7 @@ from extract.perceptual import near_copies
 from extract.preprocessing import Preprocessing
 from extract.quantisation import Quantised, quantised_network
 from extract.reading import batched, look, mean_of_crops
+from extract.similarity import distance_from_training
 from extract.snapshot import ImageRow, Snapshot, position, unit_of
 from extract.sources import ImageEntry, ImageSource, find_images
 from extract.store import FeatureStore
@@ -54,6 +55,7 @@ __all__ = [
     "channels_of",
     "collect",
     "decode",
+    "distance_from_training",
     "extract",
     "extract_files",
     "find_garbage",

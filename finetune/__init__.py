@@ -12,6 +12,7 @@ from finetune.finetuning import (
 from finetune.processes import TRACKERS, joined
 from finetune.settings import RECIPES, FinetuneSettings
 from finetune.split import Resources
+from finetune.timing import Timing, time_training
 from finetune.validation import set_validation_aside
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Finetuned",
     "FinetunedModel",
     "Resources",
+    "Timing",
     "TrainingData",
     "cut",
     "fill_activations",
@@ -31,4 +33,5 @@ __all__ = [
     "joined",
     "load_model",
     "set_validation_aside",
+    "time_training",
 ]

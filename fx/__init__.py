@@ -8,10 +8,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fx.comparison import Plan, compare
+    from fx.comparison import compare
     from fx.extractor import FeatureExtractor
     from fx.head_stage import fit_head_on_store
     from fx.options import Options
+    from fx.plan import Plan
     from fx.prediction import predict_images
     from fx.report import write_report
     from fx.stages import extract_images, finetune_images
@@ -31,7 +32,7 @@ __all__ = [
 _WHERE = {
     "FeatureExtractor": "fx.extractor",
     "Options": "fx.options",
-    "Plan": "fx.comparison",
+    "Plan": "fx.plan",
     "compare": "fx.comparison",
     "extract_images": "fx.stages",
     "finetune_images": "fx.stages",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,6 +71,17 @@ def choice(name: str, value: object, allowed: tuple[object, ...]) -> Any:
         choices = ", ".join(str(one) for one in allowed if one is not None)
         raise typer.BadParameter(f"{name} must be one of {choices}; got {value!r}")
     return value
+
+
+UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def seconds_in(name: str, text: str) -> float:
+    """Read a duration such as 90s, 30m or 2h."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", text.strip().lower())
+    if not found:
+        raise typer.BadParameter(f"{name} must be a duration such as 90s, 30m or 2h; got {text!r}")
+    return float(found[1]) * UNITS[found[2]]
 
 
 def positive(name: str, value: float | None) -> float | None:

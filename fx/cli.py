@@ -40,6 +40,7 @@ from fx.arguments import (
     choice,
     names_in,
     positive,
+    seconds_in,
     show,
 )
 from fx.finetune_cli import finetune
@@ -322,16 +323,39 @@ app.command(epilog="Examples: fx finetune --unfreeze 2; fx finetune --from-scrat
 def compare(
     images: Images = DATA,
     sizes: Annotated[
-        str, typer.Option(help="Training images in all. [default: four sizes up to all]")
+        str, typer.Option(help="Training images in all. [default: five sizes up to all]")
     ] = "",
     strategies: Annotated[
-        str, typer.Option(help="Of logreg, svm, knn, centroid, finetune:K, finetune:all, scratch.")
+        str,
+        typer.Option(
+            help="Of logreg, svm, knn, centroid, finetune:K, finetune:all, scratch, small_cnn."
+        ),
     ] = "logreg,svm,finetune:1",
-    seeds: Annotated[int, typer.Option(min=1, help="Training subsets of each size.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Training subsets of each size; fewer of large ones.")
+    ] = 3,
     epochs: Annotated[int, typer.Option(min=1, help="Of a fine-tuning, at most.")] = 8,
-    backbone: Backbone = None,
+    prefer: Annotated[
+        str, typer.Option(help="cheap: the cheapest about as good as the best; or accuracy.")
+    ] = "cheap",
+    wanted: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="An accuracy: predict how many images it would take."),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="A time such as 30m: measure what fits, by trials on this machine."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be measured, and its time.")
+    ] = False,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="Network, or several between commas. [default: the last extracted]"),
+    ] = None,
     weights: Weights = None,
     size: Size = None,
+    channels: Channels = None,
     store: Store = FEATURES,
     precision: Precision = "auto",
     device: Device = "auto",
@@ -345,18 +369,15 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """Measure all strategies on the same splits over growing training sets; write a report."""
-    from fx.comparison import Plan
     from fx.comparison import compare as run_comparison
     from fx.options import Options
+    from fx.plan import Plan
+    from fx.preview import preview
+    from fx.summaries import print_preview, print_skipped
 
     try:
-        wanted = tuple(int(word) for word in sizes.split(",") if word.strip())
-        plan = Plan(
-            names_in(strategies),
-            wanted,
-            seeds,
-            epochs,
-        )
+        of_sizes = tuple(int(word) for word in sizes.split(",") if word.strip())
+        plan = Plan(names_in(strategies), of_sizes, seeds, epochs)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     options = Options(
@@ -365,6 +386,7 @@ def compare(
         backbone=backbone,
         weights=weights,
         size=size,
+        channels=channels,
         precision=precision,
         device=device,
         engine=engine,
@@ -373,14 +395,23 @@ def compare(
         seed=seed,
         fresh=fresh,
     )
+    choice("--prefer", prefer, ("cheap", "accuracy"))
+    limit = None if budget is None else seconds_in("--budget", budget)
+    if dry_run:
+        with progress_bars(quiet=json_) as begin:
+            planned = preview(images, options, plan, budget=limit, begin=begin)
+        show(planned, json_, lambda: print_preview(planned))
+        return
     with progress_bars(quiet=json_) as begin:
-        record = run_comparison(images, options, plan, begin=begin)
+        record = run_comparison(
+            images, options, plan, prefer=prefer, wanted=wanted, budget=limit, begin=begin
+        )
 
     def told() -> None:
         print_comparison(record)
-        for cell in record["skipped"]:
-            print(f"left out: {cell['strategy']} at {cell['n_train']:,}: {cell['reason']}")
-        print(textwrap.fill(record["recommendation"], 80))
+        print_skipped(record["skipped"])
+        for said in (record["recommendation"], record["quadrant"]["said"]):
+            print(textwrap.fill(said, 80))
         print(f"report: {record['report']}")
 
     show(record, json_, told)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 Begin = Callable[[str], Callable[[int, int], None]]
 
 LABELLED_AT_ONCE = 256
+WARM_BATCHES = 4  # that are not timed
 
 
 def predict_images(
@@ -119,6 +121,56 @@ def predict_images(
         sizes = [len(one["labels"]) for one in predictions]
         record["mean_set_size"] = float(np.mean(sizes)) if sizes else None
     return record
+
+
+def milliseconds_a_picture(model: Path, files: Sequence[Path], options: Options) -> float:
+    """Time predictions with a model that is loaded: decoding, then the network, then the rest.
+
+    Parameters
+    ----------
+    model : as in ``predict_images``
+    files : images, any number; those that cannot be read are left out
+    options : device, precision and batch size
+    """
+    import numpy as np
+
+    from extract import ImageEntry, ImageSource
+
+    engines, probabilities, _ = _open_model(model, options)
+    entries = tuple(ImageEntry(str(file), None, None, None) for file in files)
+    source = ImageSource(Path("/"), "unlabelled", entries, ())
+    timed = [seconds_a_picture(engine, source, crops) for engine, crops in engines]
+    features = np.concatenate([vectors for _, vectors in timed], axis=1)
+    begun = time.perf_counter()
+    probabilities(features)
+    rest = (time.perf_counter() - begun) / len(features)
+    return 1000 * (rest + sum(seconds for seconds, _ in timed))
+
+
+def seconds_a_picture(
+    engine: Engine, source: ImageSource, crops: int
+) -> tuple[float, NDArray[np.float32]]:
+    """Time decoding and then the network, with as many images as the source has.
+
+    Returns
+    -------
+    the seconds, and the network's outputs, float32 array of shape (images that can be read, d)
+    """
+    import numpy as np
+
+    from extract import batched, look, mean_of_crops
+
+    begun = time.perf_counter()
+    looked = look(source, engine.preprocessing, crops=crops)
+    pixels = [image.pixels for image in looked if image.pixels is not None]
+    seconds = (time.perf_counter() - begun) / len(pixels)
+    batches = list(batched(pixels, engine.batch_size))
+    done = list(mean_of_crops(engine.run(iter(batches)), crops))
+    # once more for the time: of what is returned first, the network was still being compiled
+    again = itertools.islice(itertools.cycle(batches), WARM_BATCHES + max(4, len(batches)))
+    times = [time.perf_counter() for _ in engine.run(again)]
+    images = (len(times) - WARM_BATCHES) * len(pixels) / len(batches)
+    return seconds + (times[-1] - times[WARM_BATCHES - 1]) / images, np.concatenate(done)
 
 
 def _vectors(

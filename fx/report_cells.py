@@ -42,11 +42,15 @@ class Style:
 
 @dataclass(frozen=True)
 class Cell:
-    """The runs of one strategy at one number of training images, in the order of their seeds."""
+    """The runs of one strategy at one number of training images, in the order of their seeds.
+
+    The interval is the 95 % one of the accuracy, as `fx.verdict.estimates` gives it.
+    """
 
     strategy: str
     n_train: int
     runs: tuple[dict[str, Any], ...]
+    interval: tuple[float, float] | None = None
 
     def mean(self, name: str) -> float | None:
         """Mean over the runs that report `name` as a finite number; None where none does."""
@@ -57,18 +61,6 @@ class Cell:
         """Accuracy of every run that has one."""
         values = [finite(run.get("accuracy")) for run in self.runs]
         return [value for value in values if value is not None]
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """Bounds of the runs' 95 % intervals, averaged over the seeds.
-
-        All seeds are tested on the same images, so averaging does not make the interval narrower:
-        it tells what another draw of test images could have given, not another draw of training
-        images.
-        """
-        bounds = [run["accuracy_ci"] for run in self.runs if run.get("accuracy_ci")]
-        low, high = (_mean([bound[side] for bound in bounds]) for side in (0, 1))
-        return None if low is None or high is None else (low, high)
 
     @property
     def best(self) -> dict[str, Any]:
@@ -103,10 +95,17 @@ def cells_of(comparison: dict[str, Any]) -> dict[str, list[Cell]]:
     runs: dict[str, dict[int, list[dict[str, Any]]]] = {}
     for run in comparison.get("results") or []:
         runs.setdefault(str(run["strategy"]), {}).setdefault(int(run["n_train"]), []).append(run)
+    intervals = {
+        (one["strategy"], one["n_train"]): (one["interval"][0], one["interval"][1])
+        for one in comparison.get("estimates") or []
+    }
     return {
         strategy: [
             Cell(
-                strategy, n_train, tuple(sorted(by_size[n_train], key=lambda r: r.get("seed") or 0))
+                strategy,
+                n_train,
+                tuple(sorted(by_size[n_train], key=lambda r: r.get("seed") or 0)),
+                intervals.get((strategy, n_train)),
             )
             for n_train in sorted(by_size)
         ]
@@ -136,6 +135,7 @@ def styles_of(strategies: Sequence[str]) -> dict[str, Style]:
 
 def describe(strategy: str) -> str:
     """Say in words what a strategy does; an empty string for one that is not known here."""
+    strategy = strategy.split(" on ")[0]
     kind, _, depth = strategy.partition(":")
     if kind == "finetune" and depth.isdigit() and int(depth) > 1:
         return f"last {depth} blocks and classifier trained, starting from the logistic regression"

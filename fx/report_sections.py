@@ -51,6 +51,7 @@ def head(comparison: dict[str, Any], title: str) -> str:
         paragraph(title, kind="eyebrow") if headline else "",
         f"<h1>{text(headline or title)}</h1>\n",
         paragraph(rest.strip(), kind="lead") if rest else "",
+        paragraph(quadrant) if (quadrant := (comparison.get("quadrant") or {}).get("said")) else "",
         pairs(_facts(comparison), kind="facts"),
     ]
     return "".join(parts)
@@ -79,21 +80,18 @@ def _curve(comparison: dict[str, Any]) -> Section | None:
     cells = cells_of(comparison)
     if not cells:
         return None
-    crossing = finite((comparison.get("crossover") or {}).get("n_train"))
+    crossover = comparison.get("crossover") or {}
+    crossing = finite(crossover.get("n_train"))
     curve = draw.learning_curve(cells, styles_of(list(cells)), crossing)
-    several = any(len(cell.runs) > 1 for row in cells.values() for cell in row)
-    note = (
-        "Bands are 95 % intervals: they tell what another draw of test images could have given, "
-        "not another draw of training images."
-    )
-    if several:
+    note = _what_bands_cover(comparison)
+    if any(len(cell.runs) > 1 for row in cells.values() for cell in row):
         note += " Lines are means over the seeds; small markers are single seeds."
     note += " A click on a name in the legend hides its line."
     body = figure(_place("learning-curve", curve), note)
     if crossing is not None:
         body += paragraph(
             f"The dotted line marks {crossing:,.0f} training images: from there on, fine-tuning "
-            "is ahead of the classifiers on frozen features."
+            f"is ahead of the classifiers on frozen features. {_how_sure(crossover)}"
         )
     elif "crossover" in comparison and any(name.startswith("finetune") for name in cells):
         body += paragraph(
@@ -102,6 +100,69 @@ def _curve(comparison: dict[str, Any]) -> Section | None:
         )
     body += pairs((name, description) for name in cells if (description := describe(name)))
     return Section("curve", "Accuracy by training images", body, plots={"learning-curve": [curve]})
+
+
+def _what_bands_cover(comparison: dict[str, Any]) -> str:
+    sizes: dict[str, set[int]] = {}
+    for one in comparison.get("estimates") or []:
+        sizes.setdefault(one["covers"], set()).add(one["n_train"])
+    if len(sizes) <= 1:
+        return f"Bands are 95 % intervals; they allow for {next(iter(sizes), 'chance')}."
+    each = [
+        f"at {', '.join(f'{n:,}' for n in sorted(found))} images for {covers}"
+        for covers, found in sorted(sizes.items(), key=lambda item: min(item[1]))
+    ]
+    return f"Bands are 95 % intervals; they allow {'; '.join(each)}."
+
+
+def _how_sure(crossover: dict[str, Any]) -> str:
+    low, high = finite(crossover.get("low")), finite(crossover.get("high"))
+    if low is None:
+        return ""
+    to = f"to {high:,.0f}" if high is not None else "to beyond the largest size"
+    share = finite(crossover.get("share")) or 0.0
+    return (
+        f"With other seeds and test images it could lie from {low:,.0f} {to} (95 %); in "
+        f"{share:.0%} of the resamples it lies within the sizes measured."
+    )
+
+
+def _forecasts(comparison: dict[str, Any]) -> Section | None:
+    found = comparison.get("forecasts") or []
+    told = [one for one in found if "at" in one]
+    reasons = list(dict.fromkeys(one["reason"] for one in found if "reason" in one))
+    if not found:
+        return None
+    body = ""
+    if told:
+        rows = [
+            (
+                one["strategy"],
+                f"{at['n_train']:,}",
+                _number(finite(at["accuracy"])),
+                f"{at['low']:.3f} to {at['high']:.3f}",
+            )
+            for one in told
+            for at in one["at"]
+        ]
+        columns = ("Strategy", "Training images", "Accuracy", "90 % interval")
+        caption = (
+            "Predicted by a power law with an asymptote, fitted to the measured sizes; the "
+            "interval is of what would be measured on these test images"
+        )
+        body += table(f"{caption}.", columns, rows, numeric=columns[1:])
+    body += "".join(paragraph(_wanted(one)) for one in told if "wanted" in one)
+    body += "".join(paragraph(f"Not predicted: {reason}.") for reason in reasons)
+    return Section("forecasts", "Would more images help?", body)
+
+
+def _wanted(one: dict[str, Any]) -> str:
+    wanted = one["wanted"]
+    target = f"{one['strategy']}, accuracy {wanted['accuracy']:.3f}:"
+    if wanted["n_train"] is None:
+        return f"{target} not reached by more images, as far as these can tell."
+    high = f"{wanted['high']:,}" if wanted["high"] is not None else "never"
+    return f"{target} about {wanted['n_train']:,} training images ({wanted['low']:,} to {high})."
 
 
 def _cost(comparison: dict[str, Any]) -> Section | None:
@@ -136,6 +197,9 @@ def _results(comparison: dict[str, Any]) -> Section | None:
             _number(cell.mean("ece")),
             _number(cell.mean("trainable_parameters"), 0),
             _number(cell.mean("peak_memory_mb"), 0),
+            _number(cell.mean("deployed_mb"), 1),
+            _number(cell.mean("predict_ms"), 1),
+            _number(cell.mean("settings_tried"), 0),
             str(len(cell.runs)),
         )
         for cell in cells
@@ -151,20 +215,65 @@ def _results(comparison: dict[str, Any]) -> Section | None:
         "Calibration error",
         "Trained parameters",
         "Memory, MB",
+        "Deployed, MB",
+        "Milliseconds a picture",
+        "Settings tried",
         "Seeds",
     )
     caption = (
         "On the test images, the largest training set first; means over the seeds. Calibration "
     )
-    caption += "error is the expected one; memory is the peak of the process."
+    caption += (
+        "error is the expected one; memory is the peak of the process; deployed is the head with "
+        "its network, or the network; milliseconds are of predicting, decoding included; settings "
+        "are values of C, normalisations and kernels, or epochs, of which validation rows chose."
+    )
     body = table(caption, columns, rows, numeric=columns[1:])
     return Section("results", "All results", body)
 
 
 def _pairs(comparison: dict[str, Any]) -> Section | None:
     tests = comparison.get("pairs") or []
-    if not tests:
+    compared = comparison.get("differences") or []
+    if not tests and not compared:
         return None
+    body = (_of_strategies(compared) if compared else "") + (_of_models(tests) if tests else "")
+    return Section("pairs", "Are the differences real?", body)
+
+
+def _of_strategies(compared: list[dict[str, Any]]) -> str:
+    rows = [
+        (
+            f"{pair['a']} {_MINUS} {pair['b']}",
+            f"{pair['n_train']:,}",
+            _signed(finite(pair["difference"])),
+            " to ".join(_signed(finite(bound)) for bound in pair["interval"]),
+            _probability(finite(pair["p_holm"])),
+            str(pair["seeds"]),
+            _verdict(pair),
+        )
+        for pair in sorted(compared, key=lambda pair: -int(pair["n_train"]))
+    ]
+    columns = (
+        "Strategies",
+        "Training images",
+        "Difference",
+        "Interval",
+        "p, corrected",
+        "Seeds",
+        "Reading",
+    )
+    caption = (
+        "Differences in accuracy, paired by seed and test image. The intervals hold at once (95 %) "
+        "for all pairs of a size; p is corrected for the number of rows (Holm). With three seeds "
+        "or more both allow for other training images too, else for other test images alone."
+    )
+    content = table(caption, columns, rows, numeric=columns[1:6])
+    long = len(rows) > _FOLDED_FROM
+    return folded(f"{len(rows)} differences between strategies", content) if long else content
+
+
+def _of_models(tests: list[dict[str, Any]]) -> str:
     rows = [
         (
             f"{pair.get('a')} {_MINUS} {pair.get('b')}",
@@ -180,13 +289,11 @@ def _pairs(comparison: dict[str, Any]) -> Section | None:
     columns = ("Pair", "Training images", "Difference", "p", "p, corrected", "Reading")
     caption = "Difference in accuracy on the same test images"
     caption += f"; test: {', '.join(names)}." if names else "."
-    body = table(caption, columns, rows, numeric=columns[1:5])
-    body += paragraph(
+    return table(caption, columns, rows, numeric=columns[1:5]) + paragraph(
         "Corrected is for the number of tests (Holm); a difference is called shown where that p is "
         "under 0.05. The tests are of these fitted models; another training run could differ.",
         kind="note",
     )
-    return Section("pairs", "Are the differences real?", body)
 
 
 def _verdict(pair: dict[str, Any]) -> str:
@@ -389,6 +496,7 @@ def _seconds(value: float | None) -> str:
 
 SECTIONS: tuple[Callable[[dict[str, Any]], Section | None], ...] = (
     _curve,
+    _forecasts,
     _cost,
     _results,
     _pairs,

@@ -9,10 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from extract import ImageRow
 
-SIZES = 4
-# Smallest default size, images a class.
-FEWEST_PER_CLASS = 5
-
 
 def nested_subset(rows: Sequence[ImageRow], size: int, seed: int) -> list[ImageRow]:
     """Choose a stratified training subset; a smaller one of the same seed lies within it.
@@ -45,20 +41,3 @@ def nested_subset(rows: Sequence[ImageRow], size: int, seed: int) -> list[ImageR
             ranked.append(((place + 0.5) / len(members) if place > 1 else place - 2, label, row))
     ranked.sort(key=lambda entry: (entry[0], entry[1]))
     return [row for _, _, row in ranked[: max(size, 2 * len(by_class))]]
-
-
-def subset_sizes(wanted: Sequence[int], available: int, classes: int) -> list[int]:
-    """Decide the sizes of a comparison.
-
-    Parameters
-    ----------
-    wanted : asked for, two a class at least and all at most; empty for four, spaced by a constant
-        factor from five images a class up to all
-    available : training rows
-    classes : of them
-    """
-    if wanted:
-        return sorted({min(max(size, 2 * classes), available) for size in wanted})
-    smallest = min(FEWEST_PER_CLASS * classes, available)
-    ratio = (available / smallest) ** (1 / (SIZES - 1))
-    return sorted({round(smallest * ratio**step) for step in range(SIZES)})

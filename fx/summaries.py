@@ -184,3 +184,30 @@ def print_store(record: dict[str, Any]) -> None:
     print_table(columns, snapshots)
     for reason in record["damaged"].values():
         print(f"damaged: {reason}")
+
+
+def print_skipped(cells: Sequence[dict[str, Any]]) -> None:
+    """Print what was not measured, and why: a line for every strategy, size and reason."""
+    told = dict.fromkeys((c["strategy"], c["n_train"], c["reason"]) for c in cells)
+    for strategy, size, reason in told:
+        print(f"left out: {strategy} at {size:,}: {reason}")
+
+
+def print_preview(record: dict[str, Any]) -> None:
+    """Print what a comparison would measure, and what it would take."""
+    seconds: dict[tuple[str, int], list[float]] = {}
+    for cell in record["cells"]:
+        seconds.setdefault((cell["strategy"], cell["n_train"]), []).append(cell["seconds"])
+    rows = [
+        [strategy, f"{size:,}", len(each), f"{each[0]:,.0f}"]
+        for (strategy, size), each in sorted(seconds.items())
+    ]
+    print_table(["strategy", "images", "seeds", "seconds each"], rows)
+    print_skipped([cell | {"reason": "would not fit the budget"} for cell in record["skipped"]])
+    extraction, shared = record["extraction_seconds"], record["shared_seconds"]
+    print(f"extracting features: {extraction:,.0f} s; running frozen blocks: {shared:,.0f} s")
+    print(
+        f"in all about {record['seconds'] / 60:,.1f} minutes at most, "
+        f"{record['disk_mb']:,.0f} MB on the disk"
+    )
+    print("as if nothing were there yet: what is finished takes no time again")

@@ -1,41 +1,132 @@
-"""What a comparison says: paired tests, the crossing size, and the recommendation."""
+"""What a comparison says: intervals, paired tests, the crossing size, and two sentences."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fx.forecast import forecast
+from fx.statistics import FEWEST_SEEDS, LEVEL, Crossed, holm, of_pictures, right_table, simultaneous
 from heads import KINDS
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 Record = Mapping[str, Any]
+# strategy → size → int8 array of shape (seeds, pictures)
+Tables = Mapping[str, Mapping[int, "NDArray[np.int8]"]]
+
+BOTH = "other training images, seeds and test images"
+PICTURES = "other test images; not other training images"
+RESAMPLES = 2_000
 
 
-def paired_tests(cells: Sequence[Record]) -> list[dict[str, Any]]:
-    """Compare the fitted models at the largest size, pair by pair, on the same test images.
+class Recommendation(NamedTuple):
+    """A strategy, and why in two sentences."""
 
-    Exact McNemar tests (a binomial test of the images that one of the two alone gets right),
-    corrected for their number by Holm's method. They speak of these fitted models, not of the
-    strategies at large.
+    strategy: str
+    said: str
+
+
+def kind_of(strategy: str) -> str:
+    """Name a strategy without its network, which is named where there are several."""
+    return strategy.split(" on ")[0]
+
+
+def tables_of(cells: Iterable[Record]) -> dict[str, dict[int, NDArray[np.int8]]]:
+    """Say of every strategy and size which pictures each seed got right.
 
     Parameters
     ----------
     cells : records with ``strategy``, ``n_train``, ``seed``, ``predicted`` and ``truth``
     """
-    import numpy as np
-    from statsmodels.stats.contingency_tables import mcnemar
-    from statsmodels.stats.multitest import multipletests
-
-    largest = max(cell["n_train"] for cell in cells)
-    first = min(cell["seed"] for cell in cells)
-    right = {
-        cell["strategy"]: np.asarray(cell["predicted"]) == np.asarray(cell["truth"])
-        for cell in cells
-        if cell["n_train"] == largest and cell["seed"] == first
+    found: dict[str, dict[int, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for cell in cells:
+        found[cell["strategy"]][cell["n_train"]].append(cell)
+    return {
+        strategy: {size: right_table(of_size) for size, of_size in sorted(sizes.items())}
+        for strategy, sizes in found.items()
     }
-    pairs = []
+
+
+def estimates(tables: Tables) -> list[dict[str, Any]]:
+    """Give every strategy's accuracy at every size, with an interval and what the interval covers.
+
+    With three seeds or more it is over seeds and pictures together, else of the first seed's model
+    on other pictures.
+    """
+    records: list[dict[str, Any]] = []
+    for strategy, sizes in tables.items():
+        for size, table in sizes.items():
+            estimate, covers = _estimate(table)
+            low, high = estimate.proportion_interval()
+            records.append(
+                {
+                    "strategy": strategy,
+                    "n_train": size,
+                    "seeds": len(table),
+                    "accuracy": float(table.mean()),
+                    "interval": [float(low), float(high)],
+                    "covers": covers,
+                }
+            )
+    return records
+
+
+def differences(tables: Tables) -> list[dict[str, Any]]:
+    """Compare strategies pair by pair at every size, paired by seed and picture.
+
+    Intervals hold at once over all pairs of a size (Bonferroni): the best is chosen by looking at
+    all of them. p-values are corrected for the number of pairs and sizes (Holm).
+    """
+    records: list[dict[str, Any]] = []
+    for a, b in combinations(tables, 2):
+        for size in sorted(tables[a].keys() & tables[b].keys()):
+            of_a, of_b = tables[a][size], tables[b][size]
+            if len(of_a) != len(of_b):  # a cell was left out
+                continue
+            estimate, covers = _estimate(of_a.astype(float) - of_b)
+            pairs = math.comb(sum(size in sizes for sizes in tables.values()), 2)
+            low, high = estimate.interval(simultaneous(LEVEL, pairs))
+            records.append(
+                {
+                    "n_train": size,
+                    "a": a,
+                    "b": b,
+                    "seeds": len(of_a),
+                    "difference": float(estimate.mean),
+                    "interval": [float(low), float(high)],
+                    "p_value": float(estimate.p_value()),
+                    "covers": covers,
+                }
+            )
+    for record, p in zip(records, holm([r["p_value"] for r in records]), strict=True):
+        record["p_holm"] = p
+    return records
+
+
+def _estimate(table: NDArray[Any]) -> tuple[Crossed, str]:
+    if len(table) >= FEWEST_SEEDS:
+        return Crossed.of(table), BOTH
+    return of_pictures(table[0]), PICTURES
+
+
+def paired_tests(tables: Tables) -> list[dict[str, Any]]:
+    """Compare the fitted models at the largest size, pair by pair, on the same test images.
+
+    Exact McNemar tests (a binomial test of the images that one of the two alone gets right),
+    corrected for their number by Holm's method. They speak of the first seed's models, not of the
+    strategies at large.
+    """
+    from statsmodels.stats.contingency_tables import mcnemar
+
+    largest = max(size for sizes in tables.values() for size in sizes)
+    right = {s: sizes[largest][0] == 1 for s, sizes in tables.items() if largest in sizes}
+    pairs: list[dict[str, Any]] = []
     for a, b in combinations(right, 2):
         only_a, only_b = int((right[a] & ~right[b]).sum()), int((~right[a] & right[b]).sum())
         test = mcnemar([[0, only_a], [only_b, 0]], exact=True)
@@ -51,85 +142,169 @@ def paired_tests(cells: Sequence[Record]) -> list[dict[str, Any]]:
                 "test": "exact McNemar",
             }
         )
-    if pairs:
-        corrected = multipletests([pair["p_value"] for pair in pairs], method="holm")[1]
-        for pair, p_value in zip(pairs, corrected, strict=True):
-            pair["p_holm"] = float(p_value)
+    for pair, p in zip(pairs, holm([pair["p_value"] for pair in pairs]), strict=True):
+        pair["p_holm"] = p
     return pairs
 
 
-def _means(results: Sequence[Record], field: str) -> dict[str, dict[int, float]]:
-    values: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for record in results:
-        values[record["strategy"]][record["n_train"]].append(float(record[field]))
-    return {
-        strategy: {size: sum(found) / len(found) for size, found in sizes.items()}
-        for strategy, sizes in values.items()
-    }
+def crossover(tables: Tables, seed: int = 0) -> dict[str, Any] | None:
+    """Find from which size on the best fine-tuning beats the best head, and how sure that is.
 
-
-def crossover(results: Sequence[Record]) -> dict[str, int] | None:
-    """Find the smallest measured size from which on the best fine-tuning beats the best head.
+    Between two measured sizes the size is interpolated in its logarithm. Seeds and pictures are
+    resampled together; bounds are those of 95 % of the resamples.
 
     Returns
     -------
-    ``{"n_train": size}``, or None where it does not happen within the sizes measured
+    ``n_train``; ``low`` and ``high``, null where the interval goes on beyond the largest size;
+    ``share``, of the resamples in which it happens within the sizes measured. None where there is
+    nothing to compare or it does not happen.
     """
-    accuracy = _means(results, "accuracy")
-    tuned = [sizes for name, sizes in accuracy.items() if name.startswith("finetune")]
-    heads = [sizes for name, sizes in accuracy.items() if name in KINDS]
+    import numpy as np
+
+    tuned = [sizes for name, sizes in tables.items() if name.startswith("finetune")]
+    heads = [sizes for name, sizes in tables.items() if kind_of(name) in KINDS]
     if not tuned or not heads:
         return None
-    found = None
-    for size in sorted({size for sizes in heads for size in sizes}, reverse=True):
-        if max(s.get(size, 0.0) for s in tuned) <= max(s.get(size, 0.0) for s in heads):
-            break
-        found = size
-    return None if found is None else {"n_train": found}
+    sizes = sorted(
+        {size for one in heads for size in one} & {size for one in tuned for size in one}
+    )
+    if not sizes:
+        return None
+    measured = _crossing(sizes, _advantage(tuned, heads, sizes, None))
+    if math.isinf(measured):
+        return None
+    rng = np.random.default_rng(seed)
+    found = np.array(
+        [_crossing(sizes, _advantage(tuned, heads, sizes, rng)) for _ in range(RESAMPLES)]
+    )
+    low, high = np.quantile(found, [0.025, 0.975], method="inverted_cdf")
+    return {
+        "n_train": round(measured),
+        "low": round(low) if math.isfinite(low) else None,
+        "high": round(high) if math.isfinite(high) else None,
+        "share": float(np.isfinite(found).mean()),
+    }
 
 
-def recommend(results: Sequence[Record], pairs: Sequence[Record]) -> str:
-    """Recommend the cheapest strategy within one standard error of the best, at the largest size.
+def _advantage(
+    tuned: Sequence[Mapping[int, NDArray[np.int8]]],
+    heads: Sequence[Mapping[int, NDArray[np.int8]]],
+    sizes: Sequence[int],
+    rng: np.random.Generator | None,
+) -> list[float]:
+    """Accuracy of the best fine-tuning less that of the best head, at every size."""
+    import numpy as np
+
+    images = next(iter(heads[0].values())).shape[1]
+    pictures = np.arange(images) if rng is None else rng.integers(0, images, images)
+    found = []
+    for size in sizes:
+        both = [[one[size] for one in side if size in one] for side in (tuned, heads)]
+        fewest = min(len(table) for side in both for table in side)
+        # the same draws for all strategies: what they share is no difference
+        seeds = np.arange(fewest) if rng is None else rng.integers(0, fewest, fewest)
+        best = [max(float(t[seeds][:, pictures].mean()) for t in side) for side in both]
+        found.append(best[0] - best[1])
+    return found
+
+
+def _crossing(sizes: Sequence[int], advantage: Sequence[float]) -> float:
+    """Size from which on the advantage stays positive; infinite where it ends otherwise."""
+    last = max((i for i, gain in enumerate(advantage) if gain <= 0), default=-1)
+    if last == len(sizes) - 1:
+        return math.inf
+    if last < 0:
+        return float(sizes[0])
+    before, after = advantage[last], advantage[last + 1]
+    share = -before / (after - before)
+    return math.exp(math.log(sizes[last]) * (1 - share) + math.log(sizes[last + 1]) * share)
+
+
+def forecasts(tables: Tables, wanted: float | None = None) -> list[dict[str, Any]]:
+    """Say of every strategy what more images would bring; see ``fx.forecast``."""
+    return [forecast(strategy, sizes, wanted) for strategy, sizes in tables.items()]
+
+
+def recommend(
+    results: Sequence[Record], tables: Tables, compared: Sequence[Record], prefer: str = "cheap"
+) -> Recommendation:
+    """Recommend a strategy at the largest size, in two sentences.
+
+    The cheapest within one standard error of the best, or, with ``prefer`` "accuracy", the best.
 
     Parameters
     ----------
-    results : records with ``strategy``, ``n_train``, ``accuracy``, ``seconds``, ``n_test``
-    pairs : what ``paired_tests`` gave
+    results : records with ``strategy``, ``n_train`` and ``seconds``
+    tables : of the same cells
+    compared : what ``differences`` gave
+    prefer : "cheap" or "accuracy"
     """
-    largest = max(record["n_train"] for record in results)
-    n_test = max(int(record["n_test"]) for record in results)
-    accuracy = {s: v[largest] for s, v in _means(results, "accuracy").items() if largest in v}
-    seconds = {s: v[largest] for s, v in _means(results, "seconds").items() if largest in v}
+    largest = max(size for sizes in tables.values() for size in sizes)
+    at_largest = {s: sizes[largest] for s, sizes in tables.items() if largest in sizes}
+    found = {strategy: _estimate(table) for strategy, table in at_largest.items()}
+    accuracy = {strategy: float(table.mean()) for strategy, table in at_largest.items()}
+    seconds = _seconds(results, largest)
     best = max(accuracy, key=lambda strategy: (accuracy[strategy], -seconds[strategy]))
-    # of a proportion on the test images; what another training set would change is not in it
-    error = math.sqrt(accuracy[best] * (1 - accuracy[best]) / n_test)
+    error = 0.0 if prefer == "accuracy" else float(found[best][0].error)
     near = [s for s in accuracy if accuracy[s] >= accuracy[best] - error]
     chosen = min(near, key=lambda strategy: seconds[strategy])
-    text = (
-        f"Use {chosen}: accuracy {accuracy[chosen]:.3f} on {n_test:,} test images after "
-        f"{largest:,} training images, in {_duration(seconds[chosen])}."
+    estimate, covers = found[chosen]
+    low, high = estimate.proportion_interval(simultaneous(LEVEL, len(found)))
+    first = (
+        f"Use {chosen}: accuracy {accuracy[chosen]:.3f} ({low:.3f} to {high:.3f}, which allows for "
+        f"{covers}) after {largest:,} training images, in {_duration(seconds[chosen])}"
+        f"{'' if len(found) == 1 else f', the best of {len(found)} strategies'}."
     )
     if chosen != best:
-        gain = 100 * (accuracy[best] - accuracy[chosen])
-        return (
-            f"{text} {best} reached {gain:.1f} points more in {_duration(seconds[best])}: "
-            "within one standard error."
-        )
-    others = [s for s in accuracy if s != chosen]
-    if not others:
-        return text
-    second = max(others, key=lambda strategy: accuracy[strategy])
-    gain = 100 * (accuracy[chosen] - accuracy[second])
-    if not gain:
-        return f"{text} {second} reached the same in {_duration(seconds[second])}."
-    if len({record["seed"] for record in results}) > 1:
-        return f"{text} {second} reached {accuracy[second]:.3f} in {_duration(seconds[second])}."
-    p = next((pair["p_holm"] for pair in pairs if {pair["a"], pair["b"]} == {chosen, second}), 1.0)
-    sure = "a difference beyond chance" if p < 0.05 else "a difference that chance could make"
-    return (
-        f"{text} {second} reached {accuracy[second]:.3f} in {_duration(seconds[second])}, "
-        f"{gain:.1f} points less: {sure} (p = {p:.2g})."
+        first = first.replace(", the best of", f"; {best} is the best of")
+        first = first[:-1] + ", but by less than a standard error."
+    cheaper = [s for s in found if seconds[s] < seconds[chosen]]
+    dearer = [s for s in found if s != chosen and s not in cheaper]
+    if cheaper:
+        other = max(cheaper, key=lambda strategy: seconds[strategy])
+        relation = "the next cheaper"
+    elif dearer:
+        other = best if best != chosen else max(dearer, key=lambda strategy: accuracy[strategy])
+        relation = "which takes longer"
+    else:
+        return Recommendation(chosen, first)
+    gain = _gain(chosen, other, relation, seconds, compared, largest)
+    return Recommendation(chosen, f"{first} {gain}")
+
+
+def _gain(
+    chosen: str,
+    other: str,
+    relation: str,
+    seconds: Mapping[str, float],
+    compared: Sequence[Record],
+    size: int,
+) -> str:
+    """Say what is gained over another strategy, for how much time, and how sure that is."""
+    pair = next(
+        (p for p in compared if p["n_train"] == size and {p["a"], p["b"]} == {chosen, other}), None
     )
+    more = seconds[chosen] - seconds[other]
+    time = f"{_duration(abs(more))} {'more' if more > 0 else 'less'}"
+    if pair is None:
+        return f"{other}, {relation}, could not be compared with it at that size."
+    sign = 1 if pair["a"] == chosen else -1
+    low, high = sorted(100 * sign * bound for bound in pair["interval"])
+    # to the decimal that is shown, and no zero with a sign
+    points = round(100 * sign * pair["difference"], 1) + 0.0
+    sure = "beyond chance" if low > 0 or high < 0 else "a difference that chance could make"
+    return (
+        f"Over {other}, {relation}, it gains {points:+.1f} points ({low:+.1f} to {high:+.1f}: "
+        f"{sure}) for {time}."
+    )
+
+
+def _seconds(results: Sequence[Record], size: int) -> dict[str, float]:
+    found: dict[str, list[float]] = defaultdict(list)
+    for record in results:
+        if record["n_train"] == size:
+            found[record["strategy"]].append(float(record["seconds"]))
+    return {strategy: sum(values) / len(values) for strategy, values in found.items()}
 
 
 def _duration(seconds: float) -> str:

@@ -121,22 +121,27 @@ class SupportVectors(Learner):
     ) -> NDArray[np.float64]:
         """Kernel matrix as SVC defines it.
 
-        Computed in float32, in blocks of rows that `jobs` threads share.
+        Computed in float32, in blocks of rows that `jobs` threads share; of rows with themselves
+        one half, and copied to the other.
         """
+        symmetric = left is right
         matrix = np.empty((len(left), len(right)))
         squares = np.square(right).sum(axis=1)
         factor = np.float32(-gamma)
 
         def fill(block: slice) -> None:
-            products = left[block] @ right.T
+            start = block.start if symmetric else 0
+            products = left[block] @ right[start:].T
             if self.kernel == "rbf":
                 products *= -2
                 products += np.square(left[block]).sum(axis=1)[:, None]
-                products += squares
+                products += squares[start:]
                 np.maximum(products, 0, out=products)  # a row from itself may round below zero
                 products *= factor
                 np.exp(products, out=products)
-            matrix[block] = products
+            matrix[block, start:] = products
+            if symmetric:
+                matrix[block.stop :, block] = products[:, BLOCK:].T
 
         blocks = [slice(at, at + BLOCK) for at in range(0, len(left), BLOCK)]
         if len(blocks) == 1:

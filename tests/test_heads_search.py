@@ -8,6 +8,7 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits, make_classification
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
+from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -143,6 +144,15 @@ def test_shared_kernels_give_the_margins_of_scikit_learns_svc(data: str, kernel:
             theirs = pairwise_scores(machine.decision_function(features[rest]))
             # libsvm stops at 1e-3 of a margin, and rounding decides where
             np.testing.assert_allclose(scores, theirs, rtol=2e-3, atol=8 * 0.02)
+
+
+@pytest.mark.parametrize("rows", [5, 512, 1100])
+def test_a_kernel_in_blocks_is_scikit_learns(rows: int) -> None:
+    X = np.random.default_rng(0).normal(size=(rows, 20)).astype(np.float32)
+    machine = SupportVectors("rbf")
+    theirs = rbf_kernel(X.astype(np.float64), gamma=0.05)
+    np.testing.assert_allclose(machine._kernel(X, X, gamma=0.05, jobs=2), theirs, atol=1e-6)
+    np.testing.assert_allclose(machine._kernel(X[:3], X, gamma=0.05, jobs=2), theirs[:3], atol=1e-6)
 
 
 @pytest.mark.parametrize("kernel", ["rbf", "linear"])

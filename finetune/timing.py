@@ -1,0 +1,86 @@
+"""How long training takes on this machine, by a few steps on pictures of noise."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from extract import Backbone, make_engine
+from finetune.activations import Activations, Views
+from finetune.network import TrainedPart
+from finetune.processes import make_accelerator
+from finetune.settings import FinetuneSettings
+from finetune.split import SplitNetwork
+from finetune.trainer import Trainer
+
+STEPS = 2  # that are timed, after one that is not
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one image costs a fine-tuning.
+
+    Attributes
+    ----------
+    training : seconds of a step, forward and back
+    predicting : seconds of the trained part alone, forward
+    cached : bytes of what is kept of the frozen part, or of the pixels where there is none
+    trainable_parameters : how many numbers train
+    """
+
+    training: float
+    predicting: float
+    cached: int
+    trainable_parameters: int
+
+
+def time_training(
+    backbone: Backbone, classes: int, settings: FinetuneSettings, device: torch.device
+) -> Timing:
+    """Train for a few steps and throw the result away; the backbone's module is changed.
+
+    Parameters are those of ``finetune``.
+    """
+    images = settings.step_size
+    side = backbone.preprocessing.size
+    pixels = np.random.default_rng(0).integers(0, 256, (images, side, side, 3), np.uint8)
+    split = SplitNetwork.of(backbone, classes, settings)
+    array: NDArray[np.generic] = pixels
+    if split.trunk is not None:
+        engine = make_engine(
+            split.trunk,
+            backbone.preprocessing,
+            name="torch",
+            device=device.type,
+            precision="fp32",
+            batch_size=images,
+        )
+        array = next(engine.run(iter([pixels]))).astype(np.float16)
+    part = TrainedPart(
+        split.tail,
+        split.classifier,
+        None if split.trunk is not None else backbone.preprocessing,
+        settings.dropout,
+    )
+    keys = [number.to_bytes(2, "big") for number in range(images)]
+    activations = Activations(array, keys, [1] * images, Views("none", 0, 0))
+    trainer = Trainer(part, activations, settings, make_accelerator(device, settings), split.depth)
+    positions, labels = np.arange(images), np.arange(images) % classes
+    trainer.training_mode()
+    for step in range(STEPS + 1):
+        if step == 1:
+            begun = time.perf_counter()
+        trainer.step(positions, labels, rate=1e-6, epoch=1, seed=step)
+    trained = time.perf_counter()
+    trainer.logits(positions)
+    done = time.perf_counter()
+    return Timing(
+        (trained - begun) / (STEPS * images),
+        (done - trained) / images,
+        array[0].nbytes,
+        sum(p.numel() for p in part.parameters() if p.requires_grad),
+    )

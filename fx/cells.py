@@ -1,0 +1,285 @@
+"""Cells of a comparison: one strategy, fitted on one training subset and measured on the test rows.
+
+Each is measured in a process of its own, alone, so that its memory and its time are its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fx.memory import peak_memory_mb, reset_peak_memory
+from fx.options import Options, open_backbone, read_snapshot
+from fx.plan import FROM_SCRATCH, Cell
+from fx.prediction import milliseconds_a_picture
+from fx.rows import groups_of, keys_of, labels_of
+from fx.runs import finish
+from fx.subsets import nested_subset
+from heads import KINDS
+
+if TYPE_CHECKING:
+    from extract import Backbone, FeatureSet, ImageRow, Snapshot
+    from finetune import FinetuneSettings, Resources
+
+Begin = Callable[[str], Callable[[int, int], None]]
+
+# test images whose prediction is timed
+TIMED = 64
+_HEAD_FILES = ("head.skops", "head.json")
+_NETWORK_FILES = ("model.safetensors", "model.json")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all cells of a comparison share; it can be sent to another process.
+
+    Attributes
+    ----------
+    options : of the network and the store, each of them said
+    epochs : most epochs of a fine-tuning
+    features : name of the feature set
+    snapshot : name of the snapshot
+    directory : of the comparison
+    """
+
+    options: Options
+    epochs: int
+    features: str
+    snapshot: str
+    directory: Path
+
+    @property
+    def cache(self) -> Path:
+        """Folder of activations, which all cells share."""
+        return self.directory / "cache"
+
+    def cell_directory(self, cell: Cell) -> Path:
+        """Folder of a cell."""
+        name = f"{cell.strategy}-{cell.n_train}-{cell.seed}".replace(":", "-")
+        return self.directory / "cells" / name
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A bench with its files open."""
+
+    bench: Bench
+    features: FeatureSet
+    snapshot: Snapshot
+    begin: Begin
+
+
+def _open(bench: Bench, begin: Begin) -> _Opened:
+    from extract import FeatureStore
+
+    store = FeatureStore(bench.options.store)
+    snapshot = read_snapshot(store, dataclasses.replace(bench.options, snapshot=bench.snapshot))
+    return _Opened(bench, store.open_set(bench.features), snapshot, begin)
+
+
+def measure_cell(
+    bench: Bench, cell: Cell, shared_seconds: float, *, begin: Begin
+) -> dict[str, Any]:
+    """Fit one strategy on one training subset, measure it, and keep the record.
+
+    Parameters
+    ----------
+    bench : what it shares with others
+    cell : which one
+    shared_seconds : of work that was done for it and others, kept in the record
+
+    Raises
+    ------
+    FxError
+        If the strategy cannot be fitted on so many images.
+    """
+    opened = _open(bench, begin)
+    directory = bench.cell_directory(cell)
+    rows = nested_subset(opened.snapshot.split("train"), cell.n_train, cell.seed)
+    begin(f"{cell.strategy}, {len(rows)} training images")
+    reset_peak_memory()
+    begun = time.perf_counter()
+    measure = _measure_head if cell.strategy in KINDS else _measure_network
+    measured, searched = measure(opened, cell.strategy, rows, cell.seed, directory)
+    record = {
+        "strategy": cell.strategy,
+        "n_train": len(rows),
+        "seed": cell.seed,
+        **measured,
+        "settings_tried": searched,
+        "seconds": time.perf_counter() - begun,
+        # of the frozen blocks over all images, once for all cells at this depth, as extraction is
+        "shared_seconds": shared_seconds,
+        "peak_memory_mb": peak_memory_mb(),
+        "deployed_mb": _deployed_bytes(opened, cell.strategy, directory) / 1e6,
+        "predict_ms": _predict_ms(opened, directory),
+    }
+    _drop_what_is_not_used(directory, len(rows) < len(opened.snapshot.split("train")))
+    return finish(directory, record)
+
+
+def fill_shared(bench: Bench, strategy: str, *, begin: Begin) -> float:
+    """Run the frozen blocks over all images once for all cells; return the seconds."""
+    from finetune import fill_activations
+
+    opened = _open(bench, begin)
+    begun = time.perf_counter()
+    fill_activations(
+        network_of(bench, strategy, 0),
+        _used_rows(opened.snapshot),
+        opened.snapshot.split("train"),
+        Path(opened.snapshot.root),
+        settings=settings_of(bench, strategy, 0),
+        resources=_resources(opened),
+    )
+    return time.perf_counter() - begun
+
+
+def _measure_head(
+    opened: _Opened, strategy: str, rows: list[ImageRow], seed: int, directory: Path
+) -> tuple[dict[str, Any], int]:
+    from heads import evaluate, fit_head, save_head
+
+    validation, test = opened.snapshot.split("val"), opened.snapshot.split("test")
+    features, read = opened.features, opened.features.features
+    head = fit_head(
+        read(keys_of(rows)),
+        labels_of(rows),
+        kind=strategy,
+        groups=groups_of(rows, features.hashes(keys_of(rows))),
+        validation=(read(keys_of(validation)), labels_of(validation)) if validation else None,
+        spec=features.spec,
+        source={"weights": features.weights_source},
+        seed=seed,
+    )
+    save_head(head, directory)
+    probabilities = head.predict_proba(read(keys_of(test)))
+    numbers = _numbers(test, head.classes)
+    metrics = evaluate(probabilities, numbers, head.classes)
+    return {
+        **metrics.as_dict(),
+        "c": head.c,
+        "trainable_parameters": head.parameters,
+        "predicted": probabilities.argmax(axis=1).tolist(),
+        "truth": numbers.tolist(),
+    }, len(head.search)
+
+
+def _measure_network(
+    opened: _Opened, strategy: str, rows: list[ImageRow], seed: int, directory: Path
+) -> tuple[dict[str, Any], int]:
+    from finetune import TrainingData, finetune
+
+    snapshot = opened.snapshot
+    result = finetune(
+        network_of(opened.bench, strategy, seed),
+        TrainingData(
+            Path(snapshot.root),
+            rows,
+            snapshot.split("val"),
+            snapshot.split("test"),
+            snapshot.fingerprint,
+        ),
+        None if strategy in FROM_SCRATCH else opened.features.features,
+        settings=settings_of(opened.bench, strategy, seed),
+        directory=directory,
+        resources=_resources(opened),
+    )
+    return {
+        **result.metrics.as_dict(),
+        "trainable_parameters": result.trainable_parameters,
+        "epochs": result.epochs,
+        "best_epoch": result.best_epoch,
+        "history": result.history,
+        "predicted": result.probabilities.argmax(axis=1).tolist(),
+        "truth": _numbers(snapshot.split("test"), result.classes).tolist(),
+    }, 1 + result.epochs  # one recipe, of which an epoch is chosen
+
+
+def settings_of(bench: Bench, strategy: str, seed: int) -> FinetuneSettings:
+    """Decide how a strategy that trains a network trains it."""
+    from extract import resolve_device, training_precision
+    from finetune import FinetuneSettings
+
+    scratch = strategy in FROM_SCRATCH
+    depth = "all" if scratch else strategy.partition(":")[2]
+    device = resolve_device(bench.options.device)
+    return FinetuneSettings(
+        unfreeze="all" if depth == "all" else int(depth),
+        from_scratch=scratch,
+        epochs=bench.epochs,
+        batch_size=bench.options.batch_size or 32,
+        precision=training_precision(bench.options.precision, device),
+        seed=seed,
+    )
+
+
+def _resources(opened: _Opened) -> Resources:
+    from extract import resolve_device
+    from finetune import Resources
+
+    options = opened.bench.options
+    return Resources(
+        device=resolve_device(options.device),
+        cache=opened.bench.cache,
+        activation_rows=_used_rows(opened.snapshot),
+        engine=options.engine,
+        precision=options.precision,
+        batch_size=options.batch_size,
+        progress=opened.begin,
+    )
+
+
+def _used_rows(snapshot: Snapshot) -> list[ImageRow]:
+    return [row for row in snapshot.rows if row.split]
+
+
+def network_of(bench: Bench, strategy: str, seed: int) -> Backbone:
+    """Load the network that a strategy trains."""
+    options = bench.options
+    if strategy in FROM_SCRATCH:
+        name = options.backbone if strategy == "scratch" else strategy
+        options = dataclasses.replace(options, backbone=name, weights="random")
+    return open_backbone(options, seed=seed)
+
+
+def _numbers(rows: Sequence[ImageRow], classes: Sequence[str]) -> Any:
+    import numpy as np
+
+    return np.array([classes.index(label) for label in labels_of(rows)])
+
+
+def _deployed_bytes(opened: _Opened, strategy: str, directory: Path) -> int:
+    """Bytes of what predictions need: a head and the network below it, or the network alone."""
+    is_head = strategy in KINDS
+    names = _HEAD_FILES if is_head else _NETWORK_FILES
+    total = sum((directory / name).stat().st_size for name in names)
+    if is_head:
+        module = open_backbone(opened.bench.options).module
+        total += sum(t.numel() * t.element_size() for t in module.state_dict().values())
+    return total
+
+
+def _predict_ms(opened: _Opened, directory: Path) -> float:
+    root = Path(opened.snapshot.root)
+    files = [root / row.path for row in opened.snapshot.split("test")[:TIMED]]
+    return milliseconds_a_picture(directory, files, opened.bench.options)
+
+
+def _drop_what_is_not_used(directory: Path, partial: bool) -> None:
+    """A model of some of the images is measured, not used: it would only fill the disk."""
+    names = ["training.safetensors"]
+    if partial:
+        names += [*_HEAD_FILES, *_NETWORK_FILES]
+    for name in names:
+        (directory / name).unlink(missing_ok=True)
+
+
+def drop_shared(bench: Bench) -> None:
+    """Delete what ``fill_shared`` kept."""
+    shutil.rmtree(bench.cache, ignore_errors=True)

@@ -1,0 +1,196 @@
+"""The networks of a comparison: each with its features extracted, and its cells measured."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fx.cells import Bench, drop_shared, fill_shared, measure_cell
+from fx.options import Options, open_backbone, open_engine, read_snapshot
+from fx.own_process import in_own_process
+from fx.plan import FROM_SCRATCH, Cell, Plan, subset_sizes
+from fx.rows import check_labelled
+from fx.runs import finish, finished, run_directory
+from fx.stages import fill_store
+from fx.trials import Amounts
+from heads import KINDS
+
+if TYPE_CHECKING:
+    from extract import Backbone, ExtractResult, ImageSource, Snapshot
+
+Begin = Callable[[str], Callable[[int, int], None]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One network, its features, and what is to be measured with it.
+
+    Attributes
+    ----------
+    bench : what its cells share
+    plan : strategies, sizes and seeds
+    backbone : the network
+    extracted : what the extraction found
+    snapshot : of the images
+    """
+
+    bench: Bench
+    plan: Plan
+    backbone: Backbone
+    extracted: ExtractResult
+    snapshot: Snapshot
+
+    @property
+    def sizes(self) -> list[int]:
+        """Sizes of the training subsets."""
+        rows = self.snapshot.split("train")
+        return subset_sizes(self.plan.sizes, len(rows), len(self.snapshot.classes))
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All cells, those first that tell most for their time."""
+        rows = self.snapshot.split("train")
+        return list(self.plan.cells(self.sizes, len(rows), self.bench.options.seed))
+
+    @property
+    def amounts(self) -> Amounts:
+        """How many images there are."""
+        of = self.snapshot
+        used = sum(1 for row in of.rows if row.split)
+        return Amounts(used, len(of.split("test")), len(of.split("val")), len(of.classes))
+
+    @property
+    def finished_cells(self) -> list[Cell]:
+        """Cells that an earlier comparison measured."""
+        directory, fresh = self.bench.cell_directory, self.bench.options.fresh
+        return [] if fresh else [c for c in self.cells if finished(directory(c)) is not None]
+
+    @property
+    def extraction_seconds(self) -> float | None:
+        """What extracting took when it was done."""
+        done = finished(self.bench.directory / "extraction")
+        return None if done is None else float(done["seconds"])
+
+
+def networks_of(options: Options, plan: Plan) -> list[tuple[Options, Plan]]:
+    """Take options apart that name several backbones, and weights, between commas.
+
+    What no backbone decides (``small_cnn``) is left to the first.
+
+    Raises
+    ------
+    FxError
+        If there are neither one nor as many weights as backbones.
+    """
+    from extract import FxError
+
+    if options.backbone is None or "," not in options.backbone:
+        return [(options, plan)]
+    names = _between_commas(options.backbone)
+    weights = [None] if options.weights is None else _between_commas(options.weights)
+    if len(weights) == 1:
+        weights *= len(names)
+    if len(weights) != len(names) or len(set(names)) < len(names):
+        raise FxError(
+            f"--backbone names {len(names)} networks, each once, and --weights one source for all "
+            f"or one each; got --backbone {options.backbone} --weights {options.weights}"
+        )
+    others = tuple(s for s in plan.strategies if s != "small_cnn") or plan.strategies
+    return [
+        (
+            dataclasses.replace(options, backbone=name, weights=source),
+            plan if name == names[0] else dataclasses.replace(plan, strategies=others),
+        )
+        for name, source in zip(names, weights, strict=True)
+    ]
+
+
+def _between_commas(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def prepare(source: ImageSource, options: Options, plan: Plan, *, begin: Begin) -> Prepared:
+    """Open a network and extract the features that the store lacks.
+
+    Raises
+    ------
+    FxError
+        If the network cannot be had, has fewer blocks than are asked for, or the images do not
+        suffice.
+    """
+    from extract import FeatureStore
+
+    backbone = open_backbone(options)
+    engine = open_engine(options, backbone)
+    check_depths(plan, backbone)
+    extracted = fill_store(source, backbone, engine, options, begin=begin)
+    store = FeatureStore(options.store)
+    snapshot = read_snapshot(store, dataclasses.replace(options, snapshot=extracted.snapshot))
+    check_labelled(snapshot)
+    identity = {
+        "features": extracted.spec,
+        "snapshot": snapshot.fingerprint,
+        "epochs": plan.epochs,
+        "seed": options.seed,
+        "batch_size": options.batch_size,
+        "device": engine.device.type,
+    }
+    directory = run_directory(options.out, f"compare-{backbone.name}", identity)
+    bench = Bench(settled(options, backbone), plan.epochs, extracted.spec, snapshot.name, directory)
+    if extracted.new:
+        finish(directory / "extraction", {"seconds": extracted.seconds})
+    return Prepared(bench, plan, backbone, extracted, snapshot)
+
+
+def settled(options: Options, backbone: Backbone) -> Options:
+    """Say of a network what was left open, so that another process opens the same."""
+    return dataclasses.replace(
+        options,
+        backbone=backbone.name,
+        weights=backbone.weights,
+        size=backbone.preprocessing.size,
+        channels=backbone.channels,
+    )
+
+
+def check_depths(plan: Plan, backbone: Backbone) -> None:
+    """Refuse a depth that the network has not, before anything is measured."""
+    from extract import FxError
+    from finetune import find_blocks
+
+    depths = [strategy.partition(":")[2] for strategy in plan.strategies]
+    deepest = max((int(depth) for depth in depths if depth.isdecimal()), default=0)
+    if deepest and deepest > (count := len(find_blocks(backbone.module, backbone.trained_size))):
+        raise FxError(
+            f"{backbone.name} has {count} blocks; got finetune:{deepest}; "
+            f"see them with: fx backbones {backbone.name}"
+        )
+
+
+def measure(
+    network: Prepared, cells: Sequence[Cell], *, begin: Begin
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Measure the cells that are not finished; return all, and those that could not be."""
+    from extract import FxError
+
+    bench = network.bench
+    measured: list[dict[str, Any]] = []
+    skipped: list[dict[str, Any]] = []
+    filled: set[str] = set()
+    for cell in cells:
+        found = finished(bench.cell_directory(cell), fresh=bench.options.fresh)
+        try:
+            if found is None:
+                shared = 0.0
+                if cell.strategy not in (*KINDS, *FROM_SCRATCH, *filled):
+                    shared = in_own_process(fill_shared, bench, cell.strategy, begin=begin)
+                    filled.add(cell.strategy)
+                found = in_own_process(measure_cell, bench, cell, shared, begin=begin)
+            measured.append(found)
+        except FxError as error:
+            # what one strategy cannot do at one size shall not cost the others
+            skipped.append({**cell._asdict(), "reason": str(error)})
+    drop_shared(bench)
+    return measured, skipped

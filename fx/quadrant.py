@@ -1,0 +1,95 @@
+"""The rule of thumb that everybody is taught, and whether the measurement agrees with it.
+
+Few or many images, like those that the network was trained on or not: four quadrants, each with a
+strategy (as in A. Karpathy, "Transfer learning", notes to CS231n, Stanford). Neither border is in
+the rule; those that are used here are said wherever a quadrant is named.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fx.verdict import kind_of
+from heads import KINDS
+
+if TYPE_CHECKING:
+    from extract import Backbone, Snapshot
+
+MANY = 2_000  # training images
+ALIKE = 0.5  # of ``extract.similarity``
+LOOKED_AT = 64  # training images whose likeness is measured
+
+_RULES = {
+    (False, True): ("head", "a linear classifier on the features of its last layer"),
+    (False, False): ("head", "a classifier on the features of an earlier layer"),
+    (True, True): ("network", "fine-tuning"),
+    (True, False): ("network", "fine-tuning all of it, or training from scratch"),
+}
+
+
+def quadrant_of(backbone: Backbone, snapshot: Snapshot, recommended: str) -> dict[str, Any]:
+    """Name the quadrant, what the rule says there, and whether the measurement agrees.
+
+    Parameters
+    ----------
+    backbone : with its trained weights
+    snapshot : of the images
+    recommended : strategy that the measurement recommends
+
+    Returns
+    -------
+    dict that JSON can hold: ``many``, ``alike`` (None where it cannot be told), ``distance`` (see
+    ``extract.similarity``), ``rule``, ``agrees`` and ``said``, a sentence or two
+    """
+    train = snapshot.split("train")
+    distance = likeness(backbone, snapshot)
+    return describe_quadrant(len(train), distance, recommended)
+
+
+def likeness(backbone: Backbone, snapshot: Snapshot) -> float | None:
+    """Distance of some training images from those that the network was trained on."""
+    from extract import ImageEntry, ImageSource, batched, distance_from_training, look
+
+    # keys are hashes: the first of them are a sample, and the same one every time
+    some = sorted(snapshot.split("train"), key=lambda row: row.key)[:LOOKED_AT]
+    entries = tuple(ImageEntry(row.path, None, None, None) for row in some)
+    source = ImageSource(Path(snapshot.root), "unlabelled", entries, ())
+    # at the size at which the network's statistics were taken, whatever size is compared
+    looked = look(source, backbone.preprocessing.at_size(backbone.trained_size))
+    pixels = (one.pixels for one in looked if one.pixels is not None)
+    return distance_from_training(backbone, batched(pixels, 32))
+
+
+def describe_quadrant(
+    n_train: int, distance: float | None, recommended: str | None
+) -> dict[str, Any]:
+    """Name the quadrant of a data set; see ``quadrant_of``."""
+    many = n_train >= MANY
+    alike = None if distance is None else distance <= ALIKE
+    # unlike ones do not change which family the rule names
+    family, rule = _RULES[many, alike is not False]
+    size = f"{'many' if many else 'few'} images ({n_train:,}; many from {MANY:,})"
+    if distance is None:
+        like = "how like they are to the network's own cannot be told (it has no batch norm)"
+    else:
+        like = (
+            f"{'like' if alike else 'unlike'} those that the network was trained on "
+            f"(distance {distance:.2f}; unlike above {ALIKE})"
+        )
+    said = f"By the rule of thumb: {size}, {like}: {rule}."
+    agrees = None
+    if recommended is not None:
+        kind = kind_of(recommended)
+        agrees = (kind in KINDS) == (family == "head")
+        said += (
+            " The measurement agrees." if agrees else f" The measurement contradicts it: {kind}."
+        )
+    return {
+        "many": many,
+        "alike": alike,
+        "distance": distance,
+        "rule": rule,
+        "agrees": agrees,
+        "said": said,
+    }

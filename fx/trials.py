@@ -1,0 +1,168 @@
+"""What a comparison will take on this machine, told from short trials before it is begun."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from fx.cells import TIMED, Bench, network_of, settings_of
+from fx.options import open_backbone, open_engine
+from fx.plan import FROM_SCRATCH, Cell
+from fx.prediction import seconds_a_picture
+from heads import KINDS
+
+if TYPE_CHECKING:
+    from extract import ImageSource
+    from finetune import Timing
+
+TRIED_ROWS = (200, 800)  # of chance, on which a kind of head is timed
+START_SECONDS = 1.0  # of a cell's process
+VALIDATION_SHARE = 0.2  # of the training rows, where no validation rows are given
+_GROWTH = (1.0, 2.0)  # least and largest power of the rows that a fit's time grows with
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How many images there are.
+
+    Attributes
+    ----------
+    images : in all
+    test, validation : of them; validation 0 where it is taken from the training rows
+    classes : of their labels
+    """
+
+    images: int
+    test: int
+    validation: int
+    classes: int
+
+
+class Trials:
+    """Predicts seconds and disk space; every trial is made when it is first asked for.
+
+    Training is predicted for all epochs that are allowed; where it stops early it takes less.
+
+    Parameters
+    ----------
+    bench : what the cells share
+    source : of whose first images decoding and the network are timed
+    amounts : how many images there are
+    """
+
+    def __init__(self, bench: Bench, source: ImageSource, amounts: Amounts) -> None:
+        self.bench = bench
+        self.source = dataclasses.replace(source, entries=source.entries[:TIMED])
+        self.amounts = amounts
+        self._heads: dict[str, tuple[float, float]] = {}
+        self._networks: dict[str, Timing] = {}
+
+    @cached_property
+    def seconds_an_image(self) -> float:
+        """Seconds to decode an image and to compute its features."""
+        backbone = open_backbone(self.bench.options)
+        return seconds_a_picture(open_engine(self.bench.options, backbone), self.source, 1)[0]
+
+    def extraction(self) -> float:
+        """Seconds of extracting all images."""
+        return self.amounts.images * self.seconds_an_image
+
+    def shared(self, strategy: str) -> float:
+        """Seconds of running the frozen blocks over all images, once for all cells at a depth."""
+        if strategy in (*KINDS, *FROM_SCRATCH):
+            return 0.0
+        # no less than decoding them, and no more than extraction: what is frozen is a part
+        return self.extraction()
+
+    def cell(self, cell: Cell) -> float:
+        """Seconds of one cell."""
+        fixed = START_SECONDS + 2 * TIMED * self.seconds_an_image
+        if cell.strategy in KINDS:
+            return fixed + self._head(cell.strategy, cell.n_train)
+        timing, settings = self._network(cell.strategy), settings_of(self.bench, cell.strategy, 0)
+        validation = self.amounts.validation or round(VALIDATION_SHARE * cell.n_train)
+        trained = cell.n_train if self.amounts.validation else cell.n_train - validation
+        predicted = (settings.epochs + 1) * validation + self.amounts.test
+        seconds = settings.epochs * trained * timing.training + predicted * timing.predicting
+        start = 0.0 if settings.from_scratch else self._head("logreg", cell.n_train)
+        return fixed + start + seconds
+
+    def disk(self, strategies: Sequence[str], dim: int) -> int:
+        """Bytes of the features, of what is kept of frozen blocks, and of the largest models."""
+        caches, models = {}, 0
+        for strategy in strategies:
+            if strategy not in KINDS:
+                timing = self._network(strategy)
+                depth = strategy if strategy not in FROM_SCRATCH else "finetune:all"
+                caches[depth] = timing.cached * self.amounts.images
+                models += 4 * timing.trainable_parameters
+        return 4 * dim * self.amounts.images + sum(caches.values()) + models
+
+    def _head(self, kind: str, rows: int) -> float:
+        if kind not in self._heads:
+            few, many = (self._time_head(kind, count) for count in TRIED_ROWS)
+            power = math.log(many / few) / math.log(TRIED_ROWS[1] / TRIED_ROWS[0])
+            self._heads[kind] = many, min(max(power, _GROWTH[0]), _GROWTH[1])
+        seconds, power = self._heads[kind]
+        return float(seconds * max(rows / TRIED_ROWS[1], 0.1) ** power)
+
+    def _time_head(self, kind: str, rows: int) -> float:
+        import numpy as np
+
+        from heads import fit_head
+
+        rng = np.random.default_rng(0)
+        classes = min(self.amounts.classes, rows // 20)
+        labels = np.arange(rows) % classes
+        dim = open_backbone(self.bench.options).dim
+        # classes that overlap a little, as those of pictures do: searching them takes its time
+        means = rng.normal(size=(classes, dim))
+        features = (means[labels] + 4 * rng.normal(size=(rows, dim))).astype(np.float32)
+        begun = time.perf_counter()
+        fit_head(features, labels.astype(str), kind=kind)
+        return time.perf_counter() - begun
+
+    def _network(self, strategy: str) -> Timing:
+        from extract import resolve_device
+        from finetune import time_training
+
+        if strategy not in self._networks:
+            self._networks[strategy] = time_training(
+                network_of(self.bench, strategy, 0),
+                self.amounts.classes,
+                settings_of(self.bench, strategy, 0),
+                resolve_device(self.bench.options.device),
+            )
+        return self._networks[strategy]
+
+
+def within_budget(
+    cells: Sequence[Cell], trials: Trials, budget: float, done: Sequence[Cell]
+) -> list[Cell]:
+    """Choose the cells that fit, of those that tell most for their time first.
+
+    Parameters
+    ----------
+    cells : as ``Plan.cells`` lists them
+    trials : predict their seconds
+    budget : seconds for all of them
+    done : cells that cost nothing any more
+    """
+    chosen, left = list(done), budget
+    shared: set[str] = set()
+    for cell in cells:
+        if cell in done:
+            continue
+        seconds = trials.cell(cell)
+        if cell.strategy not in shared:
+            seconds += trials.shared(cell.strategy)
+        if seconds <= left:
+            left -= seconds
+            shared.add(cell.strategy)
+            chosen.append(cell)
+    return [cell for cell in cells if cell in chosen]

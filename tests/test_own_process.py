@@ -1,0 +1,75 @@
+"""Work in a process of its own: results, refusals, deaths and progress come back."""
+
+import os
+import signal
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from extract.errors import FxError
+from fx.memory import peak_memory_mb
+from fx.own_process import in_own_process
+
+Begin = Callable[[str], Callable[[int, int], None]]
+
+
+def of_itself(number: int, *, begin: Begin) -> tuple[int, int]:
+    progress = begin("counting")
+    for done in range(3):
+        progress(done + 1, 3)
+    return number, os.getpid()
+
+
+def refusing(*, begin: Begin) -> None:
+    raise FxError("not with these")
+
+
+def failing(*, begin: Begin) -> None:
+    raise ZeroDivisionError("here")
+
+
+def dying(*, begin: Begin) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def filling(megabytes: int, *, begin: Begin) -> float:
+    kept = np.ones(megabytes * 125_000)
+    assert kept.sum()
+    return peak_memory_mb()
+
+
+def unheard(what: str) -> Callable[[int, int], None]:
+    return lambda done, total: None
+
+
+def test_a_result_and_its_progress_come_from_another_process() -> None:
+    heard: list[object] = []
+
+    def begin(what: str) -> Callable[[int, int], None]:
+        heard.append(what)
+        return lambda done, total: heard.append((done, total))
+
+    number, process = in_own_process(of_itself, 7, begin=begin)
+    assert number == 7
+    assert process != os.getpid()
+    assert heard[0] == "counting"
+    assert heard[-1] == (3, 3)
+
+
+def test_what_is_refused_is_refused_here() -> None:
+    with pytest.raises(FxError, match="not with these"):
+        in_own_process(refusing, begin=unheard)
+    with pytest.raises(RuntimeError, match="ZeroDivisionError: here"):
+        in_own_process(failing, begin=unheard)
+
+
+def test_a_process_that_is_killed_is_told_of() -> None:
+    with pytest.raises(FxError, match=r"status -9.*too little memory"):
+        in_own_process(dying, begin=unheard)
+
+
+def test_memory_of_one_is_not_that_of_the_next() -> None:
+    much = in_own_process(filling, 400, begin=unheard)
+    little = in_own_process(filling, 1, begin=unheard)
+    assert much - little == pytest.approx(400, abs=40)
