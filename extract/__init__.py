@@ -23,7 +23,7 @@ from extract.errors import FxError
 from extract.extraction import ExtractResult, extract, extract_files, take_snapshot
 from extract.feature_set import Damage, FeatureSet, Spec, channels_of
 from extract.garbage import Garbage, collect, find_garbage
-from extract.perceptual import near_copies
+from extract.perceptual import near_copies, perceptual_hash
 from extract.preprocessing import Preprocessing
 from extract.quantisation import Quantised, quantised_network
 from extract.reading import batched, look, mean_of_crops
@@ -69,6 +69,7 @@ __all__ = [
     "near_copies",
     "normalise",
     "outline_backbone",
+    "perceptual_hash",
     "position",
     "quantised_network",
     "resolve_device",

@@ -9,7 +9,7 @@ from finetune.finetuning import (
     finetune,
     fold,
 )
-from finetune.processes import TRACKERS, joined
+from finetune.processes import TRACKERS, joined, make_accelerator
 from finetune.settings import RECIPES, FinetuneSettings
 from finetune.split import Resources
 from finetune.timing import Timing, time_training
@@ -32,6 +32,7 @@ __all__ = [
     "fold",
     "joined",
     "load_model",
+    "make_accelerator",
     "set_validation_aside",
     "time_training",
 ]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fx.report_page import Section, page, paragraph, text
+from fx.thumbnails import thumbnail
 
 if TYPE_CHECKING:
     from extract import ImageRow, Snapshot
@@ -57,7 +56,7 @@ def write_audit(
         table = csv.DictWriter(file, COLUMNS, restval="")
         table.writeheader()
         table.writerows(one | {"path": str(root / one["path"])} for one in records + rest)
-    _write_page(directory / PAGE, root, records)
+    _write_page(directory / PAGE, root, records, [rows[position].key for position in doubts.rows])
     return {
         "audited": len(records),
         "contradicted": sum(one["contradicted"] for one in records),
@@ -73,7 +72,9 @@ def _record(row: ImageRow, test_was_given: bool) -> dict[str, Any]:
     return {"path": row.path, "label": row.label, "split": split or "", "group": row.group or ""}
 
 
-def _write_page(path: Path, root: Path, records: Sequence[dict[str, Any]]) -> None:
+def _write_page(
+    path: Path, root: Path, records: Sequence[dict[str, Any]], keys: Sequence[bytes]
+) -> None:
     count = sum(one["contradicted"] for one in records)
     head = "<h1>Labels that may be wrong</h1>\n" + paragraph(
         f"{count:,} of {len(records):,} labels are contradicted by heads that had not seen the "
@@ -82,33 +83,21 @@ def _write_page(path: Path, root: Path, records: Sequence[dict[str, Any]]) -> No
         "fx extract; no feature is computed again.",
         kind="lead",
     )
-    pictures = "".join(_picture(root, one) for one in records[:PICTURES])
+    shown = list(zip(records, keys, strict=True))[:PICTURES]
+    pictures = "".join(_picture(root, *one) for one in shown)
     section = Section("pictures", "The most doubtful", f'<div class="pictures">{pictures}</div>\n')
     html = page("fx: labels that may be wrong", head, [section])
     path.write_text(html, errors="xmlcharrefreplace")
 
 
-def _picture(root: Path, record: dict[str, Any]) -> str:
+def _picture(root: Path, record: dict[str, Any], key: bytes) -> str:
     words = (
         f"labelled <b>{text(record['label'])}</b>, more like <b>{text(record['suggested'])}</b>"
         if record["margin"] < 0
         else f"labelled <b>{text(record['label'])}</b>, then <b>{text(record['suggested'])}</b>"
     )
+    source = thumbnail(root / record["path"], key, THUMBNAIL)
     return (
-        f'<figure><img src="{_thumbnail(root / record["path"])}" alt="{text(record["path"])}">'
+        f'<figure><img src="{source}" alt="{text(record["path"])}">'
         f"<figcaption>{words}<br>{text(record['path'])}</figcaption></figure>\n"
     )
-
-
-def _thumbnail(path: Path) -> str:
-    """Return a picture as a data URI, an empty one where it cannot be read any more."""
-    from extract import UnreadableImage, decode
-
-    try:
-        image = decode(path.read_bytes(), at_least=THUMBNAIL)
-    except (OSError, UnreadableImage):
-        return "data:,"
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

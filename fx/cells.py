@@ -23,6 +23,9 @@ from fx.subsets import nested_subset
 from heads import KINDS
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from extract import Backbone, FeatureSet, ImageRow, Snapshot
     from finetune import FinetuneSettings, Resources
 
@@ -165,8 +168,7 @@ def _measure_head(
         **metrics.as_dict(),
         "c": head.c,
         "trainable_parameters": head.parameters,
-        "predicted": probabilities.argmax(axis=1).tolist(),
-        "truth": numbers.tolist(),
+        **_answers(probabilities, numbers),
     }, len(head.search)
 
 
@@ -196,9 +198,17 @@ def _measure_network(
         "epochs": result.epochs,
         "best_epoch": result.best_epoch,
         "history": result.history,
-        "predicted": result.probabilities.argmax(axis=1).tolist(),
-        "truth": _numbers(snapshot.split("test"), result.classes).tolist(),
+        **_answers(result.probabilities, _numbers(snapshot.split("test"), result.classes)),
     }, 1 + result.epochs  # one recipe, of which an epoch is chosen
+
+
+def _answers(probabilities: NDArray[np.float64], truth: NDArray[np.int64]) -> dict[str, Any]:
+    """Say of every test picture which class was predicted, how surely, and which it is."""
+    return {
+        "predicted": probabilities.argmax(axis=1).tolist(),
+        "confidence": [round(float(sure), 4) for sure in probabilities.max(axis=1)],
+        "truth": truth.tolist(),
+    }
 
 
 def settings_of(bench: Bench, strategy: str, seed: int) -> FinetuneSettings:
@@ -248,7 +258,7 @@ def network_of(bench: Bench, strategy: str, seed: int) -> Backbone:
     return open_backbone(options, seed=seed)
 
 
-def _numbers(rows: Sequence[ImageRow], classes: Sequence[str]) -> Any:
+def _numbers(rows: Sequence[ImageRow], classes: Sequence[str]) -> NDArray[np.int64]:
     import numpy as np
 
     return np.array([classes.index(label) for label in labels_of(rows)])

@@ -346,6 +346,9 @@ def compare(
         str | None,
         typer.Option(help="A time such as 30m: measure what fits, by trials on this machine."),
     ] = None,
+    log_to: Annotated[
+        str | None, typer.Option(help="tensorboard or mlflow, where installed: every cell.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be measured, and its time.")
     ] = False,
@@ -404,7 +407,14 @@ def compare(
         return
     with progress_bars(quiet=json_) as begin:
         record = run_comparison(
-            images, options, plan, prefer=prefer, wanted=wanted, budget=limit, begin=begin
+            images,
+            options,
+            plan,
+            prefer=prefer,
+            wanted=wanted,
+            budget=limit,
+            log_to=choice("--log-to", log_to, (None, "tensorboard", "mlflow")),
+            begin=begin,
         )
 
     def told() -> None:
@@ -415,6 +425,39 @@ def compare(
         print(f"report: {record['report']}")
 
     show(record, json_, told)
+
+
+@app.command(epilog="Example: fx advise data")
+def advise(
+    images: Images = DATA,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="Network, or several between commas. [default: those at hand]"),
+    ] = None,
+    weights: Weights = None,
+    size: Size = None,
+    precision: Precision = "auto",
+    device: Device = "auto",
+    engine: EngineName = "auto",
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say which strategy to try first and why, before anything is trained."""
+    from fx.advice import advise as give_advice
+    from fx.options import Options
+    from fx.summaries import print_advice
+
+    options = Options(
+        backbone=backbone,
+        weights=weights,
+        size=size,
+        precision=precision,
+        device=device,
+        engine=engine,
+    )
+    with progress_bars(quiet=json_) as begin:
+        record = give_advice(images, options, begin=begin)
+    show(record, json_, lambda: print_advice(record))
 
 
 @app.command(epilog="Example: fx predict runs/svm-resnet50-1a2b3c4d new-pictures")

@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fx.networks import Prepared, measure, networks_of, prepare
 from fx.options import Options
 from fx.plan import Plan
 from fx.quadrant import quadrant_of
 from fx.runs import finish, run_directory
+from fx.tables import log_results, write_results
 from fx.trials import Trials, within_budget
 from fx.verdict import (
     crossover,
@@ -27,9 +28,12 @@ from fx.verdict import (
     tables_of,
 )
 
+if TYPE_CHECKING:
+    from extract import ImageSource
+
 Begin = Callable[[str], Callable[[int, int], None]]
 
-_RAW = ("predicted", "truth")  # one number a picture; kept in the cells' own records
+_RAW = ("predicted", "confidence", "truth")  # one number a picture; kept in the cells' own records
 
 
 def compare(
@@ -40,6 +44,7 @@ def compare(
     prefer: str = "cheap",
     wanted: float | None = None,
     budget: float | None = None,
+    log_to: str | None = None,
     begin: Begin,
 ) -> dict[str, Any]:
     """Measure strategies over growing training sets and write the report.
@@ -55,6 +60,7 @@ def compare(
     prefer : "cheap" recommends the cheapest strategy about as good as the best, "accuracy" the best
     wanted : accuracy; how many images it would take is predicted
     budget : seconds; only cells that are predicted to fit are measured
+    log_to : ``tensorboard`` or ``mlflow``, which gets every cell's numbers
     begin : given what is being done, returns a progress callback
 
     Returns
@@ -66,38 +72,21 @@ def compare(
     FxError
         If the images do not suffice, or nothing fits the budget.
     """
-    from extract import FxError, find_images
+    from extract import FeatureStore, FxError, find_images
+    from fx.evidence import gather_evidence
     from fx.report import learning_curve_png, write_report
 
     begun = time.perf_counter()
     source = find_images(images)
     prepared = [prepare(source, *one, begin=begin) for one in networks_of(options, plan)]
-    several = len(prepared) > 1
-    cells: list[dict[str, Any]] = []
-    skipped: list[dict[str, Any]] = []
-    for number, one in enumerate(prepared):
-        todo, reason = one.cells, ""
-        if budget is not None:
-            spent = time.perf_counter() - begun
-            share = (budget - spent) / (len(prepared) - number)
-            trials = Trials(one.bench, source, one.amounts)
-            todo = within_budget(one.cells, trials, share, one.finished_cells)
-            reason = f"would not fit the budget of {budget:,.0f} s"
-        measured, failed = measure(one, todo, begin=begin)
-        failed += [{**c._asdict(), "reason": reason} for c in one.cells if c not in todo]
-        cells += [_named(cell, one, several) for cell in measured]
-        skipped += [_named(cell, one, several) for cell in failed]
+    cells, skipped = _measure_all(prepared, source, budget, begun, begin)
     if not cells:
         raise FxError(f"nothing was measured: {skipped[0]['strategy']}: {skipped[0]['reason']}")
     tables = tables_of(cells)
     compared = differences(tables)
     recommended = recommend(cells, tables, compared, prefer)
     first = prepared[0]
-    directory = first.bench.directory
-    if several:
-        name = "-and-".join(one.backbone.name for one in prepared)
-        identity = {"of": [one.bench.directory.name for one in prepared]}
-        directory = run_directory(options.out, f"compare-{name}", identity)
+    directory = _directory(options.out, prepared)
     record = _about(images, options, prepared)
     record |= {
         "results": [{k: v for k, v in cell.items() if k not in _RAW} for cell in cells],
@@ -115,9 +104,50 @@ def compare(
         "report": str(directory / "report.html"),
     }
     record = finish(directory, record)
-    write_report(directory / "report.html", record, title=f"fx compare: {images}")
+    title = f"fx compare: {images}"
+    features = FeatureStore(options.store).open_set(first.extracted.spec)
+    shown = gather_evidence(cells, first.snapshot, features)
+    write_report(directory / "report.html", record, title=title, evidence=shown)
     learning_curve_png(directory / "learning_curve.png", record)
+    write_results(directory, record)
+    if log_to is not None:
+        log_results(directory, record, log_to)
     return record
+
+
+def _measure_all(
+    prepared: Sequence[Prepared],
+    source: ImageSource,
+    budget: float | None,
+    begun: float,
+    begin: Begin,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Measure the cells of all networks that fit; return them, and those that were left out."""
+    several = len(prepared) > 1
+    cells: list[dict[str, Any]] = []
+    skipped: list[dict[str, Any]] = []
+    for number, one in enumerate(prepared):
+        todo, reason = one.cells, ""
+        if budget is not None:
+            spent = time.perf_counter() - begun
+            share = (budget - spent) / (len(prepared) - number)
+            trials = Trials(one.bench, source, one.amounts)
+            todo = within_budget(one.cells, trials, share, one.finished_cells)
+            reason = f"would not fit the budget of {budget:,.0f} s"
+        measured, failed = measure(one, todo, begin=begin)
+        failed += [{**c._asdict(), "reason": reason} for c in one.cells if c not in todo]
+        cells += [_named(cell, one, several) for cell in measured]
+        skipped += [_named(cell, one, several) for cell in failed]
+    return cells, skipped
+
+
+def _directory(out: Path, prepared: Sequence[Prepared]) -> Path:
+    """Folder of the results: that of the network, or one that several share."""
+    if len(prepared) == 1:
+        return prepared[0].bench.directory
+    name = "-and-".join(one.backbone.name for one in prepared)
+    identity = {"of": [one.bench.directory.name for one in prepared]}
+    return run_directory(out, f"compare-{name}", identity)
 
 
 def _named(cell: dict[str, Any], network: Prepared, several: bool) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def preview(
     from extract import find_images
 
     source = find_images(images)
-    available, amounts = _amounts(source)
+    available, amounts = amounts_of(source)
     record: dict[str, Any] = {"images": str(images), "n_train": available, "n_test": amounts.test}
     cells: list[dict[str, Any]] = []
     skipped: list[dict[str, Any]] = []
@@ -88,7 +88,7 @@ def preview(
     }
 
 
-def _amounts(source: ImageSource) -> tuple[int, Amounts]:
+def amounts_of(source: ImageSource) -> tuple[int, Amounts]:
     """Predict how many images train, and the other numbers."""
     from extract import FxError
 

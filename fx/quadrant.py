@@ -14,7 +14,7 @@ from fx.verdict import kind_of
 from heads import KINDS
 
 if TYPE_CHECKING:
-    from extract import Backbone, Snapshot
+    from extract import Backbone, ImageSource, Snapshot
 
 MANY = 2_000  # training images
 ALIKE = 0.5  # of ``extract.similarity``
@@ -42,20 +42,23 @@ def quadrant_of(backbone: Backbone, snapshot: Snapshot, recommended: str) -> dic
     dict that JSON can hold: ``many``, ``alike`` (None where it cannot be told), ``distance`` (see
     ``extract.similarity``), ``rule``, ``agrees`` and ``said``, a sentence or two
     """
+    from extract import ImageEntry, ImageSource
+
     train = snapshot.split("train")
-    distance = likeness(backbone, snapshot)
-    return describe_quadrant(len(train), distance, recommended)
-
-
-def likeness(backbone: Backbone, snapshot: Snapshot) -> float | None:
-    """Distance of some training images from those that the network was trained on."""
-    from extract import ImageEntry, ImageSource, batched, distance_from_training, look
-
     # keys are hashes: the first of them are a sample, and the same one every time
-    some = sorted(snapshot.split("train"), key=lambda row: row.key)[:LOOKED_AT]
+    some = sorted(train, key=lambda row: row.key)[:LOOKED_AT]
     entries = tuple(ImageEntry(row.path, None, None, None) for row in some)
     source = ImageSource(Path(snapshot.root), "unlabelled", entries, ())
-    # at the size at which the network's statistics were taken, whatever size is compared
+    return describe_quadrant(len(train), likeness(backbone, source), recommended)
+
+
+def likeness(backbone: Backbone, source: ImageSource) -> float | None:
+    """Distance of images from those that the network was trained on; see ``extract.similarity``.
+
+    They are seen at the size at which the network's statistics were taken.
+    """
+    from extract import batched, distance_from_training, look
+
     looked = look(source, backbone.preprocessing.at_size(backbone.trained_size))
     pixels = (one.pixels for one in looked if one.pixels is not None)
     return distance_from_training(backbone, batched(pixels, 32))

@@ -28,7 +28,9 @@ _MARKERS = {
 }
 
 
-def write_report(path: Path, comparison: dict[str, Any], *, title: str) -> Path:
+def write_report(
+    path: Path, comparison: dict[str, Any], *, title: str, evidence: dict[str, Any] | None = None
+) -> Path:
     """Write the report of a comparison as one self-contained HTML file.
 
     Parameters
@@ -36,6 +38,7 @@ def write_report(path: Path, comparison: dict[str, Any], *, title: str) -> Path:
     path : file to write; its folder is made where there is none
     comparison : the JSON object of `fx compare`; what is missing in it is left out of the page
     title : of the browser's tab, and above the headline
+    evidence : what ``fx.evidence`` gathered, pictures among it
 
     Returns
     -------
@@ -43,7 +46,8 @@ def write_report(path: Path, comparison: dict[str, Any], *, title: str) -> Path:
     """
     from plotly.offline import get_plotlyjs
 
-    found = [section(comparison) for section in SECTIONS]
+    shown = comparison | {"evidence": evidence}
+    found = [section(shown) for section in SECTIONS]
     sections = [section for section in found if section is not None]
     document = page(title, head(comparison, title), sections, plotly=get_plotlyjs())
     path.parent.mkdir(parents=True, exist_ok=True)

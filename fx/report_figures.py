@@ -7,11 +7,13 @@ light, dark and print. The series' colours are legible on both grounds.
 import html
 from typing import Any
 
-from fx.report_cells import Cell, Style, finite, sizes_of
+from fx.report_cells import Cell, Style, finite, sizes_of, styles_of
 
 Figure = dict[str, Any]
 
 _MAX_NAMED_SIZES = 8
+_MAX_IN_LEGEND = 20
+_FRONT = "#7F7F7F"
 _TRAIN = Style("#0072B2", "solid", "circle")
 _VALIDATION = Style("#D55E00", "dash", "square")
 
@@ -37,7 +39,7 @@ def learning_curve(
 def cost(cells: dict[str, list[Cell]], styles: dict[str, Style]) -> Figure:
     """Accuracy against seconds: a point per strategy and size, larger with more images."""
     sizes = sizes_of(cells)
-    data = []
+    data: list[dict[str, Any]] = []
     for strategy, row in cells.items():
         points = [
             (seconds, accuracy, cell.n_train)
@@ -60,11 +62,76 @@ def cost(cells: dict[str, list[Cell]], styles: dict[str, Style]) -> Figure:
                 | {"size": marker_sizes, "opacity": 1, "line": {"width": 0}},
             }
         )
+    front = _pareto([point for trace in data for point in zip(trace["x"], trace["y"], strict=True)])
+    data.append(
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": "Pareto front",
+            "x": [seconds for seconds, _ in front],
+            "y": [accuracy for _, accuracy in front],
+            "hoverinfo": "skip",
+            "line": {"color": _FRONT, "dash": "dot", "width": 3, "shape": "hv"},
+        }
+    )
     layout = _layout("seconds, per run", "accuracy on the test images")
     # 1, 2 and 5 of each decade: all nine would run into one another
     layout["xaxis"] |= {"type": "log", "tickformat": "~g", "dtick": "D2"}
     layout["hovermode"] = "closest"
     alt = "Accuracy against seconds; the table of results gives the same numbers."
+    return {"data": data, "layout": layout, "alt": alt}
+
+
+def reliability(bins: dict[str, list[list[float]]], styles: dict[str, Style]) -> Figure:
+    """Accuracy against confidence, a line a strategy; on the diagonal the two are equal."""
+    data = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": html.escape(strategy),
+            "x": [confidence for confidence, _, _ in rows],
+            "y": [accuracy for _, accuracy, _ in rows],
+            "customdata": [f"{int(count):,} images" for _, _, count in rows],
+            "hovertemplate": "said %{x:.3f}, right %{y:.3f} (%{customdata})",
+            "line": {"color": styles[strategy].colour, "dash": styles[strategy].dash, "width": 2},
+            "marker": {"color": styles[strategy].colour, "symbol": styles[strategy].symbol},
+        }
+        for strategy, rows in bins.items()
+    ]
+    layout = _layout("confidence", "accuracy")
+    diagonal = {"dash": "dot", "width": 1}
+    layout["shapes"] = [{"type": "line", "x0": 0, "y0": 0, "x1": 1, "y1": 1, "line": diagonal}]
+    lowest = min(value for rows in bins.values() for row in rows for value in row[:2])
+    for axis in ("xaxis", "yaxis"):
+        layout[axis] |= {"range": [max(0.0, lowest - 0.05), 1.02]}
+    layout["hovermode"] = "closest"
+    alt = "Accuracy against confidence; the calibration errors in the table of results sum it up."
+    return {"data": data, "layout": layout, "alt": alt}
+
+
+def feature_map(points: list[dict[str, Any]]) -> Figure:
+    """Points of a map, a trace a class; ``pictures`` of a trace are data URIs, a point each."""
+    labels = sorted({point["label"] for point in points})
+    data = []
+    for label, style in zip(labels, styles_of(labels).values(), strict=True):
+        of_label = [point for point in points if point["label"] == label]
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": html.escape(label),
+                "x": [point["x"] for point in of_label],
+                "y": [point["y"] for point in of_label],
+                "customdata": [[point["picture"], point["path"]] for point in of_label],
+                "hoverinfo": "none",
+                "marker": {"color": style.colour, "symbol": style.symbol, "size": 6},
+            }
+        )
+    layout = _layout("", "")
+    for axis in ("xaxis", "yaxis"):
+        layout[axis] |= {"visible": False}
+    layout |= {"hovermode": "closest", "height": 520, "showlegend": len(labels) <= _MAX_IN_LEGEND}
+    alt = f"Map of {len(points):,} images of {len(labels)} classes by their features."
     return {"data": data, "layout": layout, "alt": alt}
 
 
@@ -128,6 +195,15 @@ def training(run: dict[str, Any], quantity: str, name: str) -> Figure:
         layout["shapes"] = [_upright(run["best_epoch"])]
     alt = f"{quantity.capitalize()} by epoch of {name}; at the last epoch: {', '.join(last)}."
     return {"data": data, "layout": layout, "alt": alt}
+
+
+def _pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Points of (seconds, accuracy) that no quicker one equals."""
+    front: list[tuple[float, float]] = []
+    for seconds, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or accuracy > front[-1][1]:
+            front.append((seconds, accuracy))
+    return front
 
 
 def _curve(strategy: str, row: list[Cell], style: Style) -> list[dict[str, Any]]:

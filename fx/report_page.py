@@ -268,6 +268,12 @@ td.number { white-space: nowrap; }
 }
 .confusion tbody th { text-align: right; }
 .confusion .upright { max-width: none; max-height: 9rem; writing-mode: vertical-rl; }
+#peek {
+  position: fixed; z-index: 10; pointer-events: none; padding: .4rem; max-width: 14rem;
+  border: 1px solid var(--rule); border-radius: .4rem; background: var(--panel);
+  font-size: .8rem; overflow-wrap: anywhere;
+}
+#peek img { display: block; width: 6rem; height: 6rem; object-fit: contain; }
 details { margin-bottom: 1rem; }
 summary { padding: .3rem 0; cursor: pointer; color: var(--link); }
 select { max-width: 100%; padding: .25rem .5rem; font: inherit; }
@@ -314,6 +320,30 @@ for (const select of document.querySelectorAll("select[data-plots]")) {
       draw(document.getElementById(id), select.selectedIndex);
     }
   });
+}
+
+// A map's point shows its picture beside the pointer; a click does it for fingers.
+const map = document.getElementById("feature-map");
+if (map) {
+  const peek = document.body.appendChild(document.createElement("div"));
+  peek.id = "peek";
+  peek.hidden = true;
+  const image = peek.appendChild(document.createElement("img"));
+  const words = peek.appendChild(document.createElement("span"));
+  const show = ({points: [point], event}) => {
+    const [picture, path] = point.customdata;
+    image.src = picture;
+    image.alt = "";
+    words.textContent = path;
+    peek.hidden = false;
+    const left = Math.min(event.clientX + 16, innerWidth - peek.offsetWidth - 8);
+    const top = Math.min(event.clientY + 16, innerHeight - peek.offsetHeight - 8);
+    peek.style.left = `${left}px`;
+    peek.style.top = `${top}px`;
+  };
+  map.on("plotly_hover", show);
+  map.on("plotly_click", show);
+  map.on("plotly_unhover", () => { peek.hidden = true; });
 }
 
 // Paper is narrower than most screens, and nothing on it can be unfolded.

@@ -10,6 +10,7 @@ from typing import Any
 
 from fx import report_figures as draw
 from fx.report_cells import cells_of, describe, finite, styles_of
+from fx.report_evidence import disputed, feature_map, mistakes, reliability
 from fx.report_page import (
     Section,
     choice,
@@ -170,7 +171,11 @@ def _cost(comparison: dict[str, Any]) -> Section | None:
     if not any(cell.mean("seconds") for row in cells.values() for cell in row):
         return None
     curve = draw.cost(cells, styles_of(list(cells)))
-    body = figure(_place("cost-curve", curve), "The larger the marker, the more training images.")
+    body = figure(
+        _place("cost-curve", curve),
+        "The larger the marker, the more training images. Of the points on the dotted line (the "
+        "Pareto front) none is beaten by a quicker one.",
+    )
     extraction = finite(comparison.get("extraction_seconds"))
     if extraction is not None:
         body += paragraph(
@@ -501,6 +506,10 @@ SECTIONS: tuple[Callable[[dict[str, Any]], Section | None], ...] = (
     _results,
     _pairs,
     _confusion,
+    reliability,
+    mistakes,
+    disputed,
+    feature_map,
     _training,
     _data,
     _repeat,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 # Records listed one by one; of more, only how many there are is said.
 SHOWN = 5
+_SCORES = ("knn", "logreg", "logme", "h_score", "distance")
 
 
 def print_extraction(result: ExtractResult) -> None:
@@ -211,3 +213,47 @@ def print_preview(record: dict[str, Any]) -> None:
         f"{record['disk_mb']:,.0f} MB on the disk"
     )
     print("as if nothing were there yet: what is finished takes no time again")
+
+
+def print_advice(record: dict[str, Any]) -> None:
+    """Print what images are like, what the networks' features promise, and what to try first."""
+    sample, classes = record["sample"], record["classes"]
+    _wrapped(
+        f"{sum(classes.values()):,} labelled images of {len(classes):,} classes: about "
+        f"{record['n_train']:,} to train on, {record['n_test']:,} to test; the largest class has "
+        f"{record['imbalance']:.1f} times the smallest"
+    )
+    counts = {
+        "unreadable": sample["unreadable"],
+        "copies": sample["copies"],
+        "near-copies": sample["near_copies"],
+        "across splits": sample["near_copies_across_splits"],
+    }
+    odd = ", ".join(f"{len(found):,} {what}" for what, found in counts.items())
+    print(f"of {sample['n']:,} looked at: {odd}")
+    _list("unreadable", [f"{r['path']}: {r['reason']}" for r in sample["unreadable"]])
+    if sides := sample["shorter_side"]:
+        inputs = ", ".join(f"{one['backbone']} {one['size']}" for one in record["networks"])
+        _wrapped(
+            f"shorter sides: {sides['least']:,} to {sides['greatest']:,} pixels, median "
+            f"{sides['median']:,}; the network sees: {inputs}"
+        )
+    print_table(
+        ["features", "n", "k-NN", "logreg", "LogME", "H-score", "distance"],
+        [[one[name] for name in ("backbone", "n", *_SCORES)] for one in record["networks"]],
+        title="scores on the images looked at, cross-validated: no promise of a test",
+    )
+    print_table(
+        ["seconds, predicted", "extract", *record["networks"][0]["predicted_seconds"]],
+        [
+            [one["backbone"], f"{one['extraction_seconds']:,.0f}"]
+            + [f"{seconds:,.0f}" for seconds in one["predicted_seconds"].values()]
+            for one in record["networks"]
+        ],
+    )
+    _wrapped(record["quadrant"]["said"])
+    _wrapped(f"Try first: {record['strategy']}.")
+
+
+def _wrapped(said: str) -> None:
+    print(textwrap.fill(said, 80))

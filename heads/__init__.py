@@ -10,6 +10,7 @@ from heads.limits import Limits
 from heads.metrics import Metrics, evaluate
 from heads.plots import write_plots
 from heads.resampling import measure_by_resampling
+from heads.transferability import h_score, logme
 
 __all__ = [
     "KINDS",
@@ -22,7 +23,9 @@ __all__ = [
     "doubt_labels",
     "evaluate",
     "fit_head",
+    "h_score",
     "load_head",
+    "logme",
     "measure_by_resampling",
     "save_head",
     "write_plots",

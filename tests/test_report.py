@@ -1,5 +1,6 @@
 """What fx shows: the report's page and picture, a training history, tables, JSON and progress."""
 
+import base64
 import csv
 import dataclasses
 import io
@@ -77,6 +78,7 @@ def comparison(classes: list[str] = CLASSES) -> dict[str, Any]:
                     | {"seconds": SECONDS[strategy] * (n_train / 1437) ** 0.8}
                     | {"trainable_parameters": 3_413_024 if tuned else 7_686}
                     | {"confusion": confusion(at, len(classes))}
+                    | {"reliability": [[0.6, at - 0.2, 180], [0.98, at, 180]]}
                     | ({"history": history(at), "best_epoch": 5} if tuned else {})
                 )
     return {
@@ -173,10 +175,29 @@ class Page(HTMLParser):
         return figures
 
 
+def evidence() -> dict[str, Any]:
+    """Made-up pictures: a red square each, of files with hostile names."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (48, 48), (200, 0, 0)).save(buffer, "JPEG")
+    picture = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    shown = {"path": f"a/{BREAKOUT}.jpg", "label": HOSTILE, "said": BREAKOUT, "picture": picture}
+    return {
+        "n_train": 1437,
+        "mistakes": {"logreg": [shown] * 3, "svm": [shown], "scratch": []},
+        "disputed": [shown, shown],
+        "map": [
+            {"x": float(i), "y": float(i % 7), "label": CLASSES[i % len(CLASSES)]}
+            | {"path": f"a/{i} {HOSTILE}.jpg", "picture": picture}
+            for i in range(60)
+        ],
+    }
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "new folder" / "report.html"
-    return write_report(path, comparison(), title=f"Comparison of {HOSTILE}")
+    title = f"Comparison of {HOSTILE}"
+    return write_report(path, comparison(), title=title, evidence=evidence())
 
 
 @pytest.fixture(scope="module")
@@ -202,8 +223,8 @@ def test_headings_go_down_one_level_at_a_time(parsed: Page) -> None:
 
 def test_nothing_on_the_page_names_another_place(parsed: Page) -> None:
     for tag, attributes in parsed.elements:
-        assert tag not in {"link", "iframe", "img", "object", "embed", "base"}
-        assert "src" not in attributes
+        assert tag not in {"link", "iframe", "object", "embed", "base"}
+        assert (attributes.get("src") or "data:").startswith("data:")
         assert (attributes.get("href") or "#").startswith("#")
         assert not [name for name in attributes if name.startswith("on")]
     assert "url(" not in parsed.text
@@ -236,6 +257,7 @@ def test_every_figure_is_one_that_plotly_knows(tmp_path: Path, parsed: Page) -> 
     path = write_report(tmp_path / "report.html", many, title="many classes")
     figures = parsed.figures() | Page(path.read_text(encoding="utf-8")).figures()
     assert {"learning-curve", "cost-curve", "training-2-loss", "confusion-0"} <= figures.keys()
+    assert {"reliability-curve", "feature-map"} <= figures.keys()
     for choices in figures.values():
         for figure in choices:
             # raises where a property or a value is unknown
@@ -286,6 +308,18 @@ def test_a_comparison_with_little_in_it_still_makes_a_page(tmp_path: Path, kept:
     assert page.open == []
     assert "Little" in page.text
     learning_curve_png(tmp_path / "curve.png", bare[kept])
+
+
+def test_of_the_front_none_is_beaten_by_a_quicker_one(parsed: Page) -> None:
+    *strategies, front = parsed.figures()["cost-curve"][0]["data"]
+    assert front["name"] == "Pareto front"
+    points = [p for trace in strategies for p in zip(trace["x"], trace["y"], strict=True)]
+    on_front = list(zip(front["x"], front["y"], strict=True))
+    for seconds, accuracy in points:
+        beaten = any(
+            s <= seconds and a >= accuracy for s, a in points if (s, a) != (seconds, accuracy)
+        )
+        assert ((seconds, accuracy) in on_front) == (not beaten)
 
 
 def test_long_lists_are_cut_and_say_so(tmp_path: Path) -> None:
@@ -344,6 +378,23 @@ def test_in_a_browser_every_plot_is_drawn_and_nothing_is_loaded(
     context.close()
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_browser_axe_finds_nothing_to_mend(browser: Any, report: Path, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe here")
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, color_scheme=scheme)
+    page = context.new_page()
+    page.goto(report.as_uri())
+    page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
+    found = axe.Axe().run(page).response["violations"]
+    told = [
+        (one["id"], node["html"][:120], node["any"][:1] and node["any"][0]["message"])
+        for one in found
+        for node in one["nodes"]
+    ]
+    assert told == []
+    context.close()
+
+
 def test_in_a_browser_hovering_shows_the_numbers(browser: Any, report: Path) -> None:
     page = browser.new_page(viewport={"width": 1280, "height": 800})
     page.goto(report.as_uri())
@@ -353,6 +404,25 @@ def test_in_a_browser_hovering_shows_the_numbers(browser: Any, report: Path) -> 
     label = page.locator("#learning-curve .hoverlayer")
     label.locator("text").first.wait_for()
     assert "0.909 (0.879 to 0.934, 3 seeds)" in label.text_content()
+    page.close()
+
+
+def test_in_a_browser_hovering_over_the_map_shows_the_picture(browser: Any, report: Path) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.goto(report.as_uri())
+    plot = page.locator("#feature-map")
+    plot.scroll_into_view_if_needed()
+    point = plot.locator(".scatterlayer .trace").nth(1).locator(".points path").nth(3)
+    point.wait_for(state="attached")
+    assert not page.locator("#peek").is_visible()
+    box = point.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    picture = page.locator("#peek img")
+    picture.wait_for(state="visible")
+    assert picture.evaluate("image => image.naturalWidth") == 48
+    assert f"{HOSTILE}.jpg" in page.locator("#peek").text_content()
+    page.mouse.move(5, 5)
+    page.locator("#peek").wait_for(state="hidden")
     page.close()
 
 

@@ -1,0 +1,30 @@
+"""Small pictures inside a page."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from pathlib import Path
+
+NO_PICTURE = "data:,"
+
+
+def thumbnail(path: Path, key: bytes, pixels: int) -> str:
+    """Make a data URI of an image, at most so many pixels a side.
+
+    An empty one where it cannot be read any more, or its bytes are no longer those of the key.
+    """
+    from extract import UnreadableImage, decode
+
+    try:
+        data = path.read_bytes()
+        if hashlib.sha256(data).digest() != key:
+            return NO_PICTURE
+        image = decode(data, at_least=pixels)
+    except (OSError, UnreadableImage):
+        return NO_PICTURE
+    image.thumbnail((pixels, pixels))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
