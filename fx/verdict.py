@@ -250,14 +250,12 @@ def recommend(
     chosen = min(near, key=lambda strategy: seconds[strategy])
     estimate, covers = found[chosen]
     low, high = estimate.proportion_interval(simultaneous(LEVEL, len(found)))
+    alone = "" if covers == BOTH else ", test images alone"
     first = (
-        f"Use {chosen}: accuracy {accuracy[chosen]:.3f} ({low:.3f} to {high:.3f}, which allows for "
-        f"{covers}) after {largest:,} training images, in {_duration(seconds[chosen])}"
-        f"{'' if len(found) == 1 else f', the best of {len(found)} strategies'}."
+        f"Use {chosen}: accuracy {accuracy[chosen]:.3f} ({low:.3f} to {high:.3f}{alone}) after "
+        f"{largest:,} training images, in {_duration(seconds[chosen])}"
     )
-    if chosen != best:
-        first = first.replace(", the best of", f"; {best} is the best of")
-        first = first[:-1] + ", but by less than a standard error."
+    first += "." if chosen == best else f", within a standard error of the best, {best}."
     cheaper = [s for s in found if seconds[s] < seconds[chosen]]
     dearer = [s for s in found if s != chosen and s not in cheaper]
     if cheaper:

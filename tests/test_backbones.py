@@ -308,6 +308,9 @@ def test_one_set_of_weights_has_one_hash_in_every_file(
         for k, v in resnet18.items()
     }
     assert hash_of(tmp_path / "g.pth", strided) == expected
+    tuned = {f"backbone.{k}": v for k, v in headless.items()}
+    tuned |= {"classifier.weight": torch.zeros(7, 512), "classifier.bias": torch.zeros(7)}
+    assert hash_of(tmp_path / "h.safetensors", tuned) == expected
 
 
 @settings(max_examples=20, deadline=None)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.models import group_parameters
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -372,3 +373,37 @@ def test_any_network_of_such_layers_is_cut_without_loss(
         given_middle = middle.clone()
         assert torch.equal(tail(middle), module(x))
         assert torch.equal(middle, given_middle)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tf_efficientnet_lite0",
+        "legacy_xception",
+        "resnet50d",
+        "seresnet50",
+        "mobilenetv3_large_100",
+        "regnety_002",
+        "convnext_atto",
+        "densenet121",
+        "dla34",
+        "inception_v4",
+        "repvgg_a2",
+        "vgg11_bn",
+    ],
+)
+def test_cuts_of_timms_models_lie_between_the_stages_that_timm_names(name: str) -> None:
+    backbone, module = outline_backbone(f"timm/{name}")
+    stages: dict[str, set[str]] = {}
+    for parameter, stage in group_parameters(
+        module, module.group_matcher(coarse=True), reverse=True
+    ).items():
+        stages.setdefault(str(stage), set()).add(parameter)
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    blocks = len(find_blocks(module, backbone.size))
+    assert blocks >= 3
+    for unfreeze in range(1, blocks):
+        _, tail = cut(module, backbone.size, unfreeze)
+        trains = {names[id(parameter)] for parameter in tail.parameters()}
+        for stage in stages.values():
+            assert stage <= trains or not stage & trains

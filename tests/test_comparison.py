@@ -199,7 +199,8 @@ def test_the_cheapest_within_a_standard_error_is_recommended() -> None:
     seconds = {"logreg": 1.0, "finetune:1": 60.0}
     said = said_of(near, seconds)
     assert said.startswith("Use logreg: accuracy 0.900 (0.8")
-    assert "not other training images" in said
+    assert "test images alone" in said
+    assert "within a standard error of the best, finetune:1." in said
     assert "Over finetune:1, which takes longer, it gains -0.5 points" in said
     assert "59.0 s less" in said
     assert said_of(near, seconds, prefer="accuracy").startswith("Use finetune:1: accuracy 0.905")

@@ -1,9 +1,15 @@
 """Forecasts of learning curves: known ones are found, and intervals hold what they say."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from statsmodels.stats.proportion import proportion_confint
 
-from fx.forecast import fit_curves, forecast
+from extract import FeatureStore, Snapshot, extract, find_images, load_backbone, make_engine
+from fx.forecast import LEVEL, fit_curves, forecast
+from fx.subsets import nested_subset
+from heads import fit_head
 
 SIZES = (40, 100, 250, 630, 1600)
 
@@ -69,3 +75,44 @@ def test_a_forecast_says_what_twice_and_five_times_the_images_bring() -> None:
     assert [at["n_train"] for at in record["at"]] == [3200, 8000]
     assert record["wanted"]["accuracy"] == 0.94
     assert record["wanted"]["low"] <= record["wanted"]["n_train"]
+
+
+@pytest.mark.slow
+def test_the_upper_half_of_real_curves_is_foretold(cifar4: Path, tmp_path: Path) -> None:
+    backbone = load_backbone("efficientnet_lite0", size=96)
+    engine = make_engine(backbone.module, backbone.preprocessing)
+    store = FeatureStore.create(tmp_path / "features.zarr")
+    extract(find_images(cifar4), backbone=backbone, engine=engine, store=store)
+    snapshot = Snapshot.from_parquet(*store.read_snapshot(None))
+    train, test = snapshot.split("train"), snapshot.split("test")
+    read = store.last_extracted().features
+    seen, truth = read([row.key for row in test]), np.array([str(row.label) for row in test])
+    sizes = [40, 80, 160, 320, 640, 1280, 2560, 5120, 10240, 20000]
+    lower, upper = sizes[:5], sizes[5:]
+    covered, ours, theirs = [], [], []
+    for kind in ("logreg", "knn", "centroid"):
+        tables = {}
+        for size in sizes:
+            right = []
+            for seed in range(3 if size < 10_000 else 1):
+                rows = nested_subset(train, size, seed)
+                labels = [str(row.label) for row in rows]
+                head = fit_head(read([row.key for row in rows]), labels, kind=kind, seed=seed)
+                right.append(head.predict(seen) == truth)
+            tables[size] = np.array(right, np.int8)
+        _, low, high = fit_curves({size: tables[size] for size in lower}).at(upper, LEVEL)
+        measured = np.array([tables[size].mean() for size in upper])
+        covered += ((low <= measured) & (measured <= high)).tolist()
+        ours += interval_scores(low, high, measured).tolist()
+        last = tables[lower[-1]].mean()
+        right_of = round(last * len(test))
+        stays = proportion_confint(right_of, len(test), alpha=1 - LEVEL, method="wilson")
+        theirs += interval_scores(*stays, measured).tolist()
+    assert np.mean(covered) >= 0.8
+    assert np.mean(ours) < np.mean(theirs)
+
+
+def interval_scores(low, high, measured: np.ndarray) -> np.ndarray:
+    """T. Gneiting and A. Raftery, "Strictly Proper Scoring Rules" (2007), equation 43."""
+    missed = np.maximum(low - measured, 0) + np.maximum(measured - high, 0)
+    return high - low + 2 / (1 - LEVEL) * missed

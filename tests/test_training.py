@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -40,10 +41,12 @@ from finetune import (
 from finetune.activations import Activations, Views, load_activations
 from finetune.augmentation import augmented, mixed, seed_of
 from finetune.blocks import depths
+from finetune.checkpoint import TrainingState
 from finetune.network import TrainedPart
 from finetune.optimiser import make_optimiser, rate_at
 from finetune.processes import make_accelerator
 from finetune.trainer import Trainer
+from finetune.training import _has_settled
 
 CPU = torch.device("cpu")
 
@@ -285,6 +288,26 @@ def test_two_phases_are_counted_apart(
         backbone, store, tmp_path, classifier_epochs=3, epochs=5, patience=1, learning_rate=1e-5
     )
     assert result.epochs >= 4
+
+
+@pytest.mark.parametrize(
+    ("losses", "settled"),
+    [
+        ([0.3], False),
+        # above the head it began with, and falling: what the peak of the rate cost is won back
+        ([0.3, 0.6, 0.5, 0.4], False),
+        ([0.3, 0.5, 0.6], False),
+        ([0.3, 0.5, 0.6, 0.7], True),
+        ([0.3, 0.2, 0.25, 0.26], True),
+    ],
+)
+def test_training_stops_by_its_own_epochs_and_not_by_the_head_it_began_with(
+    losses: list[float], settled: bool
+) -> None:
+    history = [{"epoch": n, "validation_loss": loss} for n, loss in enumerate(losses)]
+    state = TrainingState(best={}, epoch=len(losses) - 1, history=history)
+    trainer = SimpleNamespace(settings=FinetuneSettings(patience=2))
+    assert _has_settled(state, trainer) == settled
 
 
 def test_what_is_found_by_trial_leaves_the_start_as_it_was(
