@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from joblib import Parallel, cpu_count, delayed
@@ -88,8 +89,9 @@ class SupportVectors(Learner):
     def scores(self, pipeline: Pipeline, features: Features) -> Scores:
         """Pairwise scores of the machine's margins, which libsvm takes fifty times as long for."""
         machine = pipeline[-1]
-        rows = pipeline[0].transform(features)
-        vectors = machine.support_vectors_.astype(np.float32)
+        # in float64: a row's probabilities shall not depend on the rows it is asked for with
+        rows = pipeline[0].transform(features).astype(np.float64)
+        vectors = machine.support_vectors_
         edges = np.cumsum([0, *machine.n_support_])
         weights = np.zeros((len(vectors), len(machine.intercept_)))
         if len(machine.n_support_) == 2:
@@ -117,17 +119,22 @@ class SupportVectors(Learner):
         )
 
     def _kernel(
-        self, left: Features, right: Features, *, gamma: float, jobs: int
+        self,
+        left: NDArray[np.floating[Any]],
+        right: NDArray[np.floating[Any]],
+        *,
+        gamma: float,
+        jobs: int,
     ) -> NDArray[np.float64]:
         """Kernel matrix as SVC defines it.
 
-        Computed in float32, in blocks of rows that `jobs` threads share; of rows with themselves
-        one half, and copied to the other.
+        Computed in the rows' dtype, in blocks of rows that `jobs` threads share; of rows with
+        themselves one half, and copied to the other.
         """
         symmetric = left is right
         matrix = np.empty((len(left), len(right)))
         squares = np.square(right).sum(axis=1)
-        factor = np.float32(-gamma)
+        factor = left.dtype.type(-gamma)
 
         def fill(block: slice) -> None:
             start = block.start if symmetric else 0

@@ -26,6 +26,7 @@ COMMANDS = {
     "extract": (),
     "fit-head": (),
     "finetune": (),
+    "advise": (),
     "compare": (),
     "predict": (),
     "store ls": (),
