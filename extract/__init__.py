@@ -28,11 +28,12 @@ from extract.preprocessing import Preprocessing
 from extract.quantisation import Quantised, quantised_network
 from extract.reading import batched, look, mean_of_crops
 from extract.similarity import distance_from_training
-from extract.snapshot import ImageRow, Snapshot, position, unit_of
+from extract.snapshot import TEST_SHARE, ImageRow, Snapshot, position, unit_of
 from extract.sources import ImageEntry, ImageSource, find_images
 from extract.store import FeatureStore
 
 __all__ = [
+    "TEST_SHARE",
     "Backbone",
     "BackboneInfo",
     "Damage",

@@ -20,8 +20,6 @@ from torch import nn
 from extract.backbones import Backbone
 from extract.engine import normalise
 
-NORMALISATIONS = (nn.BatchNorm2d,)
-
 
 class _Moments:
     """Mean and mean square of every channel over all that was seen."""
@@ -64,7 +62,7 @@ def distance_from_training(
     -------
     0 for images like those; None where the network has no batch norm, or saw no image
     """
-    layers = [m for m in backbone.module.modules() if isinstance(m, NORMALISATIONS)]
+    layers = [m for m in backbone.module.modules() if isinstance(m, nn.BatchNorm2d)]
     layers = [layer for layer in layers if layer.running_mean is not None]
     moments = [_Moments(layer.num_features) for layer in layers]
 

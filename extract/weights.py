@@ -171,7 +171,9 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     if all(name.startswith(_FINETUNED) for name in tensors):
         backbone, _ = _FINETUNED
-        tensors = {n.removeprefix(backbone): t for n, t in tensors.items() if backbone in n}
+        tensors = {
+            n.removeprefix(backbone): t for n, t in tensors.items() if n.startswith(backbone)
+        }
     return tensors
 
 

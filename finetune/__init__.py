@@ -9,15 +9,16 @@ from finetune.finetuning import (
     finetune,
     fold,
 )
-from finetune.processes import TRACKERS, joined, make_accelerator
+from finetune.processes import TRACKERS, check_tracker, joined, make_accelerator
 from finetune.settings import RECIPES, FinetuneSettings
 from finetune.split import Resources
 from finetune.timing import Timing, time_training
-from finetune.validation import set_validation_aside
+from finetune.validation import VALIDATION_SHARE, set_validation_aside
 
 __all__ = [
     "RECIPES",
     "TRACKERS",
+    "VALIDATION_SHARE",
     "Block",
     "FinetuneSettings",
     "Finetuned",
@@ -25,6 +26,7 @@ __all__ = [
     "Resources",
     "Timing",
     "TrainingData",
+    "check_tracker",
     "cut",
     "fill_activations",
     "find_blocks",

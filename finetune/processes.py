@@ -24,6 +24,20 @@ def joined(device: torch.device) -> PartialState:
     return PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
 
 
+def check_tracker(name: str | None) -> None:
+    """Refuse a tracker that cannot be used; None is no tracker.
+
+    Raises
+    ------
+    FxError
+        If it is unknown or not installed.
+    """
+    if name is not None and name not in TRACKERS:
+        raise FxError(f"unknown tracker {name!r}; choose {' or '.join(TRACKERS)}")
+    if name is not None and find_spec(name) is None:
+        raise FxError(f"--log-to {name} needs a package that is not here: pip install {name}")
+
+
 def make_accelerator(
     device: torch.device,
     settings: FinetuneSettings,
@@ -45,10 +59,7 @@ def make_accelerator(
     FxError
         If the tracker is unknown or not installed.
     """
-    if log_to is not None and log_to not in TRACKERS:
-        raise FxError(f"unknown tracker {log_to!r}; choose {' or '.join(TRACKERS)}")
-    if log_to is not None and find_spec(log_to) is None:
-        raise FxError(f"--log-to {log_to} needs a package that is not here: pip install {log_to}")
+    check_tracker(log_to)
     joined(device)
     # accelerate keeps one state a process and refuses another precision; a comparison has several
     AcceleratorState._reset_state()

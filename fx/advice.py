@@ -71,7 +71,7 @@ def advise(images: Path, options: Options, *, begin: Begin) -> dict[str, Any]:
     Raises
     ------
     FxError
-        If there are no labelled images of two classes.
+        If there are no labelled images of two classes, or none of those looked at can be read.
     """
     from extract import find_images
 
@@ -141,7 +141,7 @@ def _look_at(
     """Compute features of a sample; say what is odd about its images."""
     import numpy as np
 
-    from extract import batched, look, near_copies, perceptual_hash
+    from extract import FxError, batched, look, near_copies, perceptual_hash
 
     begun = time.perf_counter()
     seen: dict[bytes, str] = {}
@@ -168,7 +168,12 @@ def _look_at(
             hashes.append(perceptual_hash(looked.pixels[0]))
             yield looked.pixels
 
-    features = np.concatenate(list(engine.run(batched(pictures(), engine.batch_size))))
+    batches = list(engine.run(batched(pictures(), engine.batch_size)))
+    if not batches:
+        raise FxError(
+            f"none of {len(failed):,} images can be read; the first: {failed[0]['reason']}"
+        )
+    features = np.concatenate(batches)
     seconds = time.perf_counter() - begun
     stacked = np.stack(hashes)
     near = near_copies(stacked, stacked)

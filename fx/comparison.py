@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fx.networks import Prepared, measure, networks_of, prepare
+from fx.networks import Prepared, measure, name_with_network, networks_of, prepare
 from fx.options import Options
 from fx.plan import Plan
 from fx.quadrant import quadrant_of
@@ -73,10 +73,12 @@ def compare(
         If the images do not suffice, or nothing fits the budget.
     """
     from extract import FeatureStore, FxError, find_images
+    from finetune import check_tracker
     from fx.evidence import gather_evidence
     from fx.report import learning_curve_png, write_report
 
     begun = time.perf_counter()
+    check_tracker(log_to)
     source = find_images(images)
     prepared = [prepare(source, *one, begin=begin) for one in networks_of(options, plan)]
     cells, skipped = _measure_all(prepared, source, budget, begun, begin)
@@ -151,10 +153,8 @@ def _directory(out: Path, prepared: Sequence[Prepared]) -> Path:
 
 
 def _named(cell: dict[str, Any], network: Prepared, several: bool) -> dict[str, Any]:
-    """Name the network of a cell's strategy, where there are several."""
-    if not several or cell["strategy"] == "small_cnn":
-        return cell
-    return {**cell, "strategy": f"{cell['strategy']} on {network.backbone.name}"}
+    name = name_with_network(cell["strategy"], network.backbone.name, several)
+    return {**cell, "strategy": name}
 
 
 def _sum(seconds: Sequence[float | None]) -> float | None:

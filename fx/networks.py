@@ -107,6 +107,11 @@ def networks_of(options: Options, plan: Plan) -> list[tuple[Options, Plan]]:
     ]
 
 
+def name_with_network(strategy: str, network: str, several: bool) -> str:
+    """Name the network too where there are several, and where one decides the strategy."""
+    return strategy if not several or strategy == "small_cnn" else f"{strategy} on {network}"
+
+
 def _between_commas(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 

@@ -158,11 +158,13 @@ def seconds_a_picture(
     """
     import numpy as np
 
-    from extract import batched, look, mean_of_crops
+    from extract import FxError, batched, look, mean_of_crops
 
     begun = time.perf_counter()
     looked = look(source, engine.preprocessing, crops=crops)
     pixels = [image.pixels for image in looked if image.pixels is not None]
+    if not pixels:
+        raise FxError(f"none of the {len(source.entries)} images to be timed can be read")
     seconds = (time.perf_counter() - begun) / len(pixels)
     batches = list(batched(pixels, engine.batch_size))
     done = list(mean_of_crops(engine.run(iter(batches)), crops))

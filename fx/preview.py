@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fx.cells import Bench
-from fx.networks import check_depths, networks_of, settled
+from fx.networks import check_depths, name_with_network, networks_of, settled
 from fx.options import Options, open_backbone
 from fx.plan import Plan, subset_sizes
 from fx.trials import Amounts, Trials, within_budget
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from extract import ImageSource
 
 Begin = Callable[[str], Callable[[int, int], None]]
-
-TESTED = 0.2  # share of the images that is set aside where no split is given
 
 
 def preview(
@@ -63,11 +61,10 @@ def preview(
         if left is not None:
             left -= trials.extraction()
             chosen = within_budget(all_cells, trials, left / (len(networks) - number), [])
-        suffix = f" on {backbone.name}" if len(networks) > 1 else ""
         before = len(cells)
         for cell in all_cells:
-            found = cell._asdict() | {"seconds": trials.cell(cell)}
-            found["strategy"] += suffix
+            name = name_with_network(cell.strategy, backbone.name, len(networks) > 1)
+            found = cell._asdict() | {"strategy": name, "seconds": trials.cell(cell)}
             (cells if cell in chosen else skipped).append(found)
         used = {cell.strategy for cell in chosen}
         extraction += trials.extraction()
@@ -90,7 +87,7 @@ def preview(
 
 def amounts_of(source: ImageSource) -> tuple[int, Amounts]:
     """Predict how many images train, and the other numbers."""
-    from extract import FxError
+    from extract import TEST_SHARE, FxError
 
     labelled = [entry for entry in source.entries if entry.label is not None]
     if len(source.labels) < 2:
@@ -102,7 +99,7 @@ def amounts_of(source: ImageSource) -> tuple[int, Amounts]:
     for entry in labelled:
         of_split[entry.split or "train"] += 1
     if not of_split["test"]:
-        of_split["test"] = round(TESTED * of_split["train"])
+        of_split["test"] = round(TEST_SHARE * of_split["train"])
         of_split["train"] -= of_split["test"]
     amounts = Amounts(len(labelled), of_split["test"], of_split["val"], len(source.labels))
     return of_split["train"], amounts

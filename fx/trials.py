@@ -17,12 +17,11 @@ from fx.prediction import seconds_a_picture
 from heads import KINDS
 
 if TYPE_CHECKING:
-    from extract import ImageSource
+    from extract import Backbone, ImageSource
     from finetune import Timing
 
 TRIED_ROWS = (200, 800)  # of chance, on which a kind of head is timed
 START_SECONDS = 1.0  # of a cell's process
-VALIDATION_SHARE = 0.2  # of the training rows, where no validation rows are given
 _GROWTH = (1.0, 2.0)  # least and largest power of the rows that a fit's time grows with
 
 
@@ -65,8 +64,12 @@ class Trials:
     @cached_property
     def seconds_an_image(self) -> float:
         """Seconds to decode an image and to compute its features."""
-        backbone = open_backbone(self.bench.options)
-        return seconds_a_picture(open_engine(self.bench.options, backbone), self.source, 1)[0]
+        engine = open_engine(self.bench.options, self._backbone)
+        return seconds_a_picture(engine, self.source, 1)[0]
+
+    @cached_property
+    def _backbone(self) -> Backbone:
+        return open_backbone(self.bench.options)
 
     def extraction(self) -> float:
         """Seconds of extracting all images."""
@@ -81,6 +84,8 @@ class Trials:
 
     def cell(self, cell: Cell) -> float:
         """Seconds of one cell."""
+        from finetune import VALIDATION_SHARE
+
         fixed = START_SECONDS + 2 * TIMED * self.seconds_an_image
         if cell.strategy in KINDS:
             return fixed + self._head(cell.strategy, cell.n_train)
@@ -119,7 +124,7 @@ class Trials:
         rng = np.random.default_rng(0)
         classes = min(self.amounts.classes, rows // 20)
         labels = np.arange(rows) % classes
-        dim = open_backbone(self.bench.options).dim
+        dim = self._backbone.dim
         # classes that overlap a little, as those of pictures do: searching them takes its time
         means = rng.normal(size=(classes, dim))
         features = (means[labels] + 4 * rng.normal(size=(rows, dim))).astype(np.float32)

@@ -59,6 +59,16 @@ def test_several_networks_are_scored_and_it_fits_eighty_columns(odd: Path, fx: F
     assert max(map(len, said.out.splitlines())) <= 80
 
 
+def test_where_no_image_can_be_read_it_says_so(tmp_path: Path, fx: Fx) -> None:
+    for label in ("a", "b"):
+        (tmp_path / "bad" / label).mkdir(parents=True)
+        for number in range(3):
+            (tmp_path / "bad" / label / f"{number}.jpg").write_text("no image")
+    refused = fx("advise", tmp_path / "bad", "--size", 32)
+    assert refused.status == 1
+    assert "none of 6 images can be read" in refused.err
+
+
 def test_without_two_classes_there_is_no_advice(tmp_path: Path, fx: Fx) -> None:
     refused = fx("advise", write_classes(tmp_path / "one", classes=("a",)))
     assert refused.status == 1
