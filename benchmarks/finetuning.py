@@ -5,6 +5,8 @@ The plain loop is what one writes in a notebook: ``ImageFolder``, ``DataLoader``
 batch of every epoch, AdamW. fx gets the features of stage one (which it would have from the head
 that it starts from) and is timed from there to the delivered model: head, activations at the
 freezing boundary, training, validation after each epoch, writing. Both take the same images.
+``fp32`` and ``bf16`` are the precision of features and frozen blocks, fx's ``--precision``; what
+trains does so in bf16 where the processor has it.
 
     python benchmarks/finetuning.py ../shared/data/photos --unfreeze 1,2,all --runs 3
 """
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from extract import Backbone
 
 BATCH, EPOCHS = 32, 5
+MODES = ("plain", "fp32", "bf16")
 
 
 def plain(backbone: Backbone, folder: Path, unfreeze: int | str) -> int:
@@ -64,7 +67,9 @@ def plain(backbone: Backbone, folder: Path, unfreeze: int | str) -> int:
     return EPOCHS * len(images)
 
 
-def staged(backbone: Backbone, folder: Path, unfreeze: int | str, scratch: Path) -> int:
+def staged(
+    backbone: Backbone, folder: Path, unfreeze: int | str, precision: str, scratch: Path
+) -> int:
     import torch
 
     from extract import FeatureStore, Snapshot, extract, find_images, make_engine
@@ -73,7 +78,7 @@ def staged(backbone: Backbone, folder: Path, unfreeze: int | str, scratch: Path)
 
     device = torch.device("cpu")
     store = FeatureStore.create(scratch / "features.zarr")
-    engine = make_engine(backbone.module, backbone.preprocessing)
+    engine = make_engine(backbone.module, backbone.preprocessing, precision=precision)
     extract(find_images(folder), backbone=backbone, engine=engine, store=store)
     snapshot = Snapshot.from_parquet(*store.read_snapshot())
     rows = [*snapshot.split("train"), *snapshot.split("test")]
@@ -92,7 +97,7 @@ def staged(backbone: Backbone, folder: Path, unfreeze: int | str, scratch: Path)
             precision=precision_for("auto", device),
         ),
         directory=scratch / "run",
-        resources=Resources(device=device, cache=scratch / "cache"),
+        resources=Resources(device=device, cache=scratch / "cache", precision=precision),
     )
     return result.epochs * result.n_train
 
@@ -106,7 +111,7 @@ def child(mode: str, name: str, size: int, unfreeze: str, folder: Path) -> None:
         if mode == "plain":
             images = plain(backbone, folder, depth)
         else:
-            images = staged(backbone, folder, depth, Path(scratch))
+            images = staged(backbone, folder, depth, mode, Path(scratch))
         print(f"done {images}", flush=True)
 
 
@@ -135,7 +140,7 @@ def main() -> None:
     parser.add_argument("--unfreeze", default="1,2,all")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--copies", type=int, default=2)
-    parser.add_argument("--child", choices=("plain", "fx"))
+    parser.add_argument("--child", choices=MODES)
     options = parser.parse_args()
     if options.child:
         child(options.child, options.backbone, options.size, options.unfreeze, options.photos)
@@ -144,14 +149,17 @@ def main() -> None:
         folder = Path(scratch) / "images"
         write_files(options.photos, folder, options.copies)
         for unfreeze in options.unfreeze.split(","):
-            rates: dict[str, list[float]] = {"plain": [], "fx": []}
+            rates: dict[str, list[float]] = {mode: [] for mode in MODES}
             for _ in range(options.runs):
                 for mode, found in rates.items():
                     found.append(rate(mode, options, unfreeze, folder))
                     print(f"{unfreeze} {mode}: {found[-1]:.1f} images/s", file=sys.stderr)
             median = {mode: statistics.median(values) for mode, values in rates.items()}
             record = {"backbone": options.backbone, "size": options.size, "unfreeze": unfreeze}
-            print(json.dumps({**record, **median, "ratio": median["fx"] / median["plain"]}))
+            against = {
+                f"{mode} against plain": median[mode] / median["plain"] for mode in MODES[1:]
+            }
+            print(json.dumps({**record, **median, **against}))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Images and commands for the tests: real small pictures, and fx run as its user runs it."""
 
+import copy
 import io
 import sys
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,17 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+
+from extract import (
+    Backbone,
+    FeatureStore,
+    Snapshot,
+    extract,
+    find_images,
+    load_backbone,
+    make_engine,
+)
+from finetune import Finetuned, FinetuneSettings, Resources, TrainingData, finetune
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -109,3 +121,54 @@ def calibrate_batch_norm(module: nn.Module, images: torch.Tensor) -> None:
     with torch.no_grad():
         module(images)
     module.eval()
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of 24 pictures, for what is fine-tuned."""
+    return write_classes(tmp_path_factory.mktemp("images"), per_class=24, classes=("a", "b", "c"))
+
+
+@pytest.fixture(scope="session")
+def backbone() -> Backbone:
+    """A real network that is quick: efficientnet_lite0 at 32 pixels."""
+    return load_backbone("efficientnet_lite0", size=32)
+
+
+@pytest.fixture(scope="session")
+def store(
+    images: Path, backbone: Backbone, tmp_path_factory: pytest.TempPathFactory
+) -> FeatureStore:
+    """The features of `images`."""
+    store = FeatureStore.create(tmp_path_factory.mktemp("store") / "f.zarr")
+    engine = make_engine(backbone.module, backbone.preprocessing, device="cpu")
+    extract(find_images(images), backbone=backbone, engine=engine, store=store)
+    return store
+
+
+def training_data(store: FeatureStore) -> TrainingData:
+    """The images of the last snapshot; validation rows are set aside by who trains."""
+    snapshot = Snapshot.from_parquet(*store.read_snapshot())
+    root, fingerprint = Path(snapshot.root), snapshot.fingerprint
+    return TrainingData(root, snapshot.split("train"), [], snapshot.split("test"), fingerprint)
+
+
+def finetuned(
+    backbone: Backbone,
+    store: FeatureStore,
+    directory: Path,
+    *,
+    cache_limit: int | None = None,
+    log_to: str | None = None,
+    **settings: object,
+) -> Finetuned:
+    """Fine-tune a copy of a backbone for two epochs, or as the settings say."""
+    cache = directory / "cache"
+    return finetune(
+        replace(backbone, module=copy.deepcopy(backbone.module)),
+        training_data(store),
+        None if settings.get("from_scratch") else store.last_extracted().features,
+        settings=FinetuneSettings(**{"epochs": 2, **settings}),
+        directory=directory,
+        resources=Resources(torch.device("cpu"), cache, cache_limit, log_to=log_to),
+    )

@@ -1,6 +1,5 @@
 """Fine-tuning: it starts as the head, what is frozen stays bitwise, killed runs end the same."""
 
-import copy
 import os
 import signal
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import calibrate_batch_norm, write_classes
+from conftest import calibrate_batch_norm, finetuned, training_data
 from torch import nn
 
 from extract import (
@@ -28,12 +27,8 @@ from extract import (
     normalise,
 )
 from finetune import (
-    Finetuned,
     FinetuneSettings,
-    Resources,
-    TrainingData,
     cut,
-    finetune,
     fold,
     load_model,
     set_validation_aside,
@@ -62,48 +57,6 @@ FAMILIES = [
     pytest.param("convnext_tiny", 64, marks=pytest.mark.slow),
     pytest.param("timm/legacy_xception", 96, marks=pytest.mark.slow),
 ]
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_classes(tmp_path_factory.mktemp("images"), per_class=24, classes=("a", "b", "c"))
-
-
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return load_backbone("efficientnet_lite0", size=32)
-
-
-@pytest.fixture(scope="module")
-def store(images: Path, backbone: Backbone, tmp_path_factory) -> FeatureStore:
-    store = FeatureStore.create(tmp_path_factory.mktemp("store") / "f.zarr")
-    engine = make_engine(backbone.module, backbone.preprocessing, device="cpu")
-    extract(find_images(images), backbone=backbone, engine=engine, store=store)
-    return store
-
-
-def training_data(store: FeatureStore) -> TrainingData:
-    snapshot = Snapshot.from_parquet(*store.read_snapshot())
-    return TrainingData(
-        Path(snapshot.root),
-        snapshot.split("train"),
-        [],
-        snapshot.split("test"),
-        snapshot.fingerprint,
-    )
-
-
-def run(backbone: Backbone, store: FeatureStore, directory: Path, **settings: object) -> Finetuned:
-    fresh = replace(backbone, module=copy.deepcopy(backbone.module))
-    scratch = bool(settings.get("from_scratch"))
-    return finetune(
-        fresh,
-        training_data(store),
-        None if scratch else store.last_extracted().features,
-        settings=FinetuneSettings(**{"epochs": 2, **settings}),
-        directory=directory,
-        resources=Resources(device=CPU, cache=directory / "cache"),
-    )
 
 
 @pytest.mark.parametrize(("name", "size"), FAMILIES)
@@ -146,7 +99,7 @@ def test_frozen_tensors_are_bitwise_the_same_after_a_whole_run(
     backbone: Backbone, store: FeatureStore, tmp_path: Path, unfreeze: int | str
 ) -> None:
     before = {name: t.clone() for name, t in backbone.module.state_dict().items()}
-    result = run(backbone, store, tmp_path, unfreeze=unfreeze, epochs=1, learning_rate=1e-2)
+    result = finetuned(backbone, store, tmp_path, unfreeze=unfreeze, epochs=1, learning_rate=1e-2)
     after = load_model(tmp_path).network.backbone.state_dict()
     same = {name for name in before if torch.equal(before[name], after[name])}
     trained = set(before) - same
@@ -186,7 +139,7 @@ def test_epoch_0_equals_the_head(name: str, size: int, images: Path, tmp_path: P
 def test_the_first_record_of_the_history_is_the_starting_head(
     backbone: Backbone, store: FeatureStore, tmp_path: Path
 ) -> None:
-    result = run(backbone, store, tmp_path, unfreeze=1)
+    result = finetuned(backbone, store, tmp_path, unfreeze=1)
     data = training_data(store)
     training, validation = set_validation_aside(data.train, 0)
     read = store.last_extracted().features
@@ -203,7 +156,7 @@ def test_the_first_record_of_the_history_is_the_starting_head(
 def test_the_delivered_network_says_from_pixels_what_was_measured(
     backbone: Backbone, store: FeatureStore, images: Path, tmp_path: Path
 ) -> None:
-    result = run(backbone, store, tmp_path, unfreeze=2, learning_rate=1e-3)
+    result = finetuned(backbone, store, tmp_path, unfreeze=2, learning_rate=1e-3)
     model = load_model(tmp_path)
     wanted = {row.path for row in training_data(store).test}
     found = list(look(find_images(images), model.preprocessing))
@@ -221,7 +174,7 @@ def test_where_no_epoch_beats_the_head_the_refitted_head_is_delivered(
     backbone: Backbone, store: FeatureStore, tmp_path: Path
 ) -> None:
     # a rate that ruins the network in the first epoch
-    result = run(backbone, store, tmp_path, unfreeze="all", learning_rate=1.0, epochs=1)
+    result = finetuned(backbone, store, tmp_path, unfreeze="all", learning_rate=1.0, epochs=1)
     assert result.best_epoch == 0
     rows = training_data(store).train
     read = store.last_extracted().features
@@ -235,9 +188,9 @@ def test_where_no_epoch_beats_the_head_the_refitted_head_is_delivered(
 def test_the_same_seed_gives_the_same_numbers_and_another_does_not(
     backbone: Backbone, store: FeatureStore, tmp_path: Path
 ) -> None:
-    first = run(backbone, store, tmp_path / "1", seed=3)
-    second = run(backbone, store, tmp_path / "2", seed=3)
-    other = run(backbone, store, tmp_path / "3", seed=4)
+    first = finetuned(backbone, store, tmp_path / "1", seed=3)
+    second = finetuned(backbone, store, tmp_path / "2", seed=3)
+    other = finetuned(backbone, store, tmp_path / "3", seed=4)
     assert first.history == second.history
     assert first.history != other.history
 
@@ -245,7 +198,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_does_not(
 def test_from_scratch_batch_norm_trains(
     backbone: Backbone, store: FeatureStore, tmp_path: Path
 ) -> None:
-    result = run(backbone, store, tmp_path, unfreeze="all", from_scratch=True, epochs=1)
+    result = finetuned(backbone, store, tmp_path, unfreeze="all", from_scratch=True, epochs=1)
     assert result.best_epoch == 1
     after = load_model(tmp_path).network.backbone.state_dict()
     assert not torch.equal(
@@ -257,11 +210,11 @@ KILLED = """
 import sys, torch
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
-import test_finetune as t
+from conftest import finetuned
 from extract import FeatureStore, load_backbone
 torch.set_num_threads(1)
 backbone = load_backbone("efficientnet_lite0", size=32)
-t.run(backbone, FeatureStore(sys.argv[1]), Path(sys.argv[2]), epochs=6, patience=6,
+finetuned(backbone, FeatureStore(sys.argv[1]), Path(sys.argv[2]), epochs=6, patience=6,
       learning_rate=1e-3)
 """
 
@@ -323,13 +276,13 @@ def test_a_diverging_run_says_what_to_try(
     backbone: Backbone, store: FeatureStore, tmp_path: Path
 ) -> None:
     with pytest.raises(FxError, match=r"training diverged in epoch \d .*--learning-rate"):
-        run(backbone, store, tmp_path, unfreeze=0, learning_rate=1e30, epochs=3)
+        finetuned(backbone, store, tmp_path, unfreeze=0, learning_rate=1e30, epochs=3)
 
 
 def test_a_model_that_is_damaged_or_holds_code_is_refused(
     backbone: Backbone, store: FeatureStore, tmp_path: Path
 ) -> None:
-    run(backbone, store, tmp_path, epochs=1)
+    finetuned(backbone, store, tmp_path, epochs=1)
     tensors = tmp_path / "model.safetensors"
     whole = tensors.read_bytes()
     tensors.write_bytes(whole[: len(whole) // 2])

@@ -5,14 +5,13 @@ import csv
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import write_classes
+from conftest import finetuned
 from torch import nn
 
 from extract import (
@@ -20,7 +19,6 @@ from extract import (
     FeatureStore,
     FxError,
     Snapshot,
-    extract,
     find_images,
     load_backbone,
     look,
@@ -31,11 +29,8 @@ from finetune import (
     RECIPES,
     Finetuned,
     FinetuneSettings,
-    Resources,
-    TrainingData,
     cut,
     find_blocks,
-    finetune,
     set_validation_aside,
 )
 from finetune.activations import Activations, Views, load_activations
@@ -51,46 +46,11 @@ from finetune.training import _has_settled
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_classes(tmp_path_factory.mktemp("images"), per_class=16, classes=("a", "b", "c"))
-
-
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return load_backbone("efficientnet_lite0", size=32)
-
-
-@pytest.fixture(scope="module")
-def store(images: Path, backbone: Backbone, tmp_path_factory) -> FeatureStore:
-    store = FeatureStore.create(tmp_path_factory.mktemp("store") / "f.zarr")
-    engine = make_engine(backbone.module, backbone.preprocessing, device="cpu")
-    extract(find_images(images), backbone=backbone, engine=engine, store=store)
-    return store
-
-
 def run(
-    backbone: Backbone,
-    store: FeatureStore,
-    directory: Path,
-    *,
-    cache_limit: int | None = None,
-    log_to: str | None = None,
-    **settings: object,
+    backbone: Backbone, store: FeatureStore, directory: Path, **settings: object
 ) -> tuple[Finetuned, list[float]]:
-    snapshot = Snapshot.from_parquet(*store.read_snapshot())
-    result = finetune(
-        replace(backbone, module=copy.deepcopy(backbone.module)),
-        TrainingData(
-            Path(snapshot.root), snapshot.split("train"), [], snapshot.split("test"), "here"
-        ),
-        store.last_extracted().features,
-        settings=FinetuneSettings(**{"epochs": 2, **settings}),
-        directory=directory,
-        resources=Resources(
-            device=CPU, cache=directory / "cache", cache_limit=cache_limit, log_to=log_to
-        ),
-    )
+    """Fine-tune, and read the loss of every step."""
+    result = finetuned(backbone, store, directory, **settings)
     with (directory / "steps.csv").open() as file:
         return result, [float(row["loss"]) for row in csv.DictReader(file)]
 
@@ -127,8 +87,8 @@ def test_the_cache_of_the_frozen_blocks_changes_no_loss(
     same = {"unfreeze": depth, "batch_size": 8, "learning_rate": 1e-5}
     cached, losses = run(backbone, store, tmp_path / "cached", **same)
     assert not cached.notes
-    # the pixels of 48 images fit, what lies behind the first block does not
-    anew, others = run(backbone, store, tmp_path / "anew", **same, cache_limit=200_000)
+    # the pixels of 72 images fit, what lies behind the first block does not
+    anew, others = run(backbone, store, tmp_path / "anew", **same, cache_limit=300_000)
     assert any("run for every batch" in note and "--cache-limit" in note for note in anew.notes)
     assert len(losses) == len(others) > 2
     np.testing.assert_allclose(losses, others, rtol=1e-2)
