@@ -34,7 +34,8 @@ from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import InterpolationMode, v2
 
 from extract import Engine, Preprocessing, load_backbone, make_engine
-from extract.decode import prepare, read_pixels
+from extract.crops import prepare
+from extract.decode import read_pixels
 
 try:
     import simplejpeg

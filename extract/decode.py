@@ -20,20 +20,14 @@ from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
-from torch.nn.functional import interpolate
 
+from extract.crops import prepare
 from extract.preprocessing import Preprocessing
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-CROPS = (1, 5, 10)
 
-_RESAMPLING = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -118,79 +112,6 @@ def read_pixels(data: bytes, preprocessing: Preprocessing, crops: int = 1) -> ND
     """
     image, extent = _decode(data, 2 * preprocessing.resize, remainder=True)
     return prepare(image, preprocessing, crops, extent=extent)
-
-
-def prepare(
-    image: Image.Image,
-    preprocessing: Preprocessing,
-    crops: int = 1,
-    *,
-    extent: tuple[float, float] | None = None,
-) -> NDArray[np.uint8]:
-    """Return squares of a picture whose shorter side was scaled to ``resize``.
-
-    The picture is scaled as a whole, or, where that would be much more than the squares (a long
-    strip), a square's place is computed in the picture's own coordinates and that part is scaled.
-    The pixels are those of torchvision's ``Resize(resize)`` followed by ``CenterCrop(size)``,
-    ``FiveCrop(size)`` or ``TenCrop(size)``.
-
-    Parameters
-    ----------
-    image : PIL.Image.Image
-        Mode RGB.
-    preprocessing : Preprocessing
-    crops : {1, 5, 10}
-        The centre alone; with the four corners; all these and their mirror images.
-    extent : two floats, pixels, or None for the image's size
-        Width and height of the picture, where the image's last pixels show more than it.
-
-    Returns
-    -------
-    uint8 array of shape (crops, size, size, 3)
-        The centre first.
-    """
-    if image.mode != "RGB":
-        raise ValueError(f"the image's mode must be RGB, got {image.mode}")
-    if crops not in CROPS:
-        raise ValueError(f"crops must be one of {CROPS}, got {crops}")
-    width, height = extent = extent or image.size
-    shorter = min(width, height)
-    size, resize = preprocessing.size, preprocessing.resize
-    scaled = int(resize * width // shorter), int(resize * height // shorter)
-    right, bottom = scaled[0] - size, scaled[1] - size
-    places = [(round(right / 2), round(bottom / 2))]
-    if crops > 1:
-        places += [(0, 0), (right, 0), (0, bottom), (right, bottom)]
-    if extent == image.size and max(width, height) <= 4 * shorter:
-        whole = scaled_to(np.array(image), scaled, preprocessing.interpolation)
-        squares = [whole[top : top + size, left : left + size] for left, top in places]
-    else:
-        method = _RESAMPLING[preprocessing.interpolation]
-        boxes = [_box(place, size, scaled, extent) for place in places]
-        squares = [np.asarray(image.resize((size, size), method, box=box)) for box in boxes]
-    if crops == 10:
-        squares += [square[:, ::-1] for square in squares]
-    return np.stack(squares)
-
-
-def _box(
-    place: tuple[int, int], size: int, scaled: tuple[int, int], original: tuple[float, float]
-) -> tuple[float, float, float, float]:
-    """Return a square of the scaled picture in the original's coordinates."""
-    (left, top), (scaled_width, scaled_height), (width, height) = place, scaled, original
-    return (
-        left * width / scaled_width,
-        top * height / scaled_height,
-        min((left + size) * width / scaled_width, width),
-        min((top + size) * height / scaled_height, height),
-    )
-
-
-def scaled_to(pixels: NDArray[np.uint8], size: tuple[int, int], method: str) -> NDArray[np.uint8]:
-    """Scale pixels (h, w, 3) to a width and height, antialiased, in a third of Pillow's time."""
-    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
-    scaled = interpolate(image, size[::-1], mode=method, antialias=True)
-    return cast("NDArray[np.uint8]", scaled[0].permute(1, 2, 0).numpy())
 
 
 def _read(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from extract.agreement import disagreeing
 from extract.backbones import Backbone, make_spec
-from extract.decode import CROPS
+from extract.crops import CROPS
 from extract.engine import Engine
 from extract.errors import FxError
 from extract.feature_set import FeatureSet

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.decode import scaled_to
+from extract.crops import scaled_to
 
 # the first 16 rows of the orthonormal DCT-II of 64 values
 _LOW_FREQUENCIES = np.cos(np.pi / 128 * np.outer(np.arange(16), np.arange(1, 128, 2))) / 32**0.5

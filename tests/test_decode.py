@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin, TiffImagePlugin
 from torchvision.transforms import InterpolationMode, functional
 
-from extract.decode import UnreadableImage, decode, prepare, read_pixels
+from extract.crops import prepare
+from extract.decode import UnreadableImage, decode, read_pixels
 from extract.preprocessing import Preprocessing
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -12,7 +12,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from extract import Engine, FxError, Preprocessing, load_backbone, make_engine
-from extract.decode import decode, prepare
+from extract.crops import prepare
+from extract.decode import decode
 from extract.engine import AHEAD, _OnItsWay
 from extract.openvino_engine import OpenVINOEngine
 

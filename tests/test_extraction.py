@@ -25,7 +25,8 @@ from extract import (
     load_backbone,
 )
 from extract import extraction as extraction_module
-from extract.decode import decode, prepare
+from extract.crops import prepare
+from extract.decode import decode
 
 SIZE = 32
 

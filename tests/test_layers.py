@@ -25,7 +25,8 @@ from extract import (
     load_backbone,
     make_engine,
 )
-from extract.decode import decode, prepare
+from extract.crops import prepare
+from extract.decode import decode
 from extract.reading import batched, mean_of_crops
 
 SIZE = 64

@@ -11,7 +11,8 @@ from scipy.spatial.distance import cdist
 from sklearn.datasets import load_digits
 from test_decode import BICUBIC, BILINEAR, SHARED, needs_shared, photographs, saved, scene
 
-from extract.decode import decode, prepare, read_pixels
+from extract.crops import prepare
+from extract.decode import decode, read_pixels
 from extract.perceptual import near_copies, perceptual_hash
 from extract.preprocessing import Preprocessing
 
