@@ -15,10 +15,10 @@ from extract.decode import UnreadableImage, read_pixels
 from extract.engine import Engine
 from extract.errors import FxError
 from extract.feature_set import FeatureSet, Spec
+from extract.image_source import ImageSource
 from extract.preprocessing import Preprocessing
 from extract.reading import batched, mean_of_crops, open_image
 from extract.snapshot import Snapshot
-from extract.sources import ImageSource
 from extract.store import FeatureStore
 
 # Largest relative distance between a stored row and the same row computed again.

@@ -20,11 +20,11 @@ from extract.crops import CROPS
 from extract.engine import Engine
 from extract.errors import FxError
 from extract.feature_set import FeatureSet
+from extract.image_source import ImageEntry, ImageSource
 from extract.perceptual import near_copies, perceptual_hash
 from extract.preprocessing import Preprocessing
 from extract.reading import batched, look, mean_of_crops
 from extract.snapshot import FileStamp, ImageRow, Snapshot, assign_splits, leaked_copies
-from extract.sources import ImageEntry, ImageSource
 from extract.store import DTYPES, FeatureStore, check_snapshot_name
 from extract.writer import FeatureWriter
 

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from extract.backbones import Backbone
 from extract.engine import INT8
 from extract.errors import FxError
+from extract.image_source import ImageSource
 from extract.reading import look
-from extract.sources import ImageSource
 from extract.store import NETWORK_SUFFIXES, FeatureStore
 
 if TYPE_CHECKING:

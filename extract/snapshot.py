@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from extract.errors import FxError
-from extract.sources import Split
+from extract.image_source import Split
 
 TEST_SHARE = 0.2
 # columns of a snapshot's table, by how they are kept

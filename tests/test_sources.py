@@ -16,7 +16,8 @@ from PIL import Image
 from pyarrow import parquet
 
 from extract.errors import FxError
-from extract.sources import SUFFIXES, ImageEntry, ImageSource, find_images
+from extract.image_source import ImageEntry, ImageSource
+from extract.sources import SUFFIXES, find_images
 
 
 def touch(root: Path, *paths: str) -> Path:

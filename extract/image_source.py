@@ -1,0 +1,74 @@
+"""Images before any is opened: where they lie, and the label, split and group that each was given.
+
+Entries are sorted and none comes twice.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Split = Literal["train", "val", "test"]
+SPLIT_NAMES: dict[str, Split] = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageEntry:
+    """One image file.
+
+    Parameters
+    ----------
+    path : str
+        Relative to the source's root, with ``/`` between its parts; absolute only where a table
+        says so of a file outside of its folder. Bytes of a file name that are no UTF-8 are in it
+        as surrogates (``os.fsdecode``), so that the file can be opened.
+    label, split, group : str or None
+        None where nothing is said.
+    """
+
+    path: str
+    label: str | None
+    split: Split | None
+    group: str | None
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """The images of a folder or a table.
+
+    Parameters
+    ----------
+    root : Path
+        Absolute: the folder, or the folder that holds the table or the single image.
+    kind : {"classes", "splits", "table", "unlabelled"}
+    entries : tuple of ImageEntry
+        Sorted by path, then by label, split and group. A path comes twice only where a table
+        lists it with different labels, splits or groups.
+    skipped : tuple of (path, reason)
+        What might have been images and cannot be opened, sorted.
+    """
+
+    root: Path
+    kind: Literal["classes", "splits", "table", "unlabelled"]
+    entries: tuple[ImageEntry, ...]
+    skipped: tuple[tuple[str, str], ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The different labels, sorted."""
+        return tuple(sorted({entry.label for entry in self.entries if entry.label is not None}))
+
+    @property
+    def labelled(self) -> bool:
+        """Whether any image has a label."""
+        return any(entry.label is not None for entry in self.entries)
+
+
+def shown(path: Path) -> str:
+    """Quote a path for a message."""
+    return repr(str(path))
