@@ -23,14 +23,16 @@ from extract.errors import FxError
 from extract.extraction import ExtractResult, extract, extract_files, take_snapshot
 from extract.feature_set import Damage, FeatureSet, Spec, channels_of
 from extract.garbage import Garbage, collect, find_garbage
+from extract.image_row import ImageRow
 from extract.image_source import ImageEntry, ImageSource
 from extract.perceptual import near_copies, perceptual_hash
 from extract.preprocessing import Preprocessing
 from extract.quantisation import Quantised, quantised_network
 from extract.reading import batched, look, mean_of_crops
 from extract.similarity import distance_from_training
-from extract.snapshot import TEST_SHARE, ImageRow, Snapshot, position, unit_of
+from extract.snapshot import Snapshot
 from extract.sources import find_images
+from extract.splits import TEST_SHARE, position, unit_of
 from extract.store import FeatureStore
 
 __all__ = [

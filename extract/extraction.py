@@ -19,19 +19,19 @@ from extract.backbones import Backbone, make_spec
 from extract.crops import CROPS
 from extract.engine import Engine
 from extract.errors import FxError
-from extract.feature_set import FeatureSet
+from extract.image_row import FileStamp, ImageRow
 from extract.image_source import ImageEntry, ImageSource
-from extract.perceptual import near_copies, perceptual_hash
+from extract.leaks import leaked_copies, near_leaks
+from extract.perceptual import perceptual_hash
 from extract.preprocessing import Preprocessing
 from extract.reading import batched, look, mean_of_crops
-from extract.snapshot import FileStamp, ImageRow, Snapshot, assign_splits, leaked_copies
+from extract.snapshot import Snapshot
+from extract.splits import assign_splits
+from extract.stamps import previous_stamps
 from extract.store import DTYPES, FeatureStore, check_snapshot_name
 from extract.writer import FeatureWriter
 
 Progress = Callable[[int, int], None]
-
-# A file changed this shortly before it was looked at could change again unnoticed.
-RACY_NS = 2_000_000_000
 
 
 @dataclass(frozen=True)
@@ -115,32 +115,13 @@ def extract(
     check_snapshot_name(snapshot)
     _check_choice("--crops", crops, CROPS)
     _check_choice("--dtype", dtype, (None, *DTYPES))
-    specs = [
-        make_spec(
-            backbone,
-            engine.precision,
-            layer=layer,
-            crops=crops,
-            network_hash=engine.network_hash,
-        )
-        for layer in backbone.layers
-    ]
     with store.lock():
-        known = _previous_stamps(store, source) if not rehash else {}
-        signature = engine.signature()
-        stale = disagreeing(specs, backbone, store, source, engine, crops)
-        run = {
-            **signature,
-            "threads": os.cpu_count(),
-            "weights_source": backbone.weights,
-            "taken_ns": taken_ns,
-        }
-        wanted = list(zip(specs, backbone.layers.values(), strict=True))
-        writer = store.start(wanted, run, stale=stale, dtype=dtype)
+        known = previous_stamps(store, source) if not rehash else {}
+        writer = _start(store, source, backbone, engine, taken_ns, crops=crops, dtype=dtype)
         at_hand = frozenset(writer.known)
         rows = _fill(writer, source, backbone, engine, known, crops, progress)
         taken = _keep_snapshot(store, source, rows, split_seed, taken_ns, snapshot)
-        leaks = leaked_copies(rows) + _near_leaks(taken, writer.sets[0])
+        leaks = leaked_copies(rows) + near_leaks(taken, writer.sets[0])
     seconds = time.perf_counter() - begun
     first = writer.sets[0]
     return ExtractResult(
@@ -156,19 +137,15 @@ def extract(
         new=len(writer.known) - len(at_hand),
         reused=sum(row.key in at_hand for row in taken.rows if row.readable),
         failed=taken.failed() + [{"path": p, "reason": r} for p, r in source.skipped],
-        duplicates=[
-            {"path": row.path, "copy_of": row.note.removeprefix("copy of ")}
-            for row in taken.rows
-            if row.note.startswith("copy of ")
-        ],
-        conflicts=[row.path for row in taken.rows if row.note == "conflicting labels"],
+        duplicates=taken.duplicates(),
+        conflicts=taken.conflicts(),
         leaks=leaks,
         splits=taken.counts(),
         dim=first.dim,
         crops=crops,
         seconds=seconds,
         images_per_second=len(taken.rows) / seconds,
-        engine=str(signature["engine"]),
+        engine=str(engine.signature()["engine"]),
         precision=engine.precision,
         dtype=str(first.dtype),
     )
@@ -198,18 +175,42 @@ def extract_files(
     names = [str(path.absolute()) for path in paths]
     entries = tuple(ImageEntry(name, None, None, None) for name in dict.fromkeys(names))
     source = ImageSource(Path.cwd(), "unlabelled", entries, ())
-    (layer,), (width,) = backbone.layers, backbone.layers.values()
-    spec = make_spec(backbone, engine.precision, layer=layer, network_hash=engine.network_hash)
+    if len(backbone.layers) != 1:
+        raise ValueError(f"backbone must be of one layer, got {', '.join(backbone.layers)}")
     with store.lock():
-        signature = engine.signature()
-        stale = disagreeing([spec], backbone, store, source, engine, 1)
-        run = {**signature, "threads": os.cpu_count(), "weights_source": backbone.weights}
-        writer = store.start([(spec, width)], {**run, "taken_ns": time.time_ns()}, stale=stale)
+        writer = _start(store, source, backbone, engine, time.time_ns())
         rows = {row.path: row for row in _fill(writer, source, backbone, engine, {}, 1, None)}
     for name in names:
         if not rows[name].readable:
             raise FxError(f"{name} cannot be read: {rows[name].note}; leave it out")
     return writer.sets[0].features([rows[name].key for name in names])
+
+
+def _start(
+    store: FeatureStore,
+    source: ImageSource,
+    backbone: Backbone,
+    engine: Engine,
+    taken_ns: int,
+    *,
+    crops: int = 1,
+    dtype: str | None = None,
+) -> FeatureWriter:
+    """Begin to fill the sets of a backbone's layers, after a look at whether they still agree."""
+    numerics, network = engine.precision, engine.network_hash
+    specs = [
+        make_spec(backbone, numerics, layer=layer, crops=crops, network_hash=network)
+        for layer in backbone.layers
+    ]
+    stale = disagreeing(specs, backbone, store, source, engine, crops)
+    run = {
+        **engine.signature(),
+        "threads": os.cpu_count(),
+        "weights_source": backbone.weights,
+        "taken_ns": taken_ns,
+    }
+    wanted = list(zip(specs, backbone.layers.values(), strict=True))
+    return store.start(wanted, run, stale=stale, dtype=dtype)
 
 
 def _check_choice(option: str, value: object, allowed: Sequence[object]) -> None:
@@ -234,7 +235,7 @@ def take_snapshot(
     taken_ns = time.time_ns()
     check_snapshot_name(name)
     with store.lock():
-        known = _previous_stamps(store, source)
+        known = previous_stamps(store, source)
         readable = {key for feature_set in store.sets() for key in feature_set.rows}
         readable |= {key for _, key in known.values()}
         rows = []
@@ -296,46 +297,3 @@ def _fill(
         raise
     writer.commit()
     return rows
-
-
-def _previous_stamps(
-    store: FeatureStore, source: ImageSource
-) -> dict[str, tuple[FileStamp, bytes]]:
-    """Find the stamps of the last snapshot of the same root, without those too young to trust."""
-    root = str(source.root.resolve())
-    if store.was_copied:
-        return {}
-    for name in reversed(store.snapshots()):
-        with suppress(FxError):  # a damaged snapshot only costs hashing
-            snapshot = Snapshot.from_parquet(*store.read_snapshot(name))
-            if snapshot.root == root:
-                return {
-                    row.path: (row.stamp, row.key)
-                    for row in snapshot.rows
-                    if row.readable and row.stamp and _settled(row.stamp, snapshot.taken_ns)
-                }
-    return {}
-
-
-def _settled(stamp: FileStamp, taken_ns: int) -> bool:
-    return max(stamp.mtime_ns, stamp.ctime_ns) < taken_ns - RACY_NS
-
-
-def _near_leaks(snapshot: Snapshot, features: FeatureSet) -> list[dict[str, str]]:
-    """List test images of which a training image is a near-copy."""
-    test = snapshot.split("test")
-    train = snapshot.split("train") + snapshot.split("val")
-    if not test or not train:
-        return []
-    pairs = near_copies(
-        features.hashes([row.key for row in test]), features.hashes([row.key for row in train])
-    )
-    return [
-        {
-            "path": test[i].path,
-            "split": "test",
-            "near_copy": train[j].path,
-            "other": str(train[j].split),
-        }
-        for i, j in pairs
-    ]

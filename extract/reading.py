@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extract.decode import UnreadableImage, read_pixels
+from extract.image_row import FileStamp, ImageRow
 from extract.image_source import ImageEntry, ImageSource
 from extract.preprocessing import Preprocessing
-from extract.snapshot import FileStamp, ImageRow
 
 # Bytes: as many as the largest picture that is let in has with three samples of 16 bits a pixel.
 # Files are read as a whole, and a film or a disk image named .jpg would fill the memory.

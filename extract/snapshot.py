@@ -1,7 +1,6 @@
 """Snapshots: which image had which bytes, label, group and split at one time.
 
-A split depends on an image's key (or its group) and the split seed alone, so adding images never
-moves another one. Copies count once; bytes under two labels are in no split.
+A snapshot is kept as a Parquet table and comes back from it as it was, odd file names included.
 """
 
 from __future__ import annotations
@@ -9,9 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,50 +18,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from extract.errors import FxError
-from extract.image_source import Split
+from extract.image_row import FileStamp, ImageRow
+from extract.splits import has_given_test
 
-TEST_SHARE = 0.2
+SPLITS = ("train", "val", "test")
 # columns of a snapshot's table, by how they are kept
 _TEXTS = ("path", "label", "group", "note")
 _PLAIN = ("key", "split", "readable")
 _STAMP = ("inode", "size", "mtime_ns", "ctime_ns")
-SPLITS = ("train", "val", "test")
-
-
-@dataclass(frozen=True, slots=True)
-class FileStamp:
-    """What tells that a file is unchanged without reading it (git's rule)."""
-
-    inode: int
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-
-
-@dataclass(frozen=True, slots=True)
-class ImageRow:
-    """One image of a snapshot.
-
-    Attributes
-    ----------
-    path : relative to the snapshot's root
-    key : SHA-256 of the file's bytes; empty where it could not be read
-    label, group : as given; None where there is none
-    split : ``train``, ``val``, ``test``, or None for a row in no split
-    note : why it is in no split: the reason it cannot be read, ``copy of …``, or
-        ``conflicting labels``
-    readable : whether it has features
-    stamp : of the file, when it was read
-    """
-
-    path: str
-    key: bytes
-    label: str | None
-    group: str | None
-    split: Split | None
-    note: str
-    readable: bool
-    stamp: FileStamp | None
 
 
 @dataclass(frozen=True)
@@ -121,13 +82,23 @@ class Snapshot:
     @property
     def test_was_given(self) -> bool:
         """Whether the test split is the user's own, not the one that is set aside by hash."""
-        counted = [row for row in self.rows if _counts(row)]
-        test = {unit_of(row) for row in counted if row.split == "test"}
-        return test != _test_units(counted, self.split_seed)
+        return has_given_test(self.rows, self.split_seed)
 
     def failed(self) -> list[dict[str, str]]:
         """Images that could not be read, with the reason."""
         return [{"path": r.path, "reason": r.note} for r in self.rows if not r.readable]
+
+    def duplicates(self) -> list[dict[str, str]]:
+        """Images with the bytes of another, which counts in their place."""
+        return [
+            {"path": row.path, "copy_of": row.note.removeprefix("copy of ")}
+            for row in self.rows
+            if row.note.startswith("copy of ")
+        ]
+
+    def conflicts(self) -> list[str]:
+        """Paths of images whose bytes have several labels."""
+        return [row.path for row in self.rows if row.note == "conflicting labels"]
 
     def to_parquet(self) -> bytes:
         """Write as a Parquet file."""
@@ -205,120 +176,3 @@ def _bytes(text: str | None) -> bytes | None:
 
 def _text(data: bytes | None) -> str | None:
     return data if data is None else data.decode(errors="surrogateescape")
-
-
-def position(seed: int, unit: str) -> float:
-    """Map an image or group to a fixed place in [0, 1), uniform over units."""
-    digest = hashlib.sha256(f"{seed}:{unit}".encode(errors="surrogateescape")).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
-
-
-def unit_of(row: ImageRow) -> str:
-    """What stays together in a split: the group where one is given, else the image's bytes."""
-    return f"group:{row.group}" if row.group is not None else f"key:{row.key.hex()}"
-
-
-def assign_splits(rows: Iterable[ImageRow], split_seed: int) -> tuple[ImageRow, ...]:
-    """Decide every row's split.
-
-    Rows come with the split that was given for them, or None. Where no test split is given, a
-    fifth of the units of the rows without one, or with ``train``, is set aside by hash. Two
-    exceptions, for classes with more than one unit: one that would have no test row gives up the
-    unit with its lowest hash, and one that would have no other row keeps that with its highest.
-    A class of one unit is for training.
-
-    Parameters
-    ----------
-    rows : with key, label, group, given split
-    split_seed : moves the whole split
-
-    Returns
-    -------
-    the rows, sorted by path, with ``split`` and ``note`` decided
-    """
-    ordered = _settle_copies(sorted(rows, key=lambda row: row.path))
-    counted = [row for row in ordered if _counts(row)]
-    test_given = any(row.split == "test" for row in counted)
-    aside = set() if test_given else _test_units(counted, split_seed)
-    result = []
-    for row in ordered:
-        if not _counts(row):
-            result.append(replace(row, split=None))
-        elif row.split == "val" or test_given:
-            result.append(replace(row, split=row.split or "train"))
-        else:
-            result.append(replace(row, split="test" if unit_of(row) in aside else "train"))
-    return tuple(result)
-
-
-def _counts(row: ImageRow) -> bool:
-    return row.readable and not row.note and row.label is not None
-
-
-def _test_units(rows: list[ImageRow], seed: int) -> set[str]:
-    candidates = [row for row in rows if row.split != "val"]
-    aside = {unit_of(row) for row in candidates if position(seed, unit_of(row)) < TEST_SHARE}
-    units: dict[str, set[str]] = defaultdict(set)
-    for row in candidates:
-        units[str(row.label)].add(unit_of(row))
-    for label in sorted(units):
-        ordered = sorted(units[label], key=lambda unit: position(seed, unit))
-        if len(ordered) > 1 and not units[label] & aside:
-            aside.add(ordered[0])
-        elif units[label] <= aside:
-            aside.discard(ordered[-1])
-    return aside
-
-
-def _settle_copies(rows: list[ImageRow]) -> list[ImageRow]:
-    """Mark rows with the bytes of another: in conflict, or copies of the one that counts.
-
-    By their place and not their path: a table may list one path twice.
-    """
-    notes: dict[int, str] = {}
-    for places in _same_bytes(rows):
-        if len({rows[i].label for i in places if rows[i].label is not None}) > 1:
-            notes.update((i, "conflicting labels") for i in places)
-        else:
-            first = rows[places[0]].path
-            notes.update((i, f"copy of {first}") for i in places[1:])
-    return [replace(row, note=notes[i]) if i in notes else row for i, row in enumerate(rows)]
-
-
-def _same_bytes(rows: list[ImageRow]) -> list[list[int]]:
-    """Places of rows that share a key; first the one that counts, where the labels agree."""
-    by_key: dict[bytes, list[int]] = defaultdict(list)
-    for place, row in enumerate(rows):
-        if row.readable:
-            by_key[row.key].append(place)
-    # a copy that is given in the test split counts there: the test split stays what it was
-    rank = {"test": 0, "val": 1, "train": 2, None: 2}
-    return [
-        sorted(same, key=lambda i: (rows[i].label is None, rank[rows[i].split], rows[i].path))
-        for same in by_key.values()
-        if len(same) > 1
-    ]
-
-
-def leaked_copies(rows: Iterable[ImageRow]) -> list[dict[str, str]]:
-    """List byte-for-byte copies that the given splits put on different sides.
-
-    Parameters
-    ----------
-    rows : with the splits that the folder or table gave
-    """
-    ordered = sorted(rows, key=lambda row: row.path)
-    leaks = []
-    for places in _same_bytes(ordered):
-        first = ordered[places[0]]
-        for row in (ordered[i] for i in places[1:]):
-            if first.split and row.split and first.split != row.split:
-                leaks.append(
-                    {
-                        "path": row.path,
-                        "split": row.split,
-                        "copy": first.path,
-                        "other": first.split,
-                    }
-                )
-    return leaks

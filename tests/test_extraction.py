@@ -24,7 +24,7 @@ from extract import (
     find_images,
     load_backbone,
 )
-from extract import extraction as extraction_module
+from extract import stamps as stamps_module
 from extract.crops import prepare
 from extract.decode import decode
 
@@ -95,7 +95,7 @@ def test_a_second_run_computes_nothing_and_reads_no_file(
     folder: Path, tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # files as they are after a moment: too young ones are read again
-    monkeypatch.setattr(extraction_module, "RACY_NS", -(10**12))
+    monkeypatch.setattr(stamps_module, "RACY_NS", -(10**12))
     first = run(folder, tmp_path / "f.zarr", backbone)
     assert (first.new, first.reused) == (16, 0)
 

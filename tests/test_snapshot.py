@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extract import ImageRow, Snapshot
-from extract.snapshot import FileStamp, assign_splits, leaked_copies
+from extract.image_row import FileStamp
+from extract.leaks import leaked_copies
+from extract.splits import assign_splits
 
 
 def row(path: str, content: str, label: str | None = "a", **given_: object) -> ImageRow:

@@ -368,7 +368,7 @@ def test_a_copied_store_hashes_every_file_again_and_a_moved_one_none(
     extracted: Path, tmp_path: Path, fx: Fx, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # files as they are after a moment: too young ones are read again
-    monkeypatch.setattr("extract.extraction.RACY_NS", -(10**12))
+    monkeypatch.setattr("extract.stamps.RACY_NS", -(10**12))
     hashed: list[int] = []
 
     def sha256(data: bytes) -> object:

@@ -1,0 +1,55 @@
+"""Leaks: pictures that lie on both sides of a split, byte for byte or nearly so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from extract.feature_set import FeatureSet
+from extract.image_row import ImageRow
+from extract.perceptual import near_copies
+from extract.snapshot import Snapshot
+from extract.splits import same_bytes
+
+
+def leaked_copies(rows: Iterable[ImageRow]) -> list[dict[str, str]]:
+    """List byte-for-byte copies that the given splits put on different sides.
+
+    Parameters
+    ----------
+    rows : with the splits that the folder or table gave
+    """
+    ordered = sorted(rows, key=lambda row: row.path)
+    leaks = []
+    for places in same_bytes(ordered):
+        first = ordered[places[0]]
+        for row in (ordered[i] for i in places[1:]):
+            if first.split and row.split and first.split != row.split:
+                leaks.append(
+                    {
+                        "path": row.path,
+                        "split": row.split,
+                        "copy": first.path,
+                        "other": first.split,
+                    }
+                )
+    return leaks
+
+
+def near_leaks(snapshot: Snapshot, features: FeatureSet) -> list[dict[str, str]]:
+    """List test images of which a training image is a near-copy."""
+    test = snapshot.split("test")
+    train = snapshot.split("train") + snapshot.split("val")
+    if not test or not train:
+        return []
+    pairs = near_copies(
+        features.hashes([row.key for row in test]), features.hashes([row.key for row in train])
+    )
+    return [
+        {
+            "path": test[i].path,
+            "split": "test",
+            "near_copy": train[j].path,
+            "other": str(train[j].split),
+        }
+        for i, j in pairs
+    ]
