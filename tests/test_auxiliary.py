@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torchvision import models
 
-from extract.backbones import load_backbone, outline_backbone
+from extract.backbones import load_backbone
+from extract.outlines import outline_backbone
 from finetune.auxiliary import Auxiliaries
 
 CLASSES = 5

@@ -18,8 +18,10 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
 
-from extract.backbones import list_backbones, load_backbone, outline_backbone, weights_at_hand
+from extract.backbones import load_backbone
 from extract.errors import FxError
+from extract.outlines import list_backbones, outline_backbone
+from extract.pretrained import weights_at_hand
 from extract.weights import read_state_dict, weights_hash
 
 

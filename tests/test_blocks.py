@@ -11,8 +11,9 @@ from timm.models import group_parameters
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from extract.backbones import load_backbone, outline_backbone
+from extract.backbones import load_backbone
 from extract.errors import FxError
+from extract.outlines import outline_backbone
 from finetune.blocks import cut, find_blocks
 
 # one member or more of every family: pixels, and what its blocks are

@@ -11,8 +11,10 @@ from conftest import Said
 from torch import nn
 from torch.nn import functional
 
-from extract.backbones import load_backbone, outline_backbone, weights_at_hand
+from extract.backbones import load_backbone
 from extract.errors import FxError
+from extract.outlines import outline_backbone
+from extract.pretrained import weights_at_hand
 from finetune.blocks import cut, find_blocks
 
 BLOCKS = [
