@@ -15,9 +15,10 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 from extract.errors import FxError
-from extract.feature_set import in_short, metadata_damage
+from extract.feature_set import Damage, in_short, metadata_damage
 from extract.writer import UNFINISHED, sync
 
+SNAPSHOTS, NETWORKS = "snapshots", "networks"
 OLD, NEW = f".old{UNFINISHED}", f".new{UNFINISHED}"
 
 
@@ -103,9 +104,28 @@ def blob_attribute(store: Path, kind: str, name: str, attribute: str) -> Any:
         return None
 
 
+def snapshots_by_age(store: Path) -> list[str]:
+    """Names of the snapshots, oldest first; damaged ones before all others."""
+    names = blob_names(store, SNAPSHOTS)
+    taken = {name: blob_attribute(store, SNAPSHOTS, name, "taken_ns") for name in names}
+    return sorted(names, key=lambda name: taken[name] or 0)
+
+
 def kind_damage(store: Path, kind: str) -> str:
     """Say what is wrong with the metadata of a kind; nothing where there is no such kind."""
     return metadata_damage(store / kind) if (store / kind).exists() else ""
+
+
+def damaged_blobs(store: Path, kind: str) -> list[Damage]:
+    """Read everything of a kind back, and list what fails."""
+    reason = kind_damage(store, kind)
+    found = [Damage(kind, 0, 0, reason)] if reason else []
+    for name in blob_names(store, kind):
+        try:
+            read_blob(store, kind, name)
+        except FxError as error:
+            found.append(Damage(f"{kind}/{name}", 0, 0, str(error)))
+    return found
 
 
 def _folder(store: Path, kind: str, name: str) -> Path:

@@ -6,15 +6,18 @@ import fcntl
 import os
 import shutil
 from collections import defaultdict
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from extract.blobs import blob_names
+from extract.blobs import NETWORKS, SNAPSHOTS, blob_names
 from extract.errors import FxError
 from extract.feature_set import FeatureSet, split_generation
+from extract.root import as_last_extracted
 from extract.snapshot import Snapshot
-from extract.store import NETWORKS, SNAPSHOTS, FeatureStore
+from extract.store import FeatureStore
 from extract.writer import UNFINISHED
 
 
@@ -113,10 +116,10 @@ def collect(store: FeatureStore, *, keep: int | None = None) -> tuple[Garbage, l
         in_use = [name for name in garbage.sets if not _delete(store.path / name)]
         keys = _keys_of(_read_snapshots(store)[0])
         for name in garbage.rows:
-            store.rewrite(name, keys)
+            _rewrite(store, name, keys)
             if not _delete(store.path / name):
                 in_use.append(name)
-        store.forget_dropped_sets()
+        _forget_dropped_sets(store)
     return garbage, in_use
 
 
@@ -154,6 +157,30 @@ def _older_snapshots(newest_first: list[Snapshot], keep: int | None) -> dict[str
 
 def _keys_of(snapshots: list[Snapshot]) -> set[bytes]:
     return {row.key for snapshot in snapshots for row in snapshot.rows if row.readable}
+
+
+def _rewrite(store: FeatureStore, name: str, keys: Collection[bytes]) -> None:
+    """Make a new generation of a set, of some images' rows."""
+    old = store.open_set(name)
+    run = {**(old.runs[-1] if old.runs else {}), "weights_source": old.weights_source}
+    new = store.catalogue.new_generation(
+        old.spec, old.dim, run, str(old.dtype), copied=old, keys=keys
+    )
+    old.close()
+    if store.root.attributes().get("last_extracted") == name:
+        store.root.update(last_extracted=new)
+
+
+def _forget_dropped_sets(store: FeatureStore) -> None:
+    """Name no set in the root that is not there."""
+    names = store.catalogue.names()
+    root = store.root.attributes()
+    commit = {n: a for n, a in root.get("commit", {}).items() if n in names}
+    last: dict[str, Any] = {}
+    if root.get("last_extracted") not in names:
+        newest = store.catalogue.newest()
+        last = as_last_extracted(newest) if newest else {"last_extracted": None}
+    store.root.update(commit=commit, **last)
 
 
 def _delete(folder: Path) -> bool:

@@ -22,7 +22,7 @@ from test_store import RUN, flip_a_bit, keys_of
 from test_store_killed import ALL, BEFORE, LAYERS, check_equal, features_of, fill, rows_in
 
 from extract import Engine, FeatureStore, FxError, collect, extract, find_images, load_backbone
-from extract.store import LAYOUT
+from extract.root import LAYOUT
 
 Fx = Callable[..., Said]
 Harm = Callable[[Path], None]

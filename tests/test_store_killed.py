@@ -20,8 +20,10 @@ from crashing import die, warm_process
 from test_store import RUN, SPEC, keys_of, rows_of
 
 from extract import Backbone, Engine, FeatureStore, FxError, extract, find_images, load_backbone
-from extract import store as store_module
+from extract import root as root_module
 from extract import writer as writer_module
+from extract.catalogue import Catalogue
+from extract.root import Root
 from extract.writer import FeatureWriter
 
 LAYERS = [({**SPEC, "layer": "one"}, 5), ({**SPEC, "layer": "two"}, 5)]
@@ -52,7 +54,7 @@ def some_rows(path: Path) -> None:
 
 def some_rows_and_a_tail(path: Path) -> None:
     some_rows(path)
-    for name in FeatureStore(path)._names():
+    for name in Catalogue(path).names():
         for array in ("features", "keys", "hashes"):
             opened = zarr.open_group(path / name, mode="r+")[array]
             opened.resize((ALL + 20, opened.shape[1]))
@@ -61,7 +63,7 @@ def some_rows_and_a_tail(path: Path) -> None:
 
 def a_lost_shard(path: Path) -> None:
     some_rows(path)
-    (path / FeatureStore(path)._names()[0] / "features" / "c" / "0" / "0").unlink()
+    (path / Catalogue(path).names()[0] / "features" / "c" / "0" / "0").unlink()
 
 
 def a_lost_shard_found(path: Path) -> None:
@@ -284,11 +286,10 @@ def extract_until(images: str, store: str, log: str, moment: str) -> None:
         write = writer_module._write_rows
         writer_module._write_rows = dying(write, lambda *_: True, 3)
     elif moment == "the root is written":
-        update = FeatureStore._update_root
-        FeatureStore._update_root = dying(update, lambda _, **a: [*a] == ["commit"], 2)
+        Root.update = dying(Root.update, lambda _, **a: [*a] == ["commit"], 2)
     elif moment == "the attributes of one are written":
         # each commit syncs the attributes of both
-        store_module.sync = dying(store_module.sync, lambda f: f.parent.name in names_of(store), 3)
+        root_module.sync = dying(root_module.sync, lambda f: f.parent.name in names_of(store), 3)
     extract_two_layers(images, store, log, interval=-1.0)
 
 
