@@ -27,7 +27,7 @@ def reliability(comparison: dict[str, Any]) -> Section | None:
         "Test images in groups of equal size, by the probability of the class that was said: on "
         "the dotted line it is right as often as it claims."
     )
-    body = figure(place("reliability-curve", curve["alt"], height=curve["layout"]["height"]), note)
+    body = figure(place("reliability-curve", curve), note)
     return Section(
         "reliability",
         "Can the probabilities be trusted?",
@@ -47,7 +47,7 @@ def feature_map(comparison: dict[str, Any]) -> Section | None:
         "neighbours mean something, distances and sizes of clusters do not. Hover over a point, or "
         "tap it, to see its picture."
     )
-    body = figure(place("feature-map", curve["alt"], height=curve["layout"]["height"]), note)
+    body = figure(place("feature-map", curve), note)
     return Section("map", "A map of the images", body, plots={"feature-map": [curve]})
 
 
