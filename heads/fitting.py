@@ -1,5 +1,6 @@
 """Fitting a head: folds, choice of C, calibration, refit; the training rows alone decide."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,16 +10,39 @@ from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
 from extract.errors import FxError
-from heads.calibration import calibrate
-from heads.folds import make_folds
+from heads.calibration import Calibration, calibrate
+from heads.folds import Fold, make_folds
 from heads.head import Head, HeldOut, checked_features, positions
 from heads.kinds import learners_for
 from heads.kornblith import KORNBLITH, KornblithLogistic
 from heads.learners import Features, Labels, Learner
-from heads.search import BLAS_THREADS, Progress, search
+from heads.search import BLAS_THREADS, Progress, Search, search
 
 IMBALANCED = 10
 VALIDATION_FOLDS = 5  # of which a protocol's validation rows are one, where none are given
+
+
+@dataclass(frozen=True)
+class _ChosenOn:
+    """Rows that C and the temperature are chosen on, and how each choice is measured.
+
+    Attributes
+    ----------
+    rows : float32 array of shape (n, d), the training rows, then the validation rows
+    truth : int array of shape (n,), positions in the classes
+    splits : list of (fitting rows, held-out rows), int arrays; a single one where rows validate
+    notes : list of str, whatever is not as asked for
+    """
+
+    rows: Features
+    truth: Labels
+    splits: list[Fold]
+    notes: list[str]
+
+    def held_out(self, found: Search, calibration: Calibration) -> HeldOut:
+        """What was said of the held-out rows by the learner that was found."""
+        probabilities = softmax(found.scores / calibration.temperature, axis=1)
+        return HeldOut(self.splits, found.held_out, self.truth[found.held_out], probabilities)
 
 
 def fit_head(
@@ -101,38 +125,25 @@ def fit_head(
         learners, notes = learners_for(kind, kernel, normalize, class_weight, rows=len(rows))
     else:
         learners, notes = [_of_protocol(protocol, kind, normalize, class_weight, c)], []
-    classes, y = np.unique(names, return_inverse=True)
+    classes, y = _numbered(names)
     known = tuple(classes.tolist())
-    counts = np.bincount(y)
-    if counts.min() < 2:
-        raise FxError(
-            f"too few images of class {known[counts.argmin()]!r}; got 1 for training; add images "
-            "of it or leave it out"
-        )
     if validation is None:
-        count = VALIDATION_FOLDS if protocol else folds
-        splits, fewer = make_folds(y, classes=known, folds=count, groups=groups, seed=seed)
-        if protocol:
-            if fewer:
-                raise FxError(
-                    f"the protocol {protocol} keeps a fifth of the training images to choose by; "
-                    f"got {fewer[0]}; add images, or give validation rows"
-                )
-            splits = splits[:1]
-        notes += fewer
-        searched, truth = rows, y
+        chosen_on = _with_folds(
+            rows, y, known, folds=folds, protocol=protocol, groups=groups, seed=seed
+        )
     else:
-        searched, truth = _with_validation(rows, y, validation, known)
-        splits = [(np.arange(len(rows)), np.arange(len(rows), len(searched)))]
+        chosen_on = _with_validation(rows, y, validation, known)
+    notes += chosen_on.notes
     if protocol:
-        notes.append(f"{protocol}: C chosen on {len(splits[0][1]):,} validation images")
-        rows, names = searched, classes[truth]
+        held_out = len(chosen_on.splits[0][1])
+        notes.append(f"{protocol}: C chosen on {held_out:,} validation images")
+        rows, names = chosen_on.rows, classes[chosen_on.truth]
     threads = cpu_count() if jobs is None else jobs
     found = search(
         learners,
-        searched,
-        truth,
-        splits,
+        chosen_on.rows,
+        chosen_on.truth,
+        chosen_on.splits,
         c=c,
         balanced=class_weight == "balanced",
         jobs=threads,
@@ -141,9 +152,9 @@ def fit_head(
     with threadpool_limits(BLAS_THREADS):
         pipeline = found.learner.fit(rows, names, found.c, jobs=threads)
     if progress:
-        fits = len(found.curve) * len(splits) + 1
+        fits = len(found.curve) * len(chosen_on.splits) + 1
         progress(fits, fits)
-    calibration = calibrate(found.scores, truth[found.held_out])
+    calibration = calibrate(found.scores, chosen_on.truth[found.held_out])
     return Head(
         kind=kind,
         kernel=found.learner.kernel,
@@ -154,18 +165,13 @@ def fit_head(
         calibration=calibration,
         c=found.c,
         search=found.curve,
-        folds=0 if len(splits) == 1 else len(splits),
+        folds=0 if len(chosen_on.splits) == 1 else len(chosen_on.splits),
         protocol=protocol,
-        notes=(*notes, *_imbalance(counts, known), *found.notes),
+        notes=(*notes, *_imbalance(np.bincount(y), known), *found.notes),
         n_train=len(rows),
         spec=dict(spec or {}),
         source=dict(source or {}),
-        held_out=HeldOut(
-            splits,
-            found.held_out,
-            truth[found.held_out],
-            softmax(found.scores / calibration.temperature, axis=1),
-        ),
+        held_out=chosen_on.held_out(found, calibration),
     )
 
 
@@ -219,9 +225,42 @@ def _check_rows(rows: Features, names: np.ndarray[Any, Any]) -> None:
         )
 
 
+def _numbered(names: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], Labels]:
+    """Give the classes, sorted, and every row's position in them; each needs two rows."""
+    classes, y = np.unique(names, return_inverse=True)
+    counts = np.bincount(y)
+    if counts.min() < 2:
+        raise FxError(
+            f"too few images of class {str(classes[counts.argmin()])!r}; got 1 for training; add "
+            "images of it or leave it out"
+        )
+    return classes, y
+
+
+def _with_folds(
+    rows: Features,
+    y: Labels,
+    classes: tuple[str, ...],
+    *,
+    folds: int,
+    protocol: str | None,
+    groups: ArrayLike | None,
+    seed: int,
+) -> _ChosenOn:
+    """Split the training rows into folds; of a protocol's, one alone is held out."""
+    count = VALIDATION_FOLDS if protocol else folds
+    splits, fewer = make_folds(y, classes=classes, folds=count, groups=groups, seed=seed)
+    if protocol and fewer:
+        raise FxError(
+            f"the protocol {protocol} keeps a fifth of the training images to choose by; "
+            f"got {fewer[0]}; add images, or give validation rows"
+        )
+    return _ChosenOn(rows, y, splits[:1] if protocol else splits, fewer)
+
+
 def _with_validation(
     rows: Features, y: Labels, validation: tuple[ArrayLike, ArrayLike], classes: tuple[str, ...]
-) -> tuple[Features, Labels]:
+) -> _ChosenOn:
     """Append validation rows to the training rows: the last ones are held out."""
     extra = checked_features(validation[0])
     labels = positions(validation[1], classes, of="validation rows")
@@ -230,4 +269,6 @@ def _with_validation(
             f"validation rows must be (m, {rows.shape[1]}) features with m labels, m > 0; "
             f"got {extra.shape} and {labels.shape}"
         )
-    return np.concatenate([rows, extra]), np.concatenate([y, labels])
+    n, m = len(rows), len(extra)
+    splits = [(np.arange(n), np.arange(n, n + m))]
+    return _ChosenOn(np.concatenate([rows, extra]), np.concatenate([y, labels]), splits, [])
