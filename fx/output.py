@@ -12,7 +12,8 @@ from typing import Any, TextIO
 
 from fx.report_cells import cells_of, sizes_of
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int], None]  # called with how many are done, and how many there are
+Begin = Callable[[str], Progress]  # given what is being done, begins a bar for it
 
 _SECONDS_BETWEEN_LINES = 10.0
 _MAX_SIZES = 6
@@ -132,7 +133,7 @@ def progress_bar(description: str, *, quiet: bool = False) -> Iterator[Progress]
 
 
 @contextmanager
-def progress_bars(*, quiet: bool = False) -> Iterator[Callable[[str], Progress]]:
+def progress_bars(*, quiet: bool = False) -> Iterator[Begin]:
     """Show work in several steps, one bar after the other.
 
     Yields
@@ -191,19 +192,19 @@ class _Lines:
         if now - self._last >= _SECONDS_BETWEEN_LINES and done < total:
             self._last = now
             rate = (done - self._first) / (now - self._start)
-            left = f", {_duration((total - done) / rate)} left" if rate > 0 else ""
+            left = f", {_rough_duration((total - done) / rate)} left" if rate > 0 else ""
             self._print(f"{done:,} of {total:,}, {rate:,.1f}/s{left}")
 
     def finish(self) -> None:
         seconds = time.monotonic() - self._start
         if seconds > _SECONDS_BETWEEN_LINES and self._first is not None:
-            self._print(f"{self._done:,} of {self._total:,} in {_duration(seconds)}")
+            self._print(f"{self._done:,} of {self._total:,} in {_rough_duration(seconds)}")
 
     def _print(self, line: str) -> None:
         print(f"{self._description}: {line}", file=self._file, flush=True)
 
 
-def _duration(seconds: float) -> str:
+def _rough_duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -12,8 +12,7 @@ from multiprocessing.context import BaseContext
 from typing import Any
 
 from extract.errors import FxError
-
-Begin = Callable[[str], Callable[[int, int], None]]
+from fx.output import Begin
 
 # imported once, for all processes that are begun after
 PRELOADED = ["extract", "heads", "finetune", "fx.cells", "sklearn.linear_model", "torchvision"]

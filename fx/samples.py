@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from extract.errors import FxError
+from fx.output import Begin
 
-Begin = Callable[[str], Callable[[int, int], None]]
 # torchvision's classification sets that hold their labels in `classes` and can be downloaded
 DOWNLOADED = {
     "cifar10": "CIFAR10",
