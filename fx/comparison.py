@@ -6,20 +6,21 @@ import dataclasses
 import platform
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fx.crossover import crossover
 from fx.networks import Prepared, measure, name_with_network, networks_of, prepare
 from fx.options import Options
+from fx.output import Begin
 from fx.plan import Plan
 from fx.quadrant import quadrant_of
 from fx.runs import finish, run_directory
 from fx.tables import log_results, write_results
 from fx.trials import Trials, within_budget
 from fx.verdict import (
-    crossover,
     differences,
     estimates,
     forecasts,
@@ -30,8 +31,6 @@ from fx.verdict import (
 
 if TYPE_CHECKING:
     from extract import ImageSource
-
-Begin = Callable[[str], Callable[[int, int], None]]
 
 _RAW = ("predicted", "confidence", "truth")  # one number a picture; kept in the cells' own records
 

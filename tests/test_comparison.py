@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from extract import ImageRow
+from fx.crossover import crossover
 from fx.plan import Plan
 from fx.quadrant import describe_quadrant
 from fx.subsets import nested_subset
-from fx.verdict import crossover, differences, estimates, paired_tests, recommend, tables_of
+from fx.verdict import differences, estimates, paired_tests, recommend, tables_of
 
 Fx = Callable[..., Said]
 
