@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fx.models import OpenModel, folder_of, open_model
 from fx.options import Options
+from fx.output import Begin, Progress
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from extract import Engine, ImageSource
-
-    Probabilities = Callable[[NDArray[np.float32]], NDArray[np.float64]]
-    # engines whose outputs stand side by side, and how many crops of an image each averages
-    Opened = tuple[list[tuple[Engine, int]], Probabilities, tuple[str, ...]]
-
-Begin = Callable[[str], Callable[[int, int], None]]
+    from heads import Limits
 
 LABELLED_AT_ONCE = 256
 WARM_BATCHES = 4  # that are not timed
@@ -63,64 +60,87 @@ def predict_images(
     import numpy as np
 
     from extract import find_images
-    from heads import Limits
 
-    engines, probabilities, classes = _open_model(model, options)
+    opened = open_model(model, options)
     source = find_images(images)
-    total = len(engines) * len(source.entries)
-    progress = begin("predicting")
+    vectors = _side_by_side(opened, source, begin("predicting"))
+    labeller = _labeller(opened, folder_of(model), reject, conformal)
     failed = [{"path": path, "reason": reason} for path, reason in source.skipped]
-    looked_at = itertools.count(1)
-    streams = [
-        _vectors(source, engine, crops, lambda: progress(next(looked_at), total))
-        for engine, crops in engines
-    ]
-    asked = reject is not None or conformal is not None
-    limits = Limits.load(_folder_of(model)) if asked else None
-    farthest = limits.farthest(reject) if limits and reject is not None else None
-    least = limits.least_probability(conformal) if limits and conformal is not None else None
     predictions: list[dict[str, Any]] = []
     known: list[tuple[str, NDArray[np.float32]]] = []
-
-    def label() -> None:
-        features = np.stack([vector for _, vector in known])
-        for (path, _), row in zip(known, probabilities(features), strict=True):
-            best = int(row.argmax())
-            found: dict[str, Any] = {
-                "path": path,
-                "label": classes[best],
-                "probability": float(row[best]),
-            }
-            if least is not None:
-                found["labels"] = [classes[i] for i in np.argsort(-row) if row[i] >= least]
-            predictions.append(found)
-        if limits and farthest is not None:
-            for found, distance in zip(
-                predictions[-len(known) :], limits.distance(features), strict=True
-            ):
-                found["distance"] = float(distance)
-                if distance > farthest:
-                    found["label"] = None
-        known.clear()
-
-    for found in zip(*streams, strict=True):
-        path, vectors = found[0][0], [vector for _, vector in found]
-        reasons = [reason for reason in vectors if isinstance(reason, str)]
-        if reasons:
-            failed.append({"path": path, "reason": reasons[0]})
+    for path, found in vectors:
+        if isinstance(found, str):
+            failed.append({"path": path, "reason": found})
         else:
-            known.append((path, np.concatenate(vectors)))
+            known.append((path, found))
         if len(known) == LABELLED_AT_ONCE:
-            label()
+            predictions += labeller.label(known)
+            known.clear()
     if known:
-        label()
+        predictions += labeller.label(known)
     record: dict[str, Any] = {"model": str(model), "predictions": predictions, "failed": failed}
-    if farthest is not None:
+    if labeller.farthest is not None:
         record["rejected"] = sum(one["label"] is None for one in predictions)
-    if least is not None:
+    if labeller.least is not None:
         sizes = [len(one["labels"]) for one in predictions]
         record["mean_set_size"] = float(np.mean(sizes)) if sizes else None
     return record
+
+
+@dataclass(frozen=True)
+class _Labeller:
+    """Gives rows of features their labels.
+
+    Attributes
+    ----------
+    model : that knows the classes
+    limits : of what it has learned, where such are asked for
+    farthest : distance from the training pictures beyond which there is no label
+    least : probability from which on a class is in the set of labels
+    """
+
+    model: OpenModel
+    limits: Limits | None
+    farthest: float | None
+    least: float | None
+
+    def label(self, known: Sequence[tuple[str, NDArray[np.float32]]]) -> list[dict[str, Any]]:
+        """Label images, given as paths and features."""
+        import numpy as np
+
+        features = np.stack([vector for _, vector in known])
+        probabilities = self.model.probabilities(features)
+        predictions = [
+            {"path": path} | self._answer(row)
+            for (path, _), row in zip(known, probabilities, strict=True)
+        ]
+        if self.limits and self.farthest is not None:
+            distances = self.limits.distance(features)
+            for found, distance in zip(predictions, distances, strict=True):
+                found["distance"] = float(distance)
+                if distance > self.farthest:
+                    found["label"] = None
+        return predictions
+
+    def _answer(self, row: NDArray[np.float64]) -> dict[str, Any]:
+        classes, best = self.model.classes, int(row.argmax())
+        found: dict[str, Any] = {"label": classes[best], "probability": float(row[best])}
+        if self.least is not None:
+            found["labels"] = [classes[i] for i in (-row).argsort() if row[i] >= self.least]
+        return found
+
+
+def _labeller(
+    model: OpenModel, folder: Path, reject: float | None, conformal: float | None
+) -> _Labeller:
+    from heads import Limits
+
+    if reject is None and conformal is None:
+        return _Labeller(model, None, None, None)
+    limits = Limits.load(folder)
+    farthest = None if reject is None else limits.farthest(reject)
+    least = None if conformal is None else limits.least_probability(conformal)
+    return _Labeller(model, limits, farthest, least)
 
 
 def milliseconds_a_picture(model: Path, files: Sequence[Path], options: Options) -> float:
@@ -136,13 +156,13 @@ def milliseconds_a_picture(model: Path, files: Sequence[Path], options: Options)
 
     from extract import ImageEntry, ImageSource
 
-    engines, probabilities, _ = _open_model(model, options)
+    opened = open_model(model, options)
     entries = tuple(ImageEntry(str(file), None, None, None) for file in files)
     source = ImageSource(Path("/"), "unlabelled", entries, ())
-    timed = [seconds_a_picture(engine, source, crops) for engine, crops in engines]
+    timed = [seconds_a_picture(engine, source, crops) for engine, crops in opened.engines]
     features = np.concatenate([vectors for _, vectors in timed], axis=1)
     begun = time.perf_counter()
-    probabilities(features)
+    opened.probabilities(features)
     rest = (time.perf_counter() - begun) / len(features)
     return 1000 * (rest + sum(seconds for seconds, _ in timed))
 
@@ -175,6 +195,24 @@ def seconds_a_picture(
     return seconds + (times[-1] - times[WARM_BATCHES - 1]) / images, np.concatenate(done)
 
 
+def _side_by_side(
+    model: OpenModel, source: ImageSource, progress: Progress
+) -> Iterator[tuple[str, NDArray[np.float32] | str]]:
+    """Path and all outputs of every image, in order; in the outputs' place, why there are none."""
+    import numpy as np
+
+    total = len(model.engines) * len(source.entries)
+    looked_at = itertools.count(1)
+    streams = [
+        _vectors(source, engine, crops, lambda: progress(next(looked_at), total))
+        for engine, crops in model.engines
+    ]
+    for found in zip(*streams, strict=True):
+        vectors = [vector for _, vector in found]
+        reasons = [reason for reason in vectors if isinstance(reason, str)]
+        yield found[0][0], reasons[0] if reasons else np.concatenate(vectors)
+
+
 def _vectors(
     source: ImageSource, engine: Engine, crops: int, tick: Callable[[], None]
 ) -> Iterator[tuple[str, NDArray[np.float32] | str]]:
@@ -197,79 +235,3 @@ def _vectors(
                 yield order.popleft()
             yield order.popleft()[0], vector
     yield from order
-
-
-def _open_model(model: Path, options: Options) -> Opened:
-    from extract import FxError
-
-    folder = _folder_of(model)
-    if not folder.exists():
-        raise FxError(f"no model at {model}; give a folder that fx fit-head or fx finetune wrote")
-    if (folder / "head.json").exists():
-        return _open_head(folder, options)
-    if (folder / "model.json").exists():
-        return _open_network(folder, options)
-    raise FxError(
-        f"{folder} holds neither head.json nor model.json; "
-        "give a folder that fx fit-head or fx finetune wrote"
-    )
-
-
-def _folder_of(model: Path) -> Path:
-    return model.parent if model.is_file() else model
-
-
-def _open_head(folder: Path, options: Options) -> Opened:
-    from extract import Quantised, channels_of, load_backbone, make_spec, resolve_device
-    from fx.options import open_engine
-    from heads import load_head
-
-    head = load_head(folder)
-    specs = head.spec.get("features", [head.spec])
-    sources = head.source.get("features", [head.source])
-    engines, found = [], []
-    for spec, made in zip(specs, sources, strict=True):
-        layer, crops = str(spec["layer"]), int(spec["crops"])
-        backbone = load_backbone(
-            str(spec["backbone"]),
-            weights=str(made["weights"]),
-            size=int(spec["size"]),
-            channels=channels_of(spec),
-        ).at_layers([layer])
-        precision = str(spec["numerics"])
-        on_cpu = resolve_device(options.device).type == "cpu"
-        asked = options
-        if options.precision == "auto" and not (on_cpu and precision == "fp16"):
-            asked = dataclasses.replace(options, precision=precision)
-        quantised = Quantised.read(folder) if asked.precision == "int8" else None
-        engine = open_engine(asked, backbone, quantised)
-        engines.append((engine, crops))
-        found.append(
-            make_spec(
-                backbone,
-                engine.precision,
-                layer=layer,
-                crops=crops,
-                network_hash=engine.network_hash,
-            )
-        )
-    head.check_spec(found[0] if len(found) == 1 else {"features": found})
-    return engines, head.predict_proba, head.classes
-
-
-def _open_network(folder: Path, options: Options) -> Opened:
-    from scipy.special import softmax
-
-    from extract import make_engine
-    from finetune import load_model
-
-    model = load_model(folder)
-    engine = make_engine(
-        model.network,
-        model.preprocessing,
-        name=options.engine,
-        device=options.device,
-        precision=options.precision,
-        batch_size=options.batch_size,
-    )
-    return [(engine, 1)], lambda logits: softmax(logits.astype("float64"), axis=1), model.classes
