@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fx.comparison import compare
+    from fx.extract_stage import extract_images
     from fx.extractor import FeatureExtractor
+    from fx.finetune_stage import finetune_images
     from fx.head_stage import fit_head_on_store
     from fx.options import Options
     from fx.plan import Plan
     from fx.prediction import predict_images
     from fx.report import write_report
-    from fx.stages import extract_images, finetune_images
 
 __all__ = [
     "FeatureExtractor",
@@ -34,8 +35,8 @@ _WHERE = {
     "Options": "fx.options",
     "Plan": "fx.plan",
     "compare": "fx.comparison",
-    "extract_images": "fx.stages",
-    "finetune_images": "fx.stages",
+    "extract_images": "fx.extract_stage",
+    "finetune_images": "fx.finetune_stage",
     "fit_head_on_store": "fx.head_stage",
     "predict_images": "fx.prediction",
     "write_report": "fx.report",

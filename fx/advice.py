@@ -2,51 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fx.cells import Bench
+from fx.first_look import Sample, look_at, sampled
 from fx.networks import networks_of, settled
 from fx.options import DEFAULT_BACKBONE, Options, open_backbone, open_engine
+from fx.output import Begin
 from fx.plan import Cell, Plan
 from fx.preview import amounts_of
-from fx.quadrant import LOOKED_AT, describe_quadrant, likeness
-from fx.trials import Trials
+from fx.quadrant import describe_quadrant
+from fx.trials import Amounts, Trials
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from extract import Backbone, Engine, ImageSource
-
-Begin = Callable[[str], Callable[[int, int], None]]
+    from extract import ImageSource
 
 LOOKED_AT_IN_ALL = 2_000  # images, of all networks together
-HEADERS = 200  # images whose size in pixels is read
 STRATEGIES = ("logreg", "svm", "finetune:1", "finetune:all")
-
-
-@dataclass(frozen=True)
-class _Sample:
-    """Images that one network has seen.
-
-    Attributes
-    ----------
-    labels : n of them, of the images that can be read and are no copies
-    features : float32 array of shape (n, d)
-    distance : see ``extract.similarity``
-    seconds : that reading them and computing features took
-    """
-
-    labels: list[str]
-    features: NDArray[np.float32]
-    distance: float | None
-    seconds: float
 
 
 def advise(images: Path, options: Options, *, begin: Begin) -> dict[str, Any]:
@@ -76,49 +51,52 @@ def advise(images: Path, options: Options, *, begin: Begin) -> dict[str, Any]:
     from extract import find_images
 
     source = find_images(images)
-    available, amounts = amounts_of(source)
+    amounts = amounts_of(source)
     if options.backbone is None:
         options = replace(options, backbone=",".join(_at_hand()))
     asked = [one for one, _ in networks_of(options, Plan())]
-    some = _sampled(source, LOOKED_AT_IN_ALL // len(asked))
-    networks: list[dict[str, Any]] = []
-    facts: dict[str, Any] = {}
-    for one in asked:
-        backbone = open_backbone(one)
-        engine = open_engine(one, backbone)
-        sample, seen = _look_at(some, backbone, engine, begin(f"looking, {backbone.name}"))
-        facts = facts or seen
-        bench = Bench(settled(one, backbone), Plan().epochs, "", "", one.out)
-        trials = Trials(bench, source, amounts)
-        begin("trying")(1, 1)
-        networks.append(
-            {
-                "backbone": backbone.name,
-                "size": backbone.preprocessing.size,
-                "distance": sample.distance,
-                "n": len(sample.labels),
-                **_scores(sample),
-                "extraction_seconds": sample.seconds / len(some.entries) * amounts.images,
-                "predicted_seconds": {
-                    name: trials.cell(Cell(name, available, 0)) + trials.shared(name)
-                    for name in STRATEGIES
-                },
-            }
-        )
+    some = sampled(source, LOOKED_AT_IN_ALL // len(asked))
+    looked = [_look_with(one, some, source, amounts, begin) for one in asked]
+    networks = [network for network, _ in looked]
     best = max(networks, key=lambda one: one["logreg"])
-    quadrant = describe_quadrant(available, best["distance"], None)
+    quadrant = describe_quadrant(amounts.training, best["distance"], None)
     counts = Counter(str(e.label) for e in source.entries if e.label is not None)
     return {
         "images": str(images),
-        "n_train": available,
+        "n_train": amounts.training,
         "n_test": amounts.test,
         "classes": dict(sorted(counts.items())),
         "imbalance": max(counts.values()) / min(counts.values()),
-        "sample": facts,
+        "sample": looked[0][1],
         "networks": networks,
         "quadrant": quadrant,
         "strategy": _strategy(quadrant, best),
     }
+
+
+def _look_with(
+    options: Options, some: ImageSource, source: ImageSource, amounts: Amounts, begin: Begin
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Look at some of the images with one network: its record, and what is odd about them."""
+    backbone = open_backbone(options)
+    engine = open_engine(options, backbone)
+    sample, odd = look_at(some, backbone, engine, begin(f"looking, {backbone.name}"))
+    bench = Bench(settled(options, backbone), Plan().epochs, "", "", options.out)
+    trials = Trials(bench, source, amounts)
+    begin("trying")(1, 1)
+    network = {
+        "backbone": backbone.name,
+        "size": backbone.preprocessing.size,
+        "distance": sample.distance,
+        "n": len(sample.labels),
+        **_scores(sample),
+        "extraction_seconds": sample.seconds / len(some.entries) * amounts.images,
+        "predicted_seconds": {
+            name: trials.cell(Cell(name, amounts.training, 0)) + trials.shared(name)
+            for name in STRATEGIES
+        },
+    }
+    return network, odd
 
 
 def _at_hand() -> list[str]:
@@ -128,88 +106,7 @@ def _at_hand() -> list[str]:
     return sorted(names, key=lambda name: name != DEFAULT_BACKBONE)
 
 
-def _sampled(source: ImageSource, count: int) -> ImageSource:
-    """Take labelled images by a hash of their paths: any number of each class, the same again."""
-    labelled = [entry for entry in source.entries if entry.label is not None]
-    labelled.sort(key=lambda entry: hashlib.sha256(entry.path.encode(errors="replace")).digest())
-    return replace(source, entries=tuple(labelled[:count]))
-
-
-def _look_at(
-    source: ImageSource, backbone: Backbone, engine: Engine, tick: Callable[[int, int], None]
-) -> tuple[_Sample, dict[str, Any]]:
-    """Compute features of a sample; say what is odd about its images."""
-    import numpy as np
-
-    from extract import FxError, batched, look, near_copies, perceptual_hash
-
-    begun = time.perf_counter()
-    seen: dict[bytes, str] = {}
-    failed: list[dict[str, str]] = []
-    labels: list[str] = []
-    splits: list[str | None] = []
-    paths: list[str] = []
-    hashes: list[NDArray[np.uint8]] = []
-    copies: list[dict[str, str]] = []
-
-    def pictures() -> Any:
-        looks = look(source, backbone.preprocessing)
-        for number, (entry, looked) in enumerate(zip(source.entries, looks, strict=True), 1):
-            tick(number, len(source.entries))
-            if looked.pixels is None:
-                failed.append({"path": entry.path, "reason": looked.row.note})
-                continue
-            if (other := seen.setdefault(looked.row.key, entry.path)) != entry.path:
-                copies.append({"path": entry.path, "copy_of": other})
-                continue
-            labels.append(str(entry.label))
-            splits.append(entry.split)
-            paths.append(entry.path)
-            hashes.append(perceptual_hash(looked.pixels[0]))
-            yield looked.pixels
-
-    batches = list(engine.run(batched(pictures(), engine.batch_size)))
-    if not batches:
-        raise FxError(
-            f"none of {len(failed):,} images can be read; the first: {failed[0]['reason']}"
-        )
-    features = np.concatenate(batches)
-    seconds = time.perf_counter() - begun
-    stacked = np.stack(hashes)
-    near = near_copies(stacked, stacked)
-    pairs = [(int(i), int(j)) for i, j in near if i < j]
-    leaks = [(i, j) for i, j in pairs if splits[i] != splits[j]]
-    facts = {
-        "n": len(source.entries),
-        "unreadable": failed,
-        "copies": copies,
-        "near_copies": [[paths[i], paths[j]] for i, j in pairs],
-        "near_copies_across_splits": [[paths[i], paths[j]] for i, j in leaks],
-        "shorter_side": _shorter_side(source),
-    }
-    distance = likeness(backbone, replace(source, entries=source.entries[:LOOKED_AT]))
-    return _Sample(labels, features, distance, seconds), facts
-
-
-def _shorter_side(source: ImageSource) -> dict[str, int] | None:
-    """Pixels of the pictures' shorter sides: least, median and greatest."""
-    import numpy as np
-    from PIL import Image
-
-    sides = []
-    for entry in source.entries[:HEADERS]:
-        try:
-            with Image.open(source.root / entry.path) as image:
-                sides.append(min(image.size))
-        except (OSError, Image.DecompressionBombError, SyntaxError, ValueError):
-            continue
-    if not sides:
-        return None
-    least, median, greatest = np.quantile(sides, [0, 0.5, 1], method="inverted_cdf")
-    return {"least": int(least), "median": int(median), "greatest": int(greatest)}
-
-
-def _scores(sample: _Sample) -> dict[str, float | None]:
+def _scores(sample: Sample) -> dict[str, float | None]:
     """LogME, H-score, and the cross-validated accuracy of two probes."""
     from extract import FxError
     from heads import fit_head, h_score, logme

@@ -8,16 +8,17 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fx.memory import peak_memory_mb, reset_peak_memory
 from fx.options import Options, open_backbone, read_snapshot
+from fx.output import Begin
 from fx.plan import FROM_SCRATCH, Cell
 from fx.prediction import milliseconds_a_picture
-from fx.rows import groups_of, keys_of, labels_of
+from fx.rows import groups_of, keys_of, labels_of, training_data
 from fx.runs import finish
 from fx.subsets import nested_subset
 from heads import KINDS
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
     from extract import Backbone, FeatureSet, ImageRow, Snapshot
     from finetune import FinetuneSettings, Resources
-
-Begin = Callable[[str], Callable[[int, int], None]]
 
 # test images whose prediction is timed
 TIMED = 64
@@ -175,18 +174,12 @@ def _measure_head(
 def _measure_network(
     opened: _Opened, strategy: str, rows: list[ImageRow], seed: int, directory: Path
 ) -> tuple[dict[str, Any], int]:
-    from finetune import TrainingData, finetune
+    from finetune import finetune
 
     snapshot = opened.snapshot
     result = finetune(
         network_of(opened.bench, strategy, seed),
-        TrainingData(
-            Path(snapshot.root),
-            rows,
-            snapshot.split("val"),
-            snapshot.split("test"),
-            snapshot.fingerprint,
-        ),
+        training_data(snapshot, rows),
         None if strategy in FROM_SCRATCH else opened.features.features,
         settings=settings_of(opened.bench, strategy, seed),
         directory=directory,

@@ -1,11 +1,13 @@
-"""The command: every function here parses, makes one library call, and prints."""
+"""The command: every function parses, makes one library call, and prints.
+
+Commands with many options are in modules of their own; help lists all in the order of this one.
+"""
 
 from __future__ import annotations
 
 import gc
 import io
 import sys
-import textwrap
 import warnings
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
@@ -15,36 +17,21 @@ import typer
 
 from fx.arguments import (
     DATA,
-    FEATURES,
     RUNS,
-    Backbone,
     BatchSize,
-    Channels,
-    Crops,
     Debug,
     Device,
     EngineName,
-    Fresh,
     Images,
     Json,
-    Layer,
-    Out,
     Precision,
-    Seed,
-    Size,
-    SnapshotName,
-    SplitSeed,
-    Store,
-    StoreArgument,
-    Weights,
-    choice,
-    names_in,
-    positive,
-    seconds_in,
     show,
 )
+from fx.compare_cli import advise, compare
+from fx.extract_cli import extract
 from fx.finetune_cli import finetune
-from fx.output import print_comparison, print_table, printable, progress_bars, to_json
+from fx.head_cli import fit_head
+from fx.output import print_table, printable, progress_bars, to_json
 from fx.store_cli import store_app
 
 app = typer.Typer(
@@ -167,297 +154,19 @@ def backbones(
     show(record, json_, told)
 
 
-@app.command(epilog="Examples: fx extract data --backbone resnet50; fx extract --layer pool,layer3")
-def extract(
-    images: Images = DATA,
-    backbone: Backbone = None,
-    weights: Weights = None,
-    size: Size = None,
-    layer: Annotated[
-        str,
-        typer.Option(
-            help="Where features are taken, several in one pass: pool (what the classifier gets), "
-            "any inner layer averaged over its area, NAME:flatten for its whole map."
-        ),
-    ] = "pool",
-    crops: Annotated[
-        int, typer.Option(help="1: the centre; 5: and the corners; 10: and mirrored; averaged.")
-    ] = 1,
-    channels: Channels = None,
-    store: Store = FEATURES,
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="float32, or float16: half the room. [default: the store's, or float32]"),
-    ] = None,
-    precision: Precision = "auto",
-    device: Device = "auto",
-    engine: EngineName = "auto",
-    batch_size: BatchSize = None,
-    split_seed: SplitSeed = 0,
-    snapshot: Annotated[
-        str | None, typer.Option(help="Name for this state of the images. [default: made up]")
-    ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail if an image is bad.")] = False,
-    rehash: Annotated[bool, typer.Option("--rehash", help="Read unchanged files too.")] = False,
-    json_: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Stage one: compute the features of images and keep them in a store."""
-    from fx.options import Options
-    from fx.stages import extract_images
-
-    options = Options(
-        store=store,
-        backbone=backbone,
-        weights=weights,
-        size=size,
-        layers=names_in(layer),
-        crops=choice("--crops", crops, (1, 5, 10)),
-        channels=channels,
-        snapshot=snapshot,
-        precision=precision,
-        device=device,
-        engine=engine,
-        batch_size=batch_size,
-        split_seed=split_seed,
-    )
-    with progress_bars(quiet=json_) as begin:
-        result = extract_images(
-            images,
-            options,
-            strict=strict,
-            rehash=rehash,
-            dtype=choice("--dtype", dtype, (None, "float32", "float16")),
-            begin=begin,
-        )
-    from fx.summaries import print_extraction
-
-    show(result, json_, lambda: print_extraction(result))
-
-
-@app.command("fit-head", epilog="Examples: fx fit-head svm; fx fit-head logreg --normalize auto")
-def fit_head(
-    kind: Annotated[str, typer.Argument(help="logreg, svm, knn or centroid.", metavar="KIND")],
-    store: StoreArgument = FEATURES,
-    backbone: Backbone = None,
-    weights: Weights = None,
-    size: Size = None,
-    layer: Layer = "",
-    crops: Crops = None,
-    channels: Channels = None,
-    precision: Precision = "auto",
-    features: Annotated[
-        str,
-        typer.Option(metavar="A,B", help="Stored features to join, as fx store ls names them."),
-    ] = "",
-    kernel: Annotated[
-        str, typer.Option(help="Of the SVM: rbf, linear, nystroem (for many images) or auto.")
-    ] = "rbf",
-    normalize: Annotated[
-        str, typer.Option(help="standard, l2, none, or auto: by cross-validation.")
-    ] = "standard",
-    class_weight: Annotated[
-        str | None, typer.Option(help="balanced: rare classes weigh as much as common ones.")
-    ] = None,
-    c: Annotated[
-        float | None,
-        typer.Option("--c", help="1 / penalty, or neighbours. [default: by cross-validation]"),
-    ] = None,
-    folds: Annotated[int, typer.Option(min=2, help="Of the cross-validation.")] = 5,
-    protocol: Annotated[
-        str | None,
-        typer.Option(help="kornblith: 45 penalties, raw features, chosen on validation images."),
-    ] = None,
-    audit: Annotated[
-        bool, typer.Option("--audit", help="List the images whose labels may be wrong.")
-    ] = False,
-    snapshot: SnapshotName = None,
-    seed: Seed = 0,
-    out: Out = RUNS,
-    fresh: Fresh = False,
-    json_: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Stage two: fit a classifier on stored features; measure it on images that chose nothing."""
-    from fx.head_stage import fit_head_on_store
-    from fx.options import Options
-    from fx.summaries import print_measured
-
-    options = Options(
-        store=store,
-        out=out,
-        backbone=backbone,
-        weights=weights,
-        size=size,
-        layers=names_in(layer),
-        crops=crops,
-        channels=channels,
-        features=names_in(features),
-        snapshot=snapshot,
-        precision=precision,
-        seed=seed,
-        fresh=fresh,
-    )
-    with progress_bars(quiet=json_) as begin:
-        record = fit_head_on_store(
-            choice("kind", kind, ("logreg", "svm", "knn", "centroid")),
-            options,
-            kernel=choice("--kernel", kernel, ("rbf", "linear", "nystroem", "auto")),
-            normalize=choice("--normalize", normalize, ("standard", "l2", "none", "auto")),
-            class_weight=choice("--class-weight", class_weight, (None, "balanced")),
-            c=positive("--c", c),
-            folds=folds,
-            protocol=choice("--protocol", protocol, (None, "kornblith")),
-            audit=audit,
-            begin=begin,
-        )
-    show(record, json_, lambda: print_measured(record, f"{kind} on {record['backbone']}"))
-
-
+app.command(epilog="Examples: fx extract data --backbone resnet50; fx extract --layer pool,layer3")(
+    extract
+)
+app.command("fit-head", epilog="Examples: fx fit-head svm; fx fit-head logreg --normalize auto")(
+    fit_head
+)
 app.command(epilog="Examples: fx finetune --unfreeze 2; fx finetune --from-scratch --epochs 30")(
     finetune
 )
-
-
-@app.command(epilog="Example: fx compare --sizes 60,240,900 --strategies logreg,svm,finetune:1")
-def compare(
-    images: Images = DATA,
-    sizes: Annotated[
-        str, typer.Option(help="Training images in all. [default: five sizes up to all]")
-    ] = "",
-    strategies: Annotated[
-        str,
-        typer.Option(
-            help="Of logreg, svm, knn, centroid, finetune:K, finetune:all, scratch, small_cnn."
-        ),
-    ] = "logreg,svm,finetune:1",
-    seeds: Annotated[
-        int, typer.Option(min=1, help="Training subsets of each size; fewer of large ones.")
-    ] = 3,
-    epochs: Annotated[int, typer.Option(min=1, help="Of a fine-tuning, at most.")] = 8,
-    prefer: Annotated[
-        str, typer.Option(help="cheap: the cheapest about as good as the best; or accuracy.")
-    ] = "cheap",
-    wanted: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="An accuracy: predict how many images it would take."),
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(help="A time such as 30m: measure what fits, by trials on this machine."),
-    ] = None,
-    log_to: Annotated[
-        str | None, typer.Option(help="tensorboard or mlflow, where installed: every cell.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be measured, and its time.")
-    ] = False,
-    backbone: Annotated[
-        str | None,
-        typer.Option(help="Network, or several between commas. [default: the last extracted]"),
-    ] = None,
-    weights: Weights = None,
-    size: Size = None,
-    channels: Channels = None,
-    store: Store = FEATURES,
-    precision: Precision = "auto",
-    device: Device = "auto",
-    engine: EngineName = "auto",
-    batch_size: BatchSize = None,
-    split_seed: SplitSeed = 0,
-    seed: Seed = 0,
-    out: Out = RUNS,
-    fresh: Fresh = False,
-    json_: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Measure all strategies on the same splits over growing training sets; write a report."""
-    from fx.comparison import compare as run_comparison
-    from fx.options import Options
-    from fx.plan import Plan
-    from fx.preview import preview
-    from fx.summaries import print_preview, print_skipped
-
-    try:
-        of_sizes = tuple(int(word) for word in sizes.split(",") if word.strip())
-        plan = Plan(names_in(strategies), of_sizes, seeds, epochs)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    options = Options(
-        store=store,
-        out=out,
-        backbone=backbone,
-        weights=weights,
-        size=size,
-        channels=channels,
-        precision=precision,
-        device=device,
-        engine=engine,
-        batch_size=batch_size,
-        split_seed=split_seed,
-        seed=seed,
-        fresh=fresh,
-    )
-    choice("--prefer", prefer, ("cheap", "accuracy"))
-    limit = None if budget is None else seconds_in("--budget", budget)
-    if dry_run:
-        with progress_bars(quiet=json_) as begin:
-            planned = preview(images, options, plan, budget=limit, begin=begin)
-        show(planned, json_, lambda: print_preview(planned))
-        return
-    with progress_bars(quiet=json_) as begin:
-        record = run_comparison(
-            images,
-            options,
-            plan,
-            prefer=prefer,
-            wanted=wanted,
-            budget=limit,
-            log_to=choice("--log-to", log_to, (None, "tensorboard", "mlflow")),
-            begin=begin,
-        )
-
-    def told() -> None:
-        print_comparison(record)
-        print_skipped(record["skipped"])
-        for said in (record["recommendation"], record["quadrant"]["said"]):
-            print(textwrap.fill(said, 80))
-        print(f"report: {record['report']}")
-
-    show(record, json_, told)
-
-
-@app.command(epilog="Example: fx advise data")
-def advise(
-    images: Images = DATA,
-    backbone: Annotated[
-        str | None,
-        typer.Option(help="Network, or several between commas. [default: those at hand]"),
-    ] = None,
-    weights: Weights = None,
-    size: Size = None,
-    precision: Precision = "auto",
-    device: Device = "auto",
-    engine: EngineName = "auto",
-    json_: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Say which strategy to try first and why, before anything is trained."""
-    from fx.advice import advise as give_advice
-    from fx.options import Options
-    from fx.summaries import print_advice
-
-    options = Options(
-        backbone=backbone,
-        weights=weights,
-        size=size,
-        precision=precision,
-        device=device,
-        engine=engine,
-    )
-    with progress_bars(quiet=json_) as begin:
-        record = give_advice(images, options, begin=begin)
-    show(record, json_, lambda: print_advice(record))
+app.command(epilog="Example: fx compare --sizes 60,240,900 --strategies logreg,svm,finetune:1")(
+    compare
+)
+app.command(epilog="Example: fx advise data")(advise)
 
 
 @app.command(epilog="Example: fx predict runs/svm-resnet50-1a2b3c4d new-pictures")

@@ -117,8 +117,8 @@ def finetune(
     debug: Debug = False,
 ) -> None:
     """Stage three: train the last blocks of a network, starting from the fitted head."""
+    from fx.finetune_stage import finetune_images
     from fx.options import Options
-    from fx.stages import finetune_images
     from fx.summaries import print_measured
 
     options = Options(

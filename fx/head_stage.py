@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fx.options import Options, choose_sets, read_snapshot
+from fx.output import Begin
 from fx.rows import check_labelled, groups_of, keys_of, labels_of
 from fx.runs import finish, finished, run_directory
 
@@ -17,12 +19,46 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from extract import FeatureSet, FeatureStore, ImageRow, Snapshot
-    from heads import Head, HeldOut
-
-Begin = Callable[[str], Callable[[int, int], None]]
+    from heads import Head, HeldOut, Metrics
 
 # Below so many labelled images without a given test split, outer folds measure instead of one.
 FEW = 1_000
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A snapshot and stored features of its images, those of several sets side by side."""
+
+    store: FeatureStore
+    sets: Sequence[FeatureSet]
+    snapshot: Snapshot
+
+    def features(self, rows: Sequence[ImageRow]) -> NDArray[np.float32]:
+        """Features of rows, float32 array of shape (n, d)."""
+        import numpy as np
+
+        keys = keys_of(rows)
+        return np.concatenate([one.features(keys) for one in self.sets], axis=1)
+
+    def groups(self, rows: Sequence[ImageRow]) -> NDArray[np.intp] | None:
+        """What must not be torn apart; see ``fx.rows.groups_of``."""
+        return groups_of(rows, self.sets[0].hashes(keys_of(rows)))
+
+    @property
+    def backbone(self) -> str:
+        """The networks' names."""
+        return "+".join(dict.fromkeys(str(one.spec["backbone"]) for one in self.sets))
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What the features mean."""
+        return _together([one.spec for one in self.sets])
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """How to compute such features anew."""
+        weights = _together([{"weights": one.weights_source} for one in self.sets])
+        return weights | {"snapshot": self.snapshot.name, "images": self.snapshot.fingerprint}
 
 
 def fit_head_on_store(
@@ -52,14 +88,10 @@ def fit_head_on_store(
     FxError
         If there is no store, too little that is labelled, or features are missing.
     """
-    from extract import FeatureStore, FxError
+    from extract import FeatureStore
     from fx.audit import write_audit
-    from heads import doubt_labels, fit_head, measure_by_resampling
+    from heads import doubt_labels, fit_head
 
-    store = FeatureStore(options.store)
-    sets = choose_sets(store, options)
-    snapshot = read_snapshot(store, options)
-    check_labelled(snapshot)
     choices: dict[str, Any] = {
         "kind": kind,
         "kernel": kernel,
@@ -69,62 +101,85 @@ def fit_head_on_store(
         "folds": folds,
         "protocol": protocol,
     }
-    identity = {
-        **choices,
-        "kernel": kernel if kind == "svm" else None,
-        "seed": options.seed,
-        "features": [one.name for one in sets],
-        "snapshot": snapshot.fingerprint,
-        **({"audit": True} if audit else {}),
-    }
-    backbone = "+".join(dict.fromkeys(str(one.spec["backbone"]) for one in sets))
-    directory = run_directory(options.out, f"{kind}-{backbone}", identity)
+    store = FeatureStore(options.store)
+    stored = _Stored(store, choose_sets(store, options), read_snapshot(store, options))
+    check_labelled(stored.snapshot)
+    directory = _directory(options, choices, stored, audit)
     before = finished(directory, fresh=options.fresh)
     if before is not None:
         return before
     begun = time.perf_counter()
-    train, validation, test = (snapshot.split(name) for name in ("train", "val", "test"))
-    metrics, notes = None, []
-    if len(train) + len(test) < FEW and not validation and not snapshot.test_was_given:
-        everything = train + test
-        try:
-            metrics = measure_by_resampling(
-                _joined(sets, everything),
-                labels_of(everything),
-                groups=_groups(sets[0], everything),
-                seed=options.seed,
-                progress=begin("measuring on outer folds"),
-                **choices,
-            )
-            train = everything
-        except FxError as error:
-            notes.append(f"one split of {len(test)} test images says little, but {error}")
+    train, validation, test = (stored.snapshot.split(name) for name in ("train", "val", "test"))
+    metrics, notes = _measured_on_folds(stored, choices, options.seed, begin)
+    if metrics is not None:
+        train = train + test
     rows = [*train, *validation]
-    features, n = _joined(sets, rows), len(train)
+    features, n = stored.features(rows), len(train)
     head = fit_head(
         features[:n],
         labels_of(train),
-        groups=_groups(sets[0], train),
+        groups=stored.groups(train),
         validation=(features[n:], labels_of(validation)) if validation else None,
-        spec=_together([one.spec for one in sets]),
-        source=_together([{"weights": one.weights_source} for one in sets])
-        | {"snapshot": snapshot.name, "images": snapshot.fingerprint},
+        spec=stored.spec,
+        source=stored.source,
         seed=options.seed,
         progress=begin(f"choosing among heads: {kind}"),
         **choices,
     )
     if metrics is None:
-        head = head.tested(_joined(sets, test), labels_of(test))
+        head = head.tested(stored.features(test), labels_of(test))
     else:
         head = dataclasses.replace(head, metrics=metrics)
     head = dataclasses.replace(head, notes=(*notes, *head.notes))
-    _keep(head, store, sets, directory, features)
-    record = _record(head, directory, snapshot, backbone, validation, begun)
+    _keep(head, stored, directory, features)
+    record = _record(head, directory, stored, begun)
     if audit:
         record["audit"] = write_audit(
-            directory, doubt_labels(_held_out(head)), rows, snapshot, head.classes
+            directory, doubt_labels(_held_out(head)), rows, stored.snapshot, head.classes
         )
     return finish(directory, record)
+
+
+def _together(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return dict(records[0]) if len(records) == 1 else {"features": list(records)}
+
+
+def _directory(options: Options, choices: dict[str, Any], stored: _Stored, audit: bool) -> Path:
+    kind = choices["kind"]
+    identity = {
+        **choices,
+        "kernel": choices["kernel"] if kind == "svm" else None,
+        "seed": options.seed,
+        "features": [one.name for one in stored.sets],
+        "snapshot": stored.snapshot.fingerprint,
+        **({"audit": True} if audit else {}),
+    }
+    return run_directory(options.out, f"{kind}-{stored.backbone}", identity)
+
+
+def _measured_on_folds(
+    stored: _Stored, choices: dict[str, Any], seed: int, begin: Begin
+) -> tuple[Metrics | None, list[str]]:
+    """Measure on outer folds of all rows, or None where the test rows shall; and what to note."""
+    from extract import FxError
+    from heads import measure_by_resampling
+
+    snapshot, test = stored.snapshot, stored.snapshot.split("test")
+    everything = snapshot.split("train") + test
+    if len(everything) >= FEW or snapshot.split("val") or snapshot.test_was_given:
+        return None, []
+    try:
+        metrics = measure_by_resampling(
+            stored.features(everything),
+            labels_of(everything),
+            groups=stored.groups(everything),
+            seed=seed,
+            progress=begin("measuring on outer folds"),
+            **choices,
+        )
+    except FxError as error:
+        return None, [f"one split of {len(test)} test images says little, but {error}"]
+    return metrics, []
 
 
 def _held_out(head: Head) -> HeldOut:
@@ -132,13 +187,7 @@ def _held_out(head: Head) -> HeldOut:
     return head.held_out
 
 
-def _keep(
-    head: Head,
-    store: FeatureStore,
-    sets: Sequence[FeatureSet],
-    directory: Path,
-    features: NDArray[np.float32],
-) -> None:
+def _keep(head: Head, stored: _Stored, directory: Path, features: NDArray[np.float32]) -> None:
     from extract import Quantised
     from heads import Limits, save_head, write_plots
 
@@ -146,48 +195,26 @@ def _keep(
     held_out = _held_out(head)
     Limits.of(features, held_out.splits, held_out.probabilities, held_out.labels).save(directory)
     write_plots(head, directory)
-    if "network" in sets[0].spec:
+    if "network" in stored.sets[0].spec:
         # predictions need the very network that made the features
-        Quantised(*store.read_network(str(sets[0].spec["network"]))).write(directory)
+        network = stored.store.read_network(str(stored.sets[0].spec["network"]))
+        Quantised(*network).write(directory)
 
 
-def _record(
-    head: Head,
-    directory: Path,
-    snapshot: Snapshot,
-    backbone: str,
-    validation: Sequence[ImageRow],
-    begun: float,
-) -> dict[str, Any]:
+def _record(head: Head, directory: Path, stored: _Stored, begun: float) -> dict[str, Any]:
     return {
         "head": directory.name,
         "kind": head.kind,
         "kernel": head.kernel,
         "normalize": head.normalize,
         "path": directory,
-        "backbone": backbone,
-        "snapshot": snapshot.name,
+        "backbone": stored.backbone,
+        "snapshot": stored.snapshot.name,
         "classes": head.classes,
         "n_train": head.n_train,
-        "n_validation": len(validation),
+        "n_validation": len(stored.snapshot.split("val")),
         **(head.metrics.as_dict() if head.metrics else {}),
         "c": head.c,
         "notes": head.notes,
         "seconds": time.perf_counter() - begun,
     }
-
-
-def _joined(sets: Sequence[FeatureSet], rows: Sequence[ImageRow]) -> NDArray[np.float32]:
-    """Read features of rows, those of several sets side by side."""
-    import numpy as np
-
-    keys = keys_of(rows)
-    return np.concatenate([one.features(keys) for one in sets], axis=1)
-
-
-def _groups(features: FeatureSet, rows: Sequence[ImageRow]) -> NDArray[np.intp] | None:
-    return groups_of(rows, features.hashes(keys_of(rows)))
-
-
-def _together(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return dict(records[0]) if len(records) == 1 else {"features": list(records)}

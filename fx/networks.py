@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fx.cells import Bench, drop_shared, fill_shared, measure_cell
+from fx.extract_stage import fill_store
 from fx.options import Options, open_backbone, open_engine, read_snapshot
+from fx.output import Begin
 from fx.own_process import in_own_process
 from fx.plan import FROM_SCRATCH, Cell, Plan, subset_sizes
 from fx.rows import check_labelled
 from fx.runs import finish, finished, run_directory
-from fx.stages import fill_store
 from fx.trials import Amounts
 from heads import KINDS
 
 if TYPE_CHECKING:
     from extract import Backbone, ExtractResult, ImageSource, Snapshot
-
-Begin = Callable[[str], Callable[[int, int], None]]
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,8 @@ class Prepared:
         """How many images there are."""
         of = self.snapshot
         used = sum(1 for row in of.rows if row.split)
-        return Amounts(used, len(of.split("test")), len(of.split("val")), len(of.classes))
+        training, test, validation = (len(of.split(name)) for name in ("train", "test", "val"))
+        return Amounts(used, training, test, validation, len(of.classes))
 
     @property
     def finished_cells(self) -> list[Cell]:

@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fx.cells import Bench
 from fx.networks import check_depths, name_with_network, networks_of, settled
 from fx.options import Options, open_backbone
+from fx.output import Begin
 from fx.plan import Plan, subset_sizes
 from fx.trials import Amounts, Trials, within_budget
 
 if TYPE_CHECKING:
     from extract import ImageSource
 
-Begin = Callable[[str], Callable[[int, int], None]]
+
+@dataclass(frozen=True)
+class _OfNetwork:
+    """What measuring with one network would take.
+
+    Attributes
+    ----------
+    cells, skipped : records of the cells that fit the budget, and of those that would not
+    extraction, shared : seconds
+    disk : bytes
+    """
+
+    cells: list[dict[str, Any]]
+    skipped: list[dict[str, Any]]
+    extraction: float
+    shared: float
+    disk: int
+
+    @property
+    def seconds(self) -> float:
+        """Of everything."""
+        of_cells: float = sum(cell["seconds"] for cell in self.cells)
+        return self.extraction + self.shared + of_cells
 
 
 def preview(
@@ -42,51 +65,78 @@ def preview(
     from extract import find_images
 
     source = find_images(images)
-    available, amounts = amounts_of(source)
-    record: dict[str, Any] = {"images": str(images), "n_train": available, "n_test": amounts.test}
-    cells: list[dict[str, Any]] = []
-    skipped: list[dict[str, Any]] = []
-    extraction = shared = disk = 0.0
+    amounts = amounts_of(source)
     networks = networks_of(options, plan)
+    found: list[_OfNetwork] = []
     left = budget
     for number, (asked, planned) in enumerate(networks):
         tick = begin("trying")
-        backbone = open_backbone(asked)
-        check_depths(planned, backbone)
-        bench = Bench(settled(asked, backbone), plan.epochs, "", "", options.out)
-        trials = Trials(bench, source, amounts)
-        sizes = subset_sizes(planned.sizes, available, amounts.classes)
-        all_cells = list(planned.cells(sizes, available, options.seed))
-        chosen = all_cells
+        one = _preview_network(
+            asked,
+            planned,
+            source,
+            amounts,
+            left=left,
+            sharers=len(networks) - number,
+            several=len(networks) > 1,
+        )
+        found.append(one)
         if left is not None:
-            left -= trials.extraction()
-            chosen = within_budget(all_cells, trials, left / (len(networks) - number), [])
-        before = len(cells)
-        for cell in all_cells:
-            name = name_with_network(cell.strategy, backbone.name, len(networks) > 1)
-            found = cell._asdict() | {"strategy": name, "seconds": trials.cell(cell)}
-            (cells if cell in chosen else skipped).append(found)
-        used = {cell.strategy for cell in chosen}
-        extraction += trials.extraction()
-        of_network = sum(trials.shared(strategy) for strategy in used)
-        shared += of_network
-        disk += trials.disk(sorted(used), backbone.dim)
-        if left is not None:
-            left -= of_network + sum(cell["seconds"] for cell in cells[before:])
+            left -= one.seconds
         tick(1, 1)
-    total = extraction + shared + sum(cell["seconds"] for cell in cells)
-    return record | {
-        "cells": cells,
-        "skipped": skipped,
-        "extraction_seconds": extraction,
-        "shared_seconds": shared,
-        "seconds": total,
-        "disk_mb": disk / 1e6,
+    return {
+        "images": str(images),
+        "n_train": amounts.training,
+        "n_test": amounts.test,
+        "cells": [cell for one in found for cell in one.cells],
+        "skipped": [cell for one in found for cell in one.skipped],
+        "extraction_seconds": sum(one.extraction for one in found),
+        "shared_seconds": sum(one.shared for one in found),
+        "seconds": sum(one.seconds for one in found),
+        "disk_mb": sum(one.disk for one in found) / 1e6,
     }
 
 
-def amounts_of(source: ImageSource) -> tuple[int, Amounts]:
-    """Predict how many images train, and the other numbers."""
+def _preview_network(
+    options: Options,
+    plan: Plan,
+    source: ImageSource,
+    amounts: Amounts,
+    *,
+    left: float | None,
+    sharers: int,
+    several: bool,
+) -> _OfNetwork:
+    """Say what measuring with one network would take; it may take a share of what is left."""
+    backbone = open_backbone(options)
+    check_depths(plan, backbone)
+    bench = Bench(settled(options, backbone), plan.epochs, "", "", options.out)
+    trials = Trials(bench, source, amounts)
+    sizes = subset_sizes(plan.sizes, amounts.training, amounts.classes)
+    cells = list(plan.cells(sizes, amounts.training, options.seed))
+    chosen = cells
+    if left is not None:
+        chosen = within_budget(cells, trials, (left - trials.extraction()) / sharers, [])
+    records = {
+        cell: cell._asdict()
+        | {
+            "strategy": name_with_network(cell.strategy, backbone.name, several),
+            "seconds": trials.cell(cell),
+        }
+        for cell in cells
+    }
+    used = sorted({cell.strategy for cell in chosen})
+    return _OfNetwork(
+        [records[cell] for cell in cells if cell in chosen],
+        [records[cell] for cell in cells if cell not in chosen],
+        trials.extraction(),
+        sum((trials.shared(strategy) for strategy in used), 0.0),
+        trials.disk(used, backbone.dim),
+    )
+
+
+def amounts_of(source: ImageSource) -> Amounts:
+    """Predict how many images there will be of each use."""
     from extract import TEST_SHARE, FxError
 
     labelled = [entry for entry in source.entries if entry.label is not None]
@@ -101,5 +151,5 @@ def amounts_of(source: ImageSource) -> tuple[int, Amounts]:
     if not of_split["test"]:
         of_split["test"] = round(TEST_SHARE * of_split["train"])
         of_split["train"] -= of_split["test"]
-    amounts = Amounts(len(labelled), of_split["test"], of_split["val"], len(source.labels))
-    return of_split["train"], amounts
+    training, test, validation = (of_split[name] for name in ("train", "test", "val"))
+    return Amounts(len(labelled), training, test, validation, len(source.labels))

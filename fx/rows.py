@@ -1,8 +1,9 @@
-"""Rows of a snapshot as heads take them: keys, labels, and what belongs together."""
+"""Rows of a snapshot as heads and networks take them: keys, labels, and what belongs together."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from extract import ImageRow, Snapshot
+    from finetune import TrainingData
 
 
 def check_labelled(snapshot: Snapshot) -> None:
@@ -48,6 +50,14 @@ def keys_of(rows: Sequence[ImageRow]) -> list[bytes]:
 def labels_of(rows: Sequence[ImageRow]) -> list[str]:
     """Labels of rows that have one."""
     return [str(row.label) for row in rows]
+
+
+def training_data(snapshot: Snapshot, rows: Sequence[ImageRow]) -> TrainingData:
+    """Training rows, with the snapshot's that choose and measure, as a network takes them."""
+    from finetune import TrainingData
+
+    validation, test = snapshot.split("val"), snapshot.split("test")
+    return TrainingData(Path(snapshot.root), rows, validation, test, snapshot.fingerprint)
 
 
 def groups_of(rows: Sequence[ImageRow], hashes: NDArray[np.uint8]) -> NDArray[np.intp] | None:

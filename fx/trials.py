@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from extract import Backbone, ImageSource
     from finetune import Timing
 
-TRIED_ROWS = (200, 800)  # of chance, on which a kind of head is timed
+TRIED_ROWS = (200, 800, 3200)  # of chance, on two of which a kind of head is timed
 START_SECONDS = 1.0  # of a cell's process
 _GROWTH = (1.0, 2.0)  # least and largest power of the rows that a fit's time grows with
 
@@ -32,11 +32,12 @@ class Amounts:
     Attributes
     ----------
     images : in all
-    test, validation : of them; validation 0 where it is taken from the training rows
+    training, test, validation : of them; validation 0 where it is taken from the training rows
     classes : of their labels
     """
 
     images: int
+    training: int
     test: int
     validation: int
     classes: int
@@ -109,12 +110,14 @@ class Trials:
         return 4 * dim * self.amounts.images + sum(caches.values()) + models
 
     def _head(self, kind: str, rows: int) -> float:
+        # how an SVM's time grows shows on thousands of rows only
+        small, large = TRIED_ROWS[:2] if self.amounts.training < TRIED_ROWS[2] else TRIED_ROWS[1:]
         if kind not in self._heads:
-            few, many = (self._time_head(kind, count) for count in TRIED_ROWS)
-            power = math.log(many / few) / math.log(TRIED_ROWS[1] / TRIED_ROWS[0])
+            few, many = self._time_head(kind, small), self._time_head(kind, large)
+            power = math.log(many / few) / math.log(large / small)
             self._heads[kind] = many, min(max(power, _GROWTH[0]), _GROWTH[1])
         seconds, power = self._heads[kind]
-        return float(seconds * max(rows / TRIED_ROWS[1], 0.1) ** power)
+        return float(seconds * max(rows / large, 0.1) ** power)
 
     def _time_head(self, kind: str, rows: int) -> float:
         import numpy as np

@@ -1,4 +1,4 @@
-"""The three stages as the command runs them: options in, a record out, finished runs reused."""
+"""Stage three as the command runs it: a network fine-tuned, measured and kept."""
 
 from __future__ import annotations
 
@@ -9,98 +9,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fx.extract_stage import fill_store
 from fx.options import Options, open_backbone, open_engine
-from fx.rows import check_labelled
+from fx.output import Begin
+from fx.rows import check_labelled, training_data
 from fx.runs import finish, finished, run_directory
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from accelerate import PartialState
     from numpy.typing import NDArray
 
-    from extract import Backbone, Engine, ExtractResult, ImageSource, Snapshot
+    from extract import Backbone, Snapshot
+    from finetune import Finetuned, FinetuneSettings
 
     Features = Callable[[Sequence[bytes]], NDArray[np.float32]]
-
-Begin = Callable[[str], Callable[[int, int], None]]
-
-
-def extract_images(
-    images: Path,
-    options: Options,
-    *,
-    strict: bool = False,
-    rehash: bool = False,
-    dtype: str | None = None,
-    begin: Begin,
-) -> ExtractResult:
-    """Extract the features of a folder or table of images into the store.
-
-    Parameters
-    ----------
-    images : folder, table, or one image
-    options : ``snapshot`` names the one taken; ``layers`` may be several
-    dtype : that features are kept in; None for what the store has
-    strict : fail when an image cannot be read, after all others are done
-    rehash : read files that look unchanged, too
-    begin : given what is being done, returns a progress callback
-
-    Raises
-    ------
-    FxError
-        If there are no images, the backbone cannot be had, or with ``strict`` one is unreadable.
-    """
-    from extract import FeatureStore, FxError, find_images, quantised_network
-
-    source = find_images(images)
-    backbone = open_backbone(options).at_layers(options.layers or ("pool",))
-    store = FeatureStore.create(options.store)
-    quantised = None
-    if options.precision == "int8":
-        quantised = quantised_network(backbone, store, source, begin("quantising"))
-    result = fill_store(
-        source,
-        backbone,
-        open_engine(options, backbone, quantised),
-        options,
-        dtype=dtype,
-        rehash=rehash,
-        begin=begin,
-    )
-    if strict and result.failed:
-        first = result.failed[0]
-        raise FxError(
-            f"{len(result.failed)} images cannot be read (--strict); the first is "
-            f"{first['path']}: {first['reason']}; the others' features are stored"
-        )
-    return result
-
-
-def fill_store(
-    source: ImageSource,
-    backbone: Backbone,
-    engine: Engine,
-    options: Options,
-    *,
-    dtype: str | None = None,
-    rehash: bool = False,
-    begin: Begin,
-) -> ExtractResult:
-    """Extract the features that the store lacks, as the options say."""
-    from extract import FeatureStore, extract
-
-    return extract(
-        source,
-        backbone=backbone,
-        engine=engine,
-        store=FeatureStore.create(options.store),
-        crops=options.crops or 1,
-        dtype=dtype,
-        split_seed=options.split_seed,
-        snapshot=options.snapshot,
-        rehash=rehash,
-        progress=begin("extracting"),
-    )
 
 
 def finetune_images(
@@ -130,19 +54,11 @@ def finetune_images(
     FxError
         If a setting is out of range, too little is labelled, or training cannot go on.
     """
-    from extract import FxError, resolve_device, training_precision
-    from finetune import FinetuneSettings, Resources, TrainingData, finetune, joined
+    from extract import resolve_device
+    from finetune import Resources, finetune, joined
 
     device = resolve_device(options.device)
-    try:
-        settings = FinetuneSettings.of_recipe(
-            recipe,
-            precision=training_precision(options.precision, device),
-            seed=options.seed,
-            **chosen,
-        )
-    except ValueError as error:
-        raise FxError(f"{error}; see fx finetune --help") from error
+    settings = _settings(recipe, options, device, chosen)
     scratch = settings.from_scratch
     if scratch:
         options = dataclasses.replace(options, weights="random")
@@ -150,16 +66,7 @@ def finetune_images(
     processes = joined(device)
     snapshot, features = _prepared(images, backbone, options, scratch, processes, begin)
     check_labelled(snapshot)
-    identity = {
-        **dataclasses.asdict(settings),
-        "backbone": backbone.name,
-        "weights": backbone.weights_hash,
-        "preprocessing": backbone.preprocessing.to_dict(),
-        "snapshot": snapshot.fingerprint,
-        "device": device.type,
-    }
-    name = "scratch" if scratch else f"finetune-{settings.unfreeze}"
-    directory = run_directory(options.out, f"{name}-{backbone.name}", identity)
+    directory = _directory(options.out, settings, backbone, snapshot, device)
     cache = directory / "cache"
     before = finished(directory, fresh=options.fresh)
     if before is not None:
@@ -169,13 +76,7 @@ def finetune_images(
     begun = time.perf_counter()
     result = finetune(
         backbone,
-        TrainingData(
-            Path(snapshot.root),
-            snapshot.split("train"),
-            snapshot.split("val"),
-            snapshot.split("test"),
-            snapshot.fingerprint,
-        ),
+        training_data(snapshot, snapshot.split("train")),
         features,
         settings=settings,
         directory=directory,
@@ -190,13 +91,56 @@ def finetune_images(
             progress=begin,
         ),
     )
-    record = {
+    about = {
         "path": directory,
         "backbone": backbone.name,
         "snapshot": snapshot.name,
         "unfreeze": settings.unfreeze,
         "from_scratch": scratch,
         "recipe": recipe,
+    }
+    record = about | _measured(result, time.perf_counter() - begun)
+    if processes.is_main_process:
+        record = finish(directory, record)
+        shutil.rmtree(cache, ignore_errors=True)
+        (directory / "training.safetensors").unlink(missing_ok=True)
+    return record
+
+
+def _settings(
+    recipe: str, options: Options, device: torch.device, chosen: dict[str, Any]
+) -> FinetuneSettings:
+    from extract import FxError, training_precision
+    from finetune import FinetuneSettings
+
+    precision = training_precision(options.precision, device)
+    try:
+        return FinetuneSettings.of_recipe(recipe, precision=precision, seed=options.seed, **chosen)
+    except ValueError as error:
+        raise FxError(f"{error}; see fx finetune --help") from error
+
+
+def _directory(
+    out: Path,
+    settings: FinetuneSettings,
+    backbone: Backbone,
+    snapshot: Snapshot,
+    device: torch.device,
+) -> Path:
+    identity = {
+        **dataclasses.asdict(settings),
+        "backbone": backbone.name,
+        "weights": backbone.weights_hash,
+        "preprocessing": backbone.preprocessing.to_dict(),
+        "snapshot": snapshot.fingerprint,
+        "device": device.type,
+    }
+    name = "scratch" if settings.from_scratch else f"finetune-{settings.unfreeze}"
+    return run_directory(out, f"{name}-{backbone.name}", identity)
+
+
+def _measured(result: Finetuned, seconds: float) -> dict[str, Any]:
+    return {
         "classes": result.classes,
         "trainable_parameters": result.trainable_parameters,
         "epochs": result.epochs,
@@ -205,15 +149,10 @@ def finetune_images(
         "n_validation": result.n_validation,
         **result.metrics.as_dict(),
         "notes": result.notes,
-        "seconds": time.perf_counter() - begun,
+        "seconds": seconds,
         "images_per_second": result.images_per_second,
         "history": result.history,
     }
-    if processes.is_main_process:
-        record = finish(directory, record)
-        shutil.rmtree(cache, ignore_errors=True)
-        (directory / "training.safetensors").unlink(missing_ok=True)
-    return record
 
 
 def _prepared(
