@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,50 +130,23 @@ def load_model(directory: Path) -> FinetunedModel:
     return FinetunedModel(network.eval(), preprocessing, classes, record)
 
 
-class StateWriter:
-    """Writes all that the next epoch depends on into one file, while training goes on.
-
-    The file is whole at any time: it holds one state, and then the next.
-
-    Parameters
-    ----------
-    file : is replaced by every state
-    """
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._thread = ThreadPoolExecutor(1)
-        self._written: Future[None] | None = None
-
-    def __enter__(self) -> StateWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._thread.shutdown()
-        if kind is None and self._written is not None:
-            self._written.result()
-
-    def write(
-        self, state: TrainingState, module: nn.Module, optimiser: torch.optim.Optimizer
-    ) -> None:
-        """Copy the state, and have the copy written; wait for the one before."""
-        if self._written is not None:
-            self._written.result()
-        now = {f"module.{name}": value for name, value in module.state_dict().items()}
-        for index, moments in optimiser.state_dict()["state"].items():
-            now |= {f"optimiser.{index}.{name}": value for name, value in moments.items()}
-        tensors = {name: value.detach().to("cpu", copy=True) for name, value in now.items()}
-        if state.best_epoch != state.epoch:
-            tensors |= {f"best.{name}": value for name, value in state.best.items()}
-        about = {name: value for name, value in vars(state).items() if name != "best"}
-        metadata = {"fx": json.dumps(about)}
-        self._written = self._thread.submit(_write_whole, self._file, tensors, metadata)
+def save_training_state(
+    file: Path, state: TrainingState, module: nn.Module, optimiser: torch.optim.Optimizer
+) -> None:
+    """Write all that the next epoch depends on into one file, whole or not at all."""
+    tensors = {f"module.{name}": value.cpu() for name, value in module.state_dict().items()}
+    if state.best_epoch != state.epoch:  # else it is there already
+        tensors |= {f"best.{name}": value for name, value in state.best.items()}
+    for index, moments in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{index}.{name}": value for name, value in moments.items()}
+    about = {name: value for name, value in vars(state).items() if name != "best"}
+    _write_whole(file, tensors, {"fx": json.dumps(about)})
 
 
 def load_training_state(
     file: Path, module: nn.Module, optimiser: torch.optim.Optimizer
 ) -> TrainingState:
-    """Read what a ``StateWriter`` wrote into what trains and its optimiser.
+    """Read what ``save_training_state`` wrote into what trains and its optimiser.
 
     Raises
     ------
@@ -192,7 +164,6 @@ def load_training_state(
             index, moment = name.split(".", 1)
             moments.setdefault(int(index), {})[moment] = value
         optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
-        # the last epoch is not written twice
         last_is_best = about["best_epoch"] == about["epoch"]
         best = _below("part.", trained) if last_is_best else _below("best.", tensors)
     except (OSError, SafetensorError, RuntimeError, KeyError, ValueError, TypeError) as error:

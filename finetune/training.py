@@ -14,7 +14,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from extract import FxError
-from finetune.checkpoint import StateWriter, Tensors, TrainingState, load_training_state
+from finetune.checkpoint import (
+    Tensors,
+    TrainingState,
+    load_training_state,
+    save_training_state,
+)
 from finetune.network import TrainedPart
 from finetune.optimiser import rate_at
 from finetune.trainer import Trainer
@@ -68,22 +73,21 @@ def train(
         state.best_loss = math.inf if trainer.settings.from_scratch else loss
         state.history.append(_record(0, None, None, loss, accuracy, 0.0))
     settings = trainer.settings
-    with StateWriter(state_file) as writer:
-        while state.epoch < settings.epochs and not _has_settled(state, trainer):
-            epoch = state.epoch + 1
-            train_loss, train_accuracy = _train_epoch(
-                trainer, state, train_rows, train_labels, epoch, progress
-            )
-            loss, accuracy = validate()
-            rate = state.steps[-1]["learning_rate"]
-            state.history.append(_record(epoch, train_loss, train_accuracy, loss, accuracy, rate))
-            state.epoch = epoch
-            if loss < state.best_loss:
-                state.best_epoch, state.best_loss, state.best = epoch, loss, _copy_of(part)
-            if trainer.accelerator.is_main_process:
-                writer.write(state, trainer.step_module, trainer.optimiser)
-            told = {name: value for name, value in state.history[-1].items() if value is not None}
-            trainer.accelerator.log(told, step=epoch)
+    while state.epoch < settings.epochs and not _has_settled(state, trainer):
+        epoch = state.epoch + 1
+        train_loss, train_accuracy = _train_epoch(
+            trainer, state, train_rows, train_labels, epoch, progress
+        )
+        loss, accuracy = validate()
+        rate = state.steps[-1]["learning_rate"]
+        state.history.append(_record(epoch, train_loss, train_accuracy, loss, accuracy, rate))
+        state.epoch = epoch
+        if loss < state.best_loss:
+            state.best_epoch, state.best_loss, state.best = epoch, loss, _copy_of(part)
+        if trainer.accelerator.is_main_process:
+            save_training_state(state_file, state, trainer.step_module, trainer.optimiser)
+        told = {name: value for name, value in state.history[-1].items() if value is not None}
+        trainer.accelerator.log(told, step=epoch)
     part.load_state_dict(state.best)
     part.eval()
     return state

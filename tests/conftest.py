@@ -2,6 +2,7 @@
 
 import copy
 import io
+import os
 import sys
 import tarfile
 from collections.abc import Callable
@@ -26,6 +27,11 @@ from extract import (
 from finetune import Finetuned, FinetuneSettings, Resources, TrainingData, finetune
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+# workers run beside each other, and more threads than cores would wait for each other; the
+# environment is for the commands that tests start
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @dataclass
