@@ -18,15 +18,14 @@ from extract.architectures import (
     torchvision_weights,
 )
 from extract.errors import FxError
-from extract.weights import (
+from extract.weight_files import (
     cached_on_hub,
     cached_url,
     fetch_from_hub,
     fetch_url,
-    fit_state_dict,
-    read_state_dict,
     wheel_file,
 )
+from extract.weights import fit_state_dict, read_state_dict
 
 
 def resolve_weights(name: str, weights: str) -> str:

