@@ -3,10 +3,12 @@
 from typing import cast
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch.nn.functional import interpolate
+from torch.utils.dlpack import from_dlpack
 
 from extract.preprocessing import Preprocessing
 
@@ -60,7 +62,7 @@ def prepare(
     if crops > 1:
         places += [(0, 0), (right, 0), (0, bottom), (right, bottom)]
     if extent == image.size and max(width, height) <= 4 * shorter:
-        whole = scaled_to(np.array(image), scaled, preprocessing.interpolation)
+        whole = scaled_to(_samples(image), scaled, preprocessing.interpolation)
         squares = [whole[top : top + size, left : left + size] for left, top in places]
     else:
         method = _RESAMPLING[preprocessing.interpolation]
@@ -68,7 +70,24 @@ def prepare(
         squares = [np.asarray(image.resize((size, size), method, box=box)) for box in boxes]
     if crops == 10:
         squares += [square[:, ::-1] for square in squares]
-    return np.stack(squares)
+    pixels = np.empty((len(squares), size, size, 3), dtype=np.uint8)
+    for square, kept in zip(squares, pixels, strict=True):
+        # a third of the time that all channels at once take, where there is a fourth one
+        for channel in range(3):
+            kept[..., channel] = square[..., channel]
+    return pixels
+
+
+def _samples(image: Image.Image) -> torch.Tensor:
+    """Share the memory of an RGB picture: uint8 tensor (h, w, 4) whose fourth channel is nothing.
+
+    Where the picture is not in one piece, it is copied, as a tensor (h, w, 3).
+    """
+    try:
+        samples = from_dlpack(pa.array(image).values)
+    except ValueError:  # Pillow keeps pictures of more than 16 MB in several pieces
+        return torch.from_numpy(np.array(image))
+    return samples.view(image.height, image.width, 4)
 
 
 def _box(
@@ -84,8 +103,8 @@ def _box(
     )
 
 
-def scaled_to(pixels: NDArray[np.uint8], size: tuple[int, int], method: str) -> NDArray[np.uint8]:
-    """Scale pixels (h, w, 3) to a width and height, antialiased, in a third of Pillow's time."""
-    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
+def scaled_to(pixels: torch.Tensor, size: tuple[int, int], method: str) -> NDArray[np.uint8]:
+    """Scale pixels (h, w, c) to a width and height, antialiased, in a third of Pillow's time."""
+    image = pixels[None].permute(0, 3, 1, 2)
     scaled = interpolate(image, size[::-1], mode=method, antialias=True)
     return cast("NDArray[np.uint8]", scaled[0].permute(1, 2, 0).numpy())

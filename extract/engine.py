@@ -104,11 +104,11 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def default_batch_size(device: torch.device, engine: str, size: int) -> int:
     """Images in a batch, where nobody says: as measured on CPUs, a guess on GPUs.
 
-    OpenVINO is 5 to 25 % quicker on four images of 224 pixels than on 32: what lies between two
-    layers stays in the processor's cache. So smaller images come in larger batches.
+    OpenVINO is 5 to 50 % quicker on four images of 224 pixels than on 32, and on four to eight of
+    128 pixels than on 12: what lies between two layers stays in the processor's cache.
     """
     if engine == "openvino":
-        return min(32, max(1, 4 * 224**2 // size**2))
+        return min(32, max(1, 4 * 224 // size))
     return 32 if device.type == "cpu" else 128
 
 

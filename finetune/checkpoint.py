@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from extract import Backbone, FxError, Preprocessing, load_backbone
@@ -182,10 +182,8 @@ def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Ten
 def _write_whole(file: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".partial")
-    with unfinished.open("wb") as opened:
-        # safetensors refuses tensors that share memory or are laid out channels last
-        plain = {n: t.clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
-        opened.write(save(plain, metadata))
-        opened.flush()
-        os.fsync(opened.fileno())
+    # not what is channels last; and save_file writes out of the tensors' own memory
+    save_file({name: value.contiguous() for name, value in tensors.items()}, unfinished, metadata)
+    with unfinished.open("rb+") as written:
+        os.fsync(written.fileno())
     unfinished.replace(file)

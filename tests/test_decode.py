@@ -10,11 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin, TiffImagePlugin
+from torch.nn.functional import interpolate
 from torchvision.transforms import InterpolationMode, functional
 
 from extract.crops import prepare
@@ -508,6 +511,28 @@ def test_pixels_are_those_of_torchvision_at_any_shape(
     assert pixels.dtype == np.uint8
     if max(width, height) * (size + larger) < 2_000 * min(width, height):
         assert np.abs(by_torchvision(image, preprocessing) - pixels).mean() < 1
+
+
+@pytest.mark.parametrize("side", [300, 2_100])
+def test_a_picture_in_one_piece_of_memory_or_several_gives_torch_s_pixels(side: int) -> None:
+    image = scene(side, side)
+    before = image.tobytes()
+    # of 16 MB at most, four bytes a pixel
+    assert (side > 2_000) == _is_in_several_pieces(image)
+    tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    (scaled,) = interpolate(tensor[None], (256, 256), mode="bilinear", antialias=True)
+    expected = functional.center_crop(scaled, [224, 224]).permute(1, 2, 0)
+    (pixels,) = prepare(image, BILINEAR)
+    np.testing.assert_array_equal(pixels, expected.numpy())
+    assert image.tobytes() == before
+
+
+def _is_in_several_pieces(image: Image.Image) -> bool:
+    try:
+        pa.array(image)
+    except ValueError:
+        return True
+    return False
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (20_000, 10), (10, 20_000), (1, 3_000), (17, 16)])
