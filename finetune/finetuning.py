@@ -25,6 +25,7 @@ from extract import (
 from finetune.augmentation import write_contact_sheet
 from finetune.auxiliary import Auxiliaries
 from finetune.checkpoint import save_model
+from finetune.cpu_memory import freed_memory_kept
 from finetune.history import write_history, write_steps
 from finetune.network import Network, TrainedPart
 from finetune.processes import make_accelerator
@@ -139,15 +140,16 @@ def finetune(
         auxiliaries = Auxiliaries.of(backbone.module, len(classes), seed=settings.seed)
     trainer = Trainer(part, activations, settings, accelerator, split.depth, auxiliaries)
     trainer.notes += notes
-    state = train(
-        trainer,
-        train_rows=activations.positions(training),
-        train_labels=_numbers(training, classes),
-        validation_rows=activations.positions(validation),
-        validation_labels=_numbers(validation, classes),
-        state_file=directory / "training.safetensors",
-        progress=report("training"),
-    )
+    with freed_memory_kept():
+        state = train(
+            trainer,
+            train_rows=activations.positions(training),
+            train_labels=_numbers(training, classes),
+            validation_rows=activations.positions(validation),
+            validation_labels=_numbers(validation, classes),
+            state_file=directory / "training.safetensors",
+            progress=report("training"),
+        )
     seconds = time.perf_counter() - begun
     if auxiliaries is not None:
         auxiliaries.close()

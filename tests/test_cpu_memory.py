@@ -1,0 +1,56 @@
+"""What training steps free stays with the process while it trains, and not longer."""
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune.cpu_memory import freed_memory_kept
+
+BYTES = 256 * 2**20
+
+needs_glibc = pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc"
+)
+
+
+def resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def use_and_free() -> None:
+    torch.ones(BYTES // 4)
+
+
+@needs_glibc
+def test_memory_is_kept_while_training_and_given_back_afterwards() -> None:
+    use_and_free()
+    before = resident()
+    with freed_memory_kept():
+        use_and_free()
+        assert resident() - before > 0.9 * BYTES
+        use_and_free()
+        # it was the same memory
+        assert resident() - before < 1.5 * BYTES
+    assert resident() - before < 0.1 * BYTES
+    use_and_free()
+    assert resident() - before < 0.1 * BYTES
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other:
+        def __init__(self, name: str | None) -> None:
+            assert name is None
+
+    monkeypatch.setattr(ctypes, "CDLL", Other)
+    with freed_memory_kept():
+        use_and_free()
+
+
+def test_an_error_in_training_gets_through() -> None:
+    with pytest.raises(ValueError, match="diverged"), freed_memory_kept():
+        raise ValueError("diverged")
