@@ -1,6 +1,7 @@
 """What training steps free stays with the process while it trains, and not longer."""
 
 import ctypes
+import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -26,19 +27,29 @@ def use_and_free() -> None:
     torch.ones(BYTES // 4)
 
 
-@needs_glibc
-def test_memory_is_kept_while_training_and_given_back_afterwards() -> None:
+def keep_and_give_back() -> list[int]:
+    """Bytes more than before: twice while memory is kept, afterwards, after the next use."""
     use_and_free()
     before = resident()
+    more = []
     with freed_memory_kept():
-        use_and_free()
-        assert resident() - before > 0.9 * BYTES
-        use_and_free()
-        # it was the same memory
-        assert resident() - before < 1.5 * BYTES
-    assert resident() - before < 0.1 * BYTES
+        for _ in range(2):
+            use_and_free()
+            more.append(resident() - before)
+    more.append(resident() - before)
     use_and_free()
-    assert resident() - before < 0.1 * BYTES
+    return [*more, resident() - before]
+
+
+@needs_glibc
+def test_memory_is_kept_while_training_and_given_back_afterwards() -> None:
+    # in a process of its own: in one that has run other tests the heap has gaps
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        first, second, after, later = pool.apply(keep_and_give_back)
+    assert first > 0.9 * BYTES
+    assert second < 1.1 * first  # it is the same memory
+    assert after < 0.1 * BYTES
+    assert later < 0.1 * BYTES
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
