@@ -28,16 +28,14 @@ def use_and_free() -> None:
 
 
 def keep_and_give_back() -> list[int]:
-    """Bytes more than before: twice while memory is kept, afterwards, after the next use."""
+    """Bytes more than before: eight times while memory is kept, then afterwards."""
     use_and_free()
     before = resident()
     more = []
     with freed_memory_kept():
-        for _ in range(2):
+        for _ in range(8):
             use_and_free()
             more.append(resident() - before)
-    more.append(resident() - before)
-    use_and_free()
     return [*more, resident() - before]
 
 
@@ -45,11 +43,12 @@ def keep_and_give_back() -> list[int]:
 def test_memory_is_kept_while_training_and_given_back_afterwards() -> None:
     # in a process of its own: in one that has run other tests the heap has gaps
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        first, second, after, later = pool.apply(keep_and_give_back)
-    assert first > 0.9 * BYTES
-    assert second < 1.1 * first  # it is the same memory
+        *kept, after = pool.apply(keep_and_give_back)
+    assert min(kept) > 0.9 * BYTES
+    # what is used again is the same memory, or, where it does not begin at a multiple of what
+    # torch asks for, one of two pieces
+    assert max(kept) < 2.1 * BYTES
     assert after < 0.1 * BYTES
-    assert later < 0.1 * BYTES
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
