@@ -163,12 +163,25 @@ def load_training_state(
         for name, value in _below("optimiser.", tensors).items():
             index, moment = name.split(".", 1)
             moments.setdefault(int(index), {})[moment] = value
+        _check_shapes(moments, optimiser)
         optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
         last_is_best = about["best_epoch"] == about["epoch"]
         best = _below("part.", trained) if last_is_best else _below("best.", tensors)
     except (OSError, SafetensorError, RuntimeError, KeyError, ValueError, TypeError) as error:
         raise FxError(f"{file} cannot be read ({error}); begin again with --fresh") from error
     return TrainingState(best=best, **about)
+
+
+def _check_shapes(
+    moments: dict[int, dict[str, torch.Tensor]], optimiser: torch.optim.Optimizer
+) -> None:
+    """Raise RuntimeError where they are another optimiser's, whose numbers would be mixed up."""
+    trained = [tensor for group in optimiser.param_groups for tensor in group["params"]]
+    for index, of_one in moments.items():
+        for name, value in of_one.items():
+            if value.dim() and value.shape != trained[index].shape:
+                shapes = f"{tuple(value.shape)}, not {tuple(trained[index].shape)}"
+                raise RuntimeError(f"{name} {index} is {shapes}")
 
 
 def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -121,7 +121,7 @@ class Trainer:
                     f"out of memory with {images} images at once: a step of {len(positions)} is "
                     f"taken {self.micro_batch} at a time"
                 )
-            self.optimiser.zero_grad()
+            self.model.zero_grad()
             clear_device_cache(garbage_collection=True)
 
     def _try(
@@ -137,7 +137,7 @@ class Trainer:
         mine = np.arange(count)[accelerator.process_index :: processes]
         size = self.micro_batch or max(1, len(mine))
         micro = [mine[at : at + size] for at in range(0, max(1, len(mine)), size)]
-        self.optimiser.zero_grad()
+        self.model.zero_grad()
         sums = torch.zeros(2, device=device)
         for number, some in enumerate(micro):
             inputs = self.part.prepare(self.activations.draw(positions[some], epoch).to(device))

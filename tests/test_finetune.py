@@ -213,20 +213,25 @@ sys.path.insert(0, sys.argv[3])
 from conftest import finetuned
 from extract import FeatureStore, load_backbone
 torch.set_num_threads(1)
-backbone = load_backbone("efficientnet_lite0", size=32)
+backbone = load_backbone(sys.argv[4], weights=sys.argv[5], size=32)
+scratch = sys.argv[5] == "random"
 finetuned(backbone, FeatureStore(sys.argv[1]), Path(sys.argv[2]), epochs=6, patience=6,
-      learning_rate=1e-3)
+      learning_rate=1e-3, unfreeze="all" if scratch else 1, from_scratch=scratch)
 """
 
 
 @pytest.mark.slow
+# the second has convolutions that lie otherwise in memory where channels are last
+@pytest.mark.parametrize(
+    ("name", "weights"), [("efficientnet_lite0", "default"), ("resnet18", "random")]
+)
 def test_a_killed_run_ends_bitwise_as_an_undisturbed_one(
-    store: FeatureStore, tmp_path: Path
+    name: str, weights: str, store: FeatureStore, tmp_path: Path
 ) -> None:
     def start(directory: Path) -> subprocess.Popen[bytes]:
         here = str(Path(__file__).parent)
         return subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(store.path), str(directory), here]
+            [sys.executable, "-c", KILLED, str(store.path), str(directory), here, name, weights]
         )
 
     assert start(tmp_path / "whole").wait() == 0

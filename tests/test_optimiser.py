@@ -1,0 +1,97 @@
+"""The optimiser: PyTorch's own steps, whatever lies how in memory, and after a file was read."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from extract import FxError
+from finetune import FinetuneSettings
+from finetune.checkpoint import TrainingState, load_training_state, save_training_state
+from finetune.optimiser import make_optimiser
+
+PLAIN = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+RATE = 1e-2
+
+
+def network(memory_format: torch.memory_format) -> nn.Module:
+    """Layers whose weights lie otherwise in memory where channels are last, and others."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(4, 6, 3, bias=False),  # else without a gradient, before a batch norm
+        nn.BatchNorm2d(6),
+        nn.Conv2d(6, 6, (1, 3), groups=2),
+        nn.Conv2d(6, 5, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(5, 3),
+    )
+    return module.to(memory_format=memory_format)
+
+
+def settings(kind: str) -> FinetuneSettings:
+    return FinetuneSettings(unfreeze="all", optimiser=kind, weight_decay=0.1)
+
+
+def step(module: nn.Module, optimiser: torch.optim.Optimizer, seed: int) -> None:
+    torch.manual_seed(seed)
+    images = torch.randn(5, 4, 8, 8).to(memory_format=torch.channels_last)
+    module.zero_grad()
+    module(images).square().mean().backward()
+    for group in optimiser.param_groups:
+        group["lr"] = RATE
+    optimiser.step()
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kind", ["adamw", "adam"])
+def test_steps_are_those_of_the_plain_optimiser(
+    kind: str, memory_format: torch.memory_format
+) -> None:
+    module = network(memory_format)
+    other = copy.deepcopy(module)
+    optimiser = make_optimiser(module, {}, settings(kind))
+    plain = PLAIN[kind](
+        [
+            {"params": [p for p in other.parameters() if p.dim() > 1], "weight_decay": 0.1},
+            {"params": [p for p in other.parameters() if p.dim() == 1], "weight_decay": 0.0},
+        ],
+        lr=RATE,
+        fused=False,
+        foreach=False,
+    )
+    for seed in range(4):
+        step(module, optimiser, seed)
+        step(other, plain, seed)
+    for found, expected in zip(module.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adam"])
+def test_training_goes_on_bitwise_from_a_file(kind: str, tmp_path: Path) -> None:
+    module, other = network(torch.channels_last), network(torch.channels_last)
+    optimiser = make_optimiser(module, {}, settings(kind))
+    for seed in range(2):
+        step(module, optimiser, seed)
+    file = tmp_path / "training.safetensors"
+    save_training_state(file, TrainingState(epoch=1), module, optimiser)
+    read = make_optimiser(other, {}, settings(kind))
+    load_training_state(file, other, read)
+    for seed in range(2, 4):
+        step(module, optimiser, seed)
+        step(other, read, seed)
+    for found, expected in zip(other.parameters(), module.parameters(), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_moments_of_another_shape_are_refused(tmp_path: Path) -> None:
+    module = network(torch.channels_last)
+    # as it would be without the views
+    usual = torch.optim.AdamW(module.parameters(), fused=True)
+    step(module, usual, 0)
+    file = tmp_path / "training.safetensors"
+    save_training_state(file, TrainingState(epoch=1), module, usual)
+    with pytest.raises(FxError, match=r"exp_avg 0 is .* begin again with --fresh"):
+        load_training_state(file, module, make_optimiser(module, {}, settings("adamw")))
