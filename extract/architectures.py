@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from extract import small_cnn
 from extract.errors import FxError
 from extract.preprocessing import Preprocessing
+from extract.without_compiler import without_compiler
 
 TIMM = "timm/"
 LITE0 = "efficientnet_lite0"
@@ -28,23 +27,7 @@ _TRANSFORMERS = ("vit_", "swin_", "maxvit_")
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
-@contextlib.contextmanager
-def _without_compiler() -> Iterator[None]:
-    """Import torchvision without ``torch._dynamo``, which takes as long again as all else does.
-
-    It is imported for one function that detectors ask whether they run compiled; here that is no.
-    """
-    stand_in = ModuleType("torch._dynamo.utils")
-    stand_in.is_compile_supported = lambda device: False  # type: ignore[attr-defined]
-    used = sys.modules.setdefault(stand_in.__name__, stand_in)
-    try:
-        yield
-    finally:
-        if used is stand_in:
-            del sys.modules[stand_in.__name__]
-
-
-with _without_compiler():
+with without_compiler():
     from torchvision import models
 
 
@@ -123,7 +106,8 @@ def _without_classifier(module: nn.Module) -> tuple[str, int]:
 
 
 def _build_timm(name: str) -> Architecture:
-    import timm
+    with without_compiler():
+        import timm
 
     module: Any = timm.create_model(name, num_classes=0)
     data: Any = timm.data
@@ -156,7 +140,8 @@ def torchvision_weights(name: str) -> Any:
 
 
 def timm_name(name: str) -> str:
-    import timm
+    with without_compiler():
+        import timm
 
     own = name.removeprefix(TIMM)
     if not timm.is_model(own):
@@ -169,7 +154,8 @@ def timm_name(name: str) -> str:
 
 def timm_source(name: str) -> tuple[str, str, Sequence[str]]:
     """URL, Hugging Face repository and file names of timm's weights; empty where there is none."""
-    import timm
+    with without_compiler():
+        import timm
 
     config: Any = timm.get_pretrained_cfg(timm_name(name))
     files = (config.hf_hub_filename,) if config.hf_hub_filename else HUB_FILES

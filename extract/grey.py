@@ -15,10 +15,13 @@ from __future__ import annotations
 from itertools import takewhile
 
 import torch
-from timm.layers import Conv2dSame, register_notrace_module  # type: ignore[attr-defined]
 from torch import nn
 
 from extract.errors import FxError
+from extract.without_compiler import without_compiler
+
+with without_compiler():
+    from timm.layers import Conv2dSame, register_notrace_module  # type: ignore[attr-defined]
 
 
 # told to timm: whoever traces a network shall see one layer here, as before

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from extract.errors import FxError
+from extract.without_compiler import without_compiler
 
 POOL = "pool"
 FLATTEN = ":flatten"
@@ -58,7 +59,11 @@ class SideBySide(nn.Module):
 
 def _tap(module: nn.Module, names: Sequence[str]) -> nn.Module:
     # torchvision's, told what in timm's layers cannot be looked into
-    from timm.layers import create_feature_extractor, get_graph_node_names  # type: ignore[attr-defined]
+    with without_compiler():
+        from timm.layers import (  # type: ignore[attr-defined]
+            create_feature_extractor,
+            get_graph_node_names,
+        )
 
     with warnings.catch_warnings():
         # that the network does other things in training: it never trains here

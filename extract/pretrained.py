@@ -26,6 +26,7 @@ from extract.weight_files import (
     wheel_file,
 )
 from extract.weights import fit_state_dict, read_state_dict
+from extract.without_compiler import without_compiler
 
 
 def resolve_weights(name: str, weights: str) -> str:
@@ -79,7 +80,8 @@ def _fit_default(name: str, architecture: Architecture) -> None:
     if not name.startswith(TIMM):
         _fit(architecture, fetch_url(torchvision_weights(name).url, backbone=name))
         return
-    import timm
+    with without_compiler():
+        import timm
 
     url, repository, files = timm_source(name)
     if url and (cached_url(url).exists() or not repository):

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import timm.layers
 import torch
 import torch.fx
 import torchvision
@@ -14,6 +13,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from extract import FxError
+from extract.without_compiler import without_compiler
+
+with without_compiler():
+    import timm.layers
 
 # layers as their libraries offer them: called whole, never looked into
 _LAYER_PACKAGES = ("torch.nn.", "torchvision.ops.", "timm.layers.")

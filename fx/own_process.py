@@ -15,7 +15,10 @@ from extract.errors import FxError
 from fx.output import Begin
 
 # imported once, for all processes that are begun after
-PRELOADED = ["extract", "heads", "finetune", "fx.cells", "sklearn.linear_model", "torchvision"]
+PRELOADED = [
+    *("extract", "heads", "finetune", "fx.cells"),
+    *("sklearn.linear_model", "skops.io", "torchvision"),
+]
 BETWEEN_MESSAGES = 0.1  # seconds
 GOODBYE = 5.0  # seconds that a process has to end by itself
 

@@ -12,7 +12,6 @@ from typing import Any
 from zipfile import ZipFile
 
 import numpy as np
-import skops.io
 from sklearn.kernel_approximation import Nystroem
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
@@ -91,6 +90,9 @@ def save_head(head: Head, directory: str | os.PathLike[str]) -> None:
         "source": head.source,
         "versions": {name: version(name) for name in ("numpy", "scikit-learn", "skops")},
     }
+    # where it is used: it imports all of scikit-learn, which takes as long as torch
+    import skops.io
+
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     _replace(folder / MODEL, skops.io.dumps(head.pipeline))
     _replace(folder / RECORD, text.encode())
@@ -169,6 +171,8 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 def _read_model(path: Path) -> Any:
     """Construct what head.skops holds, after every type in it has been checked."""
+    import skops.io
+
     data = _read(path)
     try:
         schema = json.loads(ZipFile(io.BytesIO(data)).read("schema.json"))
