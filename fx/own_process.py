@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -68,6 +70,8 @@ def in_own_process(work: Callable[..., Any], *arguments: object, begin: Begin) -
     finally:
         receiver.close()
         process.terminate()
+        process.join(GOODBYE)
+        process.kill()
         process.join()
 
 
@@ -80,6 +84,9 @@ def _context() -> BaseContext:
 
 
 def _child(sender: Connection, work: Callable[..., Any], arguments: tuple[object, ...]) -> None:
+    # asked to end, it gives back what it shares with others; else Python warns of leaked semaphores
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+
     def begin(what: str) -> Callable[[int, int], None]:
         sender.send(("begin", what))
         last = 0.0

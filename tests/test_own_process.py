@@ -1,8 +1,13 @@
 """Work in a process of its own: results, refusals, deaths and progress come back."""
 
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,6 +44,16 @@ def filling(megabytes: int, *, begin: Begin) -> float:
     return peak_memory_mb()
 
 
+def holding_a_lock(*, begin: Begin) -> None:
+    with multiprocessing.Lock():
+        begin("waiting")
+        time.sleep(60)
+
+
+def interrupted(what: str) -> Callable[[int, int], None]:
+    raise KeyboardInterrupt
+
+
 def unheard(what: str) -> Callable[[int, int], None]:
     return lambda done, total: None
 
@@ -73,3 +88,22 @@ def test_memory_of_one_is_not_that_of_the_next() -> None:
     much = in_own_process(filling, 400, begin=unheard)
     little = in_own_process(filling, 1, begin=unheard)
     assert much - little == pytest.approx(400, abs=40)
+
+
+def test_who_interrupts_is_told_nothing_of_semaphores() -> None:
+    code = (
+        "from test_own_process import *\n"
+        "try: in_own_process(holding_a_lock, begin=interrupted)\n"
+        "except KeyboardInterrupt: print('interrupted')"
+    )
+    begun = time.monotonic()
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.split() == ["interrupted"]
+    assert run.stderr == ""
+    assert time.monotonic() - begun < 50
