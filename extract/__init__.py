@@ -28,6 +28,7 @@ from extract.snapshot import Snapshot
 from extract.sources import find_images
 from extract.splits import TEST_SHARE, position, unit_of
 from extract.store import FeatureStore
+from extract.without_compiler import importing_timm
 
 __all__ = [
     "TEST_SHARE",
@@ -58,6 +59,7 @@ __all__ = [
     "extract_files",
     "find_garbage",
     "find_images",
+    "importing_timm",
     "list_backbones",
     "load_backbone",
     "look",

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from extract import small_cnn
 from extract.errors import FxError
 from extract.preprocessing import Preprocessing
-from extract.without_compiler import without_compiler
+from extract.without_compiler import importing_timm, importing_torchvision
 
 TIMM = "timm/"
 LITE0 = "efficientnet_lite0"
@@ -27,7 +27,7 @@ _TRANSFORMERS = ("vit_", "swin_", "maxvit_")
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
-with without_compiler():
+with importing_torchvision():
     from torchvision import models
 
 
@@ -106,7 +106,7 @@ def _without_classifier(module: nn.Module) -> tuple[str, int]:
 
 
 def _build_timm(name: str) -> Architecture:
-    with without_compiler():
+    with importing_timm():
         import timm
 
     module: Any = timm.create_model(name, num_classes=0)
@@ -140,7 +140,7 @@ def torchvision_weights(name: str) -> Any:
 
 
 def timm_name(name: str) -> str:
-    with without_compiler():
+    with importing_timm():
         import timm
 
     own = name.removeprefix(TIMM)
@@ -154,7 +154,7 @@ def timm_name(name: str) -> str:
 
 def timm_source(name: str) -> tuple[str, str, Sequence[str]]:
     """URL, Hugging Face repository and file names of timm's weights; empty where there is none."""
-    with without_compiler():
+    with importing_timm():
         import timm
 
     config: Any = timm.get_pretrained_cfg(timm_name(name))

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from extract.errors import FxError
-from extract.without_compiler import without_compiler
+from extract.without_compiler import importing_timm
 
-with without_compiler():
+with importing_timm():
     from timm.layers import Conv2dSame, register_notrace_module  # type: ignore[attr-defined]
 
 

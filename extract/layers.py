@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from extract.errors import FxError
-from extract.without_compiler import without_compiler
+from extract.without_compiler import importing_timm
 
 POOL = "pool"
 FLATTEN = ":flatten"
@@ -59,7 +59,7 @@ class SideBySide(nn.Module):
 
 def _tap(module: nn.Module, names: Sequence[str]) -> nn.Module:
     # torchvision's, told what in timm's layers cannot be looked into
-    with without_compiler():
+    with importing_timm():
         from timm.layers import (  # type: ignore[attr-defined]
             create_feature_extractor,
             get_graph_node_names,

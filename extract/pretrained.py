@@ -26,7 +26,7 @@ from extract.weight_files import (
     wheel_file,
 )
 from extract.weights import fit_state_dict, read_state_dict
-from extract.without_compiler import without_compiler
+from extract.without_compiler import importing_timm
 
 
 def resolve_weights(name: str, weights: str) -> str:
@@ -80,7 +80,7 @@ def _fit_default(name: str, architecture: Architecture) -> None:
     if not name.startswith(TIMM):
         _fit(architecture, fetch_url(torchvision_weights(name).url, backbone=name))
         return
-    with without_compiler():
+    with importing_timm():
         import timm
 
     url, repository, files = timm_source(name)

@@ -167,7 +167,7 @@ def load_training_state(
         optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
         last_is_best = about["best_epoch"] == about["epoch"]
         best = _below("part.", trained) if last_is_best else _below("best.", tensors)
-    except (OSError, SafetensorError, RuntimeError, KeyError, ValueError, TypeError) as error:
+    except (OSError, SafetensorError, RuntimeError, LookupError, ValueError, TypeError) as error:
         raise FxError(f"{file} cannot be read ({error}); begin again with --fresh") from error
     return TrainingState(best=best, **about)
 

@@ -5,10 +5,10 @@ What PyTorch's own way lacks there, and what the other way brings (``benchmarks/
 - The backward pass of a depthwise convolution has no bf16 kernel for strides or for sides above 3,
   and takes 3 to 40 times as long as in fp32. These layers run in fp32: training mobilenet_v2 is 1.8
   times as quick, efficientnet_b0 2 times, efficientnet_lite0 1.4 times.
-- Where a convolution has more channels than there are pixels in all its maps, the gradient of its
-  weights takes up to three times as long as the matrix product that it is, with sides of 1, and
-  1.3 times with larger ones and strides. These layers run as products: training the last block of
-  resnet50 is 1.1 times as quick.
+- Where a convolution has as many channels as there are pixels in all its maps, or more, the
+  gradient of its weights takes longer than the matrix product that it is, with sides of 1, or of 3
+  and strides above 1. These layers run as products: training the last block of resnet50 is 1.1
+  times as quick.
 """
 
 from __future__ import annotations

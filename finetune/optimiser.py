@@ -23,6 +23,7 @@ def make_optimiser(
     are channels last, for nothing, and where the moments' axes lie in another order than a
     tensor's, as after they were read from a file, it pairs the wrong numbers and says nothing.
     Gradients are handed over at each step; the modules' own are to be zeroed, not the optimiser's.
+    Nor may the tensors be moved afterwards, to another device, say: the views would stay behind.
 
     A group's ``scale`` is its share of the peak learning rate: `settings.layer_decay` to the power
     of how many blocks lie behind it (J. Howard and S. Ruder, "Universal Language Model Fine-tuning
@@ -57,8 +58,9 @@ def make_optimiser(
 
     def hand_over(*_: object) -> None:
         for parameter, view in views.items():
-            if parameter.grad is not None:
-                view.grad = _in_order_of(parameter, parameter.grad)
+            assert view.data_ptr() == parameter.data_ptr(), "tensors were moved"
+            gradient = parameter.grad
+            view.grad = None if gradient is None else _in_order_of(parameter, gradient)
 
     def let_go(*_: object) -> None:
         # the next step's gradients are to have this memory

@@ -78,8 +78,8 @@ def time_training(
                 begun = time.perf_counter()
             trainer.step(positions, labels, rate=1e-6, epoch=1, seed=step)
         trained = time.perf_counter()
-    trainer.logits(positions)
-    done = time.perf_counter()
+        trainer.logits(positions)
+        done = time.perf_counter()
     return Timing(
         (trained - begun) / (STEPS * images),
         (done - trained) / images,

@@ -12,10 +12,9 @@ import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from extract import FxError
-from extract.without_compiler import without_compiler
+from extract import FxError, importing_timm
 
-with without_compiler():
+with importing_timm():
     import timm.layers
 
 # layers as their libraries offer them: called whole, never looked into

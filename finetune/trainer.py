@@ -60,12 +60,13 @@ class Trainer:
         depth: Mapping[nn.Parameter, int],
         auxiliaries: Auxiliaries | None = None,
     ) -> None:
-        part.to(accelerator.device).to(memory_format=torch.channels_last)
         self.part = part
         self.activations = activations
         self.settings = settings
         self.accelerator = accelerator
         self.step_module = Step(part, settings.label_smoothing, auxiliaries)
+        # before there is an optimiser: it sees the tensors where they are
+        self.step_module.to(accelerator.device).to(memory_format=torch.channels_last)
         self.optimiser: torch.optim.Optimizer
         self.model, self.optimiser = accelerator.prepare(
             self.step_module, make_optimiser(self.step_module, depth, settings)
@@ -122,6 +123,8 @@ class Trainer:
                     f"taken {self.micro_batch} at a time"
                 )
             self.model.zero_grad()
+            # which has them too where memory ran out in its own step
+            self.optimiser.zero_grad()
             clear_device_cache(garbage_collection=True)
 
     def _try(

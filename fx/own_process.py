@@ -18,8 +18,13 @@ from fx.output import Begin
 
 # imported once, for all processes that are begun after
 PRELOADED = [
-    *("extract", "heads", "finetune", "fx.cells"),
-    *("sklearn.linear_model", "skops.io", "torchvision"),
+    "extract",
+    "heads",
+    "finetune",
+    "fx.cells",
+    "skops.io",
+    "sklearn.linear_model",
+    "torchvision",
 ]
 BETWEEN_MESSAGES = 0.1  # seconds
 GOODBYE = 5.0  # seconds that a process has to end by itself
@@ -51,16 +56,17 @@ def in_own_process(work: Callable[..., Any], *arguments: object, begin: Begin) -
             kind, *content = receiver.recv()
             if kind == "begin":
                 progress = begin(*content)
-            elif kind == "progress" and progress:
+            elif kind != "progress":
+                break
+            elif progress:
                 progress(*content)
-            elif kind == "result":
-                # it ends by itself, and gives back what it shares with others
-                process.join(GOODBYE)
-                return content[0]
-            elif kind == "refused":
-                raise FxError(content[0])
-            elif kind == "failed":
-                raise RuntimeError(f"in a process of its own:\n{content[0]}")
+        # it ends by itself, and gives back what it shares with others
+        process.join(GOODBYE)
+        if kind == "refused":
+            raise FxError(content[0])
+        if kind == "failed":
+            raise RuntimeError(f"in a process of its own:\n{content[0]}")
+        return content[0]
     except EOFError:
         process.join()
         raise FxError(
@@ -70,9 +76,11 @@ def in_own_process(work: Callable[..., Any], *arguments: object, begin: Begin) -
     finally:
         receiver.close()
         process.terminate()
-        process.join(GOODBYE)
-        process.kill()
-        process.join()
+        try:
+            process.join(GOODBYE)
+        finally:
+            process.kill()
+            process.join()
 
 
 @cache
@@ -86,6 +94,8 @@ def _context() -> BaseContext:
 def _child(sender: Connection, work: Callable[..., Any], arguments: tuple[object, ...]) -> None:
     # asked to end, it gives back what it shares with others; else Python warns of leaked semaphores
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    # a terminal interrupts all its processes; the one that began this one will end it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def begin(what: str) -> Callable[[int, int], None]:
         sender.send(("begin", what))

@@ -69,6 +69,9 @@ def save_head(head: Head, directory: str | os.PathLike[str]) -> None:
     head : Head
     directory : path of a folder; a head in it is replaced
     """
+    # where it is used: it imports all of scikit-learn, which takes as long as torch
+    import skops.io
+
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     record = {
@@ -90,9 +93,6 @@ def save_head(head: Head, directory: str | os.PathLike[str]) -> None:
         "source": head.source,
         "versions": {name: version(name) for name in ("numpy", "scikit-learn", "skops")},
     }
-    # where it is used: it imports all of scikit-learn, which takes as long as torch
-    import skops.io
-
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     _replace(folder / MODEL, skops.io.dumps(head.pipeline))
     _replace(folder / RECORD, text.encode())
