@@ -22,7 +22,7 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from extract import FeatureStore, Snapshot
-from extract.writer import ROWS_PER_CHUNK, ROWS_PER_SHARD
+from extract.writer import ROWS_PER_CHUNK, rows_per_shard
 
 COMPRESSORS = {
     "none": [],
@@ -45,7 +45,7 @@ def measure(features: np.ndarray, codecs: list[object]) -> tuple[int, float, flo
                 name="features",
                 shape=features.shape,
                 chunks=(ROWS_PER_CHUNK, width),
-                shards=(ROWS_PER_SHARD, width),
+                shards=(rows_per_shard(width), width),
                 dtype=features.dtype,
                 compressors=[*codecs, Crc32cCodec()],
             )
@@ -78,7 +78,8 @@ def main() -> None:
     parts = {s: feature_set.features([row.key for row in rows[s]]) for s in rows}
     labels = {s: [str(row.label) for row in rows[s]] for s in rows}
     # whole shards alone
-    count = len(parts["train"]) // ROWS_PER_SHARD * ROWS_PER_SHARD
+    rows_of_one = rows_per_shard(feature_set.dim)
+    count = len(parts["train"]) // rows_of_one * rows_of_one
     whole = parts["train"][: count or len(parts["train"])]
     print(f"{feature_set.name}: {whole.shape}, {(whole == 0).mean():.1%} zeros")
     for dtype in (np.float32, np.float16):

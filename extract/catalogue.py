@@ -25,7 +25,8 @@ from extract.feature_set import (
     spec_id,
     split_generation,
 )
-from extract.writer import UNFINISHED, FeatureWriter, copy_rows, create_set, mark_damaged, sync
+from extract.sync import UNFINISHED, sync
+from extract.writer import FeatureWriter, copy_rows, create_set, mark_damaged
 
 
 class Catalogue:

@@ -18,7 +18,7 @@ from extract.feature_set import FeatureSet, split_generation
 from extract.root import as_last_extracted
 from extract.snapshot import Snapshot
 from extract.store import FeatureStore
-from extract.writer import UNFINISHED
+from extract.sync import UNFINISHED
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ A store is a Zarr v3 group with one sub-group a spec::
 
     features.zarr/                  attributes: fx_layout, last_extracted, last_snapshot, commit
         resnet50-1f2e3d4c5b6a/      attributes: spec, dim, committed, runs
-            features  (n, d)        the vectors, in shards of 4,096 rows
+            features  (n, d)        the vectors, in shards of at most 4,096 rows
             keys      (n, 32) uint8 SHA-256 of each image file; 32 zeros: a row given up
             hashes    (n, 32) uint8 perceptual hash of each image
         snapshots/NAME              the bytes of a Parquet table
@@ -43,7 +43,8 @@ from extract.errors import FxError
 from extract.feature_set import Damage, FeatureSet, Spec
 from extract.lock import locked, told_when_full
 from extract.root import LAYOUT, Root, as_last_extracted
-from extract.writer import UNFINISHED, FeatureWriter, sync
+from extract.sync import UNFINISHED, sync
+from extract.writer import FeatureWriter
 
 # of OpenVINO's two files: the graph, and its tensors
 NETWORK_SUFFIXES = (".xml", ".bin")

@@ -5,7 +5,6 @@ Several sets that one pass fills are committed together, by one write that names
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -18,18 +17,16 @@ from zarr.codecs import Crc32cCodec
 
 from extract.errors import FxError
 from extract.feature_set import KEY_BYTES, ROW_ARRAYS, FeatureSet, Spec
+from extract.row_buffer import RowBuffer
+from extract.sync import sync
 
-# how the names end of what zarr, or fx itself, has not finished writing
-UNFINISHED = ".partial"
 # A killed run may lose this much work, in seconds.
 COMMIT_INTERVAL = 20.0
-# And this much memory holds what waits to be committed.
-COMMIT_BYTES = 1 << 26
 ROWS_PER_SHARD = 4096
 ROWS_PER_CHUNK = 256
 KEYS_PER_CHUNK = 16384
-# A shard is read and written whole, so vectors that are very long come in shards of fewer rows.
-SHARD_BYTES = 1 << 26
+# A shard waits, is read and is written whole: what memory has of a set, some copies of it included.
+SHARD_BYTES = 1 << 23
 
 # Makes changed attributes of several sets, by name, count all at once.
 Publish = Callable[[dict[str, dict[str, Any]]], None]
@@ -55,8 +52,7 @@ class FeatureWriter:
         self._have = [set(feature_set.rows) for feature_set in self.sets]
         self.known = set.intersection(*self._have)
         self._runs = [{**run, "rows": 0} for _ in self.sets]
-        self._pending: list[list[tuple[NDArray[Any], ...]]] = [[] for _ in self.sets]
-        self._bytes = 0
+        self._waiting = [RowBuffer(feature_set) for feature_set in self.sets]
         self._since = time.monotonic()
 
     def append(
@@ -81,26 +77,24 @@ class FeatureWriter:
             lacking = [row for row, key in enumerate(keys) if key not in have]
             if lacking:
                 kept = _narrowed(features[lacking], feature_set)
-                self._pending[number].append((kept, key_rows[lacking], hashes[lacking]))
-                self._bytes += kept.nbytes
+                self._waiting[number].append(kept, key_rows[lacking], hashes[lacking])
                 have.update(keys)
         self.known.update(keys)
-        if time.monotonic() - self._since > COMMIT_INTERVAL or self._bytes >= COMMIT_BYTES:
+        if time.monotonic() - self._since > COMMIT_INTERVAL:
             self.commit()
 
     def commit(self) -> None:
-        """Write what is buffered, wait until it is on the disk, then count it as committed."""
+        """Write what waits, until it is on the disk, then count it as committed."""
         self._since = time.monotonic()
         changes: dict[str, dict[str, Any]] = {}
-        for feature_set, pending, run in zip(self.sets, self._pending, self._runs, strict=True):
-            if not pending:
+        for feature_set, waiting, run in zip(self.sets, self._waiting, self._runs, strict=True):
+            new = waiting.stop - feature_set.committed
+            if not new:
                 continue
-            columns = [np.concatenate(column) for column in zip(*pending, strict=True)]
-            stop = feature_set.committed + len(columns[0])
-            _write_rows(feature_set, stop, columns)
+            waiting.write()
             before = feature_set.runs[:-1] if run["rows"] else feature_set.runs
-            runs = [*before, {**run, "rows": run["rows"] + len(columns[0])}]
-            changes[feature_set.name] = {"committed": stop, "runs": runs}
+            runs = [*before, {**run, "rows": run["rows"] + new}]
+            changes[feature_set.name] = {"committed": waiting.stop, "runs": runs}
         if not changes:
             return
         self._publish(changes)
@@ -110,8 +104,7 @@ class FeatureWriter:
                 feature_set.runs = changes[feature_set.name]["runs"]
                 feature_set.forget_rows()
                 self._runs[number] = feature_set.runs[-1]
-                self._pending[number] = []
-        self._bytes = 0
+                self._waiting[number].forget()
 
 
 def _narrowed(features: NDArray[np.float32], feature_set: FeatureSet) -> NDArray[Any]:
@@ -124,21 +117,6 @@ def _narrowed(features: NDArray[np.float32], feature_set: FeatureSet) -> NDArray
             "holds; extract with --dtype float32"
         )
     return features.astype(feature_set.dtype)
-
-
-def _write_rows(feature_set: FeatureSet, stop: int, columns: Sequence[NDArray[np.generic]]) -> None:
-    """Write rows after the committed ones, and wait until they are on the disk."""
-    start = feature_set.committed
-    arrays = [feature_set.array(name) for name in ROW_ARRAYS]
-    # first all of them: where they differ in length, xarray refuses to open the set
-    for array in arrays:
-        array.resize((stop, array.shape[1]))
-    for name, array, values in zip(ROW_ARRAYS, arrays, columns, strict=True):
-        array[start:stop] = values
-        rows = (array.shards or array.chunks)[0]
-        shards = range(start // rows, -(-stop // rows))
-        folder = feature_set.path / name
-        sync(folder / "zarr.json", *(folder / "c" / str(number) / "0" for number in shards))
 
 
 def create_set(
@@ -156,8 +134,7 @@ def create_set(
     weights_source : where the network's weights came from
     """
     group = zarr.open_group(store, mode="r+").create_group(name)
-    fitting = 1 << (SHARD_BYTES // (4 * dim)).bit_length() - 1
-    rows = min(ROWS_PER_SHARD, max(64, fitting))
+    rows = rows_per_shard(dim)
     for array, width, kind, chunk, shard in (
         ("features", dim, np.dtype(dtype), min(rows, ROWS_PER_CHUNK), rows),
         ("keys", KEY_BYTES, np.dtype(np.uint8), KEYS_PER_CHUNK, None),
@@ -185,6 +162,12 @@ def create_set(
         }
     )
     return group
+
+
+def rows_per_shard(dim: int) -> int:
+    """Rows that a new set keeps in one file: a power of two."""
+    fitting = max(1, SHARD_BYTES // (4 * dim))
+    return min(ROWS_PER_SHARD, 1 << fitting.bit_length() - 1)
 
 
 def give_up_damaged_rows(feature_set: FeatureSet) -> None:
@@ -248,13 +231,3 @@ def copy_rows(source: FeatureSet, target: FeatureWriter, keys: Collection[bytes]
     for batch in source.in_batches(keys):
         target.append(*batch)
     target.commit()
-
-
-def sync(*files: Path) -> None:
-    """Wait until files, and the folders' entries that name them, are on the disk."""
-    for path in {*files, *(file.parent for file in files)}:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

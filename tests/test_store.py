@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,59 @@ def test_rows_come_back_by_key_in_any_order(tmp_path_factory, parts, data) -> No
     keys = keys_of(range(start))
     found = store.find(SPEC).features([keys[i] for i in order])
     np.testing.assert_array_equal(found, rows_of(range(start))[list(order)])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 25), st.sampled_from(["", "commit", "die"])), max_size=12))
+def test_rows_come_back_whatever_shards_fill_between_commits(tmp_path_factory, steps) -> None:
+    store = FeatureStore.create(tmp_path_factory.mktemp("s") / "f.zarr")
+    committed = reached = 0
+    writer = None
+    with pytest.MonkeyPatch.context() as patch, store.lock():
+        patch.setattr("extract.writer.ROWS_PER_SHARD", 8)
+        patch.setattr("extract.writer.ROWS_PER_CHUNK", 4)
+        for count, then in steps:
+            writer = writer or store.start([(SPEC, DIM)], RUN)
+            some = range(reached, reached + count)
+            # rows of an earlier writer that never counted were other ones
+            rows = rows_of(some) + (then == "die")
+            hashes = np.full((count, 32), count, np.uint8)
+            writer.append(keys_of(some), [rows], hashes)
+            reached += count
+            if then == "commit":
+                writer.commit()
+                committed = reached
+            elif then == "die":
+                writer, reached = None, committed
+            found = store.find(SPEC)
+            assert list(found.rows) == keys_of(range(committed))
+        if writer:
+            writer.commit()
+            committed = reached
+    assert committed == 0 or list(store.find(SPEC).rows) == keys_of(range(committed))
+    if committed:
+        np.testing.assert_array_equal(read(store, range(committed)), rows_of(range(committed)))
+    assert store.verify() == []
+
+
+def test_memory_holds_a_shard_and_copies_of_it_not_all_that_waits(tmp_path: Path) -> None:
+    store = FeatureStore.create(tmp_path / "f.zarr")
+    rows, dim = 1000, 512
+    hashes = np.zeros((rows, 32), np.uint8)
+    features = np.ones((rows, dim), np.float32)
+    with store.lock():
+        writer = store.start([(SPEC, dim)], RUN)
+        tracemalloc.start()
+        try:
+            for number in range(40):
+                keys = keys_of(range(number * rows, (number + 1) * rows))
+                writer.append(keys, [features], hashes)
+            writer.commit()
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert len(store.find(SPEC).rows) == 40 * rows
+    assert peak < 4 * writer_module.SHARD_BYTES < 40 * features.nbytes / 2
 
 
 def test_rows_beyond_committed_are_not_seen_and_are_overwritten(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from extract import root as root_module
 from extract import writer as writer_module
 from extract.catalogue import Catalogue
 from extract.root import Root
+from extract.row_buffer import RowBuffer
 from extract.writer import FeatureWriter
 
 LAYERS = [({**SPEC, "layer": "one"}, 5), ({**SPEC, "layer": "two"}, 5)]
@@ -181,6 +182,8 @@ warm_up = two_layers
 def extract_two_layers(images: str, store: str, log: str, interval: float = INTERVAL) -> dict:
     """Extract, writing down when how many rows were computed, and when they were committed."""
     writer_module.COMMIT_INTERVAL = interval
+    # so that shards get full between two commits
+    writer_module.ROWS_PER_SHARD = writer_module.ROWS_PER_CHUNK = 16
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 
     def after(name: str) -> None:
@@ -283,8 +286,7 @@ def extract_until(images: str, store: str, log: str, moment: str) -> None:
         return after
 
     if moment == "the rows of one are written":
-        write = writer_module._write_rows
-        writer_module._write_rows = dying(write, lambda *_: True, 3)
+        RowBuffer.write = dying(RowBuffer.write, lambda _: True, 3)
     elif moment == "the root is written":
         Root.update = dying(Root.update, lambda _, **a: [*a] == ["commit"], 2)
     elif moment == "the attributes of one are written":
