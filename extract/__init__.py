@@ -4,12 +4,12 @@ from extract.backbones import Backbone, load_backbone, make_spec
 from extract.decode import UnreadableImage, decode
 from extract.engine import (
     Engine,
-    autocast,
     make_engine,
     normalise,
     resolve_device,
     resolve_precision,
     training_precision,
+    without_tf32,
 )
 from extract.errors import FxError
 from extract.extraction import ExtractResult, extract, extract_files, take_snapshot
@@ -49,7 +49,6 @@ __all__ = [
     "Snapshot",
     "Spec",
     "UnreadableImage",
-    "autocast",
     "batched",
     "channels_of",
     "collect",
@@ -78,4 +77,5 @@ __all__ = [
     "take_snapshot",
     "training_precision",
     "unit_of",
+    "without_tf32",
 ]

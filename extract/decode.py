@@ -16,7 +16,7 @@ import re
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, cast
 
 import numpy as np
@@ -40,7 +40,7 @@ _UPRIGHT = {
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 _MAX_SIDE = 2**20  # pixels; Pillow keeps an address for every row
 _MAX_SCANS = 500
-_PIXELS_AT_ONCE = 2**27  # of all threads; Pillow takes 4 to 15 bytes for each
+PIXELS_AT_ONCE = 2**27  # of all threads; Pillow takes 4 to 15 bytes for each
 _PILLOW_WARNS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
@@ -159,23 +159,38 @@ def _refuse_bombs(image: Image.Image, data: bytes) -> None:
 
 
 _memory = threading.Condition()
-_pixels_free = _PIXELS_AT_ONCE
+_pixels_free = _pixels_at_once = PIXELS_AT_ONCE
+_larger_ones: AbstractContextManager[Any] = nullcontext()
+
+
+def share_memory(processes: int, larger_ones: AbstractContextManager[Any]) -> None:
+    """Let this process decode at once what is its share of the pixels, while others have theirs.
+
+    Parameters
+    ----------
+    processes : that share
+    larger_ones : a lock of all these, for pictures that are larger than a share
+    """
+    global _pixels_free, _pixels_at_once, _larger_ones
+    _pixels_free = _pixels_at_once = PIXELS_AT_ONCE // processes
+    _larger_ones = larger_ones
 
 
 @contextmanager
 def _memory_for(pixels: int) -> Iterator[None]:
-    """Wait until the pictures that other threads decode leave room for so many pixels."""
+    """Wait until the pictures that others decode leave room for so many pixels."""
     global _pixels_free
-    wanted = min(pixels, _PIXELS_AT_ONCE)
-    with _memory:
-        _memory.wait_for(lambda: _pixels_free >= wanted)
-        _pixels_free -= wanted
-    try:
-        yield
-    finally:
+    wanted = min(pixels, _pixels_at_once)
+    with _larger_ones if pixels > _pixels_at_once else nullcontext():
         with _memory:
-            _pixels_free += wanted
-            _memory.notify_all()
+            _memory.wait_for(lambda: _pixels_free >= wanted)
+            _pixels_free -= wanted
+        try:
+            yield
+        finally:
+            with _memory:
+                _pixels_free += wanted
+                _memory.notify_all()
 
 
 def _orientation(image: Image.Image) -> int:

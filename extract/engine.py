@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -96,9 +97,15 @@ def _multiplies_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(has)
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Compute in a precision: a context for forward passes; fp32 switches it off."""
-    return torch.autocast(device.type, dtype=PRECISIONS[precision], enabled=precision != "fp32")
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Let fp32 be fp32: cuDNN would round what it multiplies to 10 bits, an error of 0.4 %."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def default_batch_size(device: torch.device, engine: str, size: int) -> int:
@@ -173,7 +180,10 @@ class Engine:
     def compute(self, pixels: torch.Tensor, precision: str) -> torch.Tensor:
         """Return float32 features of a uint8 tensor (n, size, size, 3), both on the device."""
         images = normalise(pixels, self.preprocessing)
-        with autocast(self.device, precision):
+        numerics = torch.autocast(
+            self.device.type, dtype=PRECISIONS[precision], enabled=precision != "fp32"
+        )
+        with numerics, without_tf32():
             features: torch.Tensor = self.module(images)
         return features.float()
 
@@ -289,6 +299,12 @@ def normalise(pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Tenso
     """
     # (n, h, w, c) seen as (n, c, h, w) is channels_last already: no copy
     images = pixels.permute(0, 3, 1, 2).float()
-    mean = torch.tensor(preprocessing.mean, device=pixels.device).view(1, 3, 1, 1)
-    std = torch.tensor(preprocessing.std, device=pixels.device).view(1, 3, 1, 1)
+    mean, std = (_on(pixels.device, values) for values in (preprocessing.mean, preprocessing.std))
     return (images / 255 - mean) / std
+
+
+@cache
+def _on(device: torch.device, channels: tuple[float, ...]) -> torch.Tensor:
+    """Keep a number a channel on a device: bringing it there waits for all that is under way."""
+    with torch.inference_mode(False):
+        return torch.tensor(channels, device=device).view(1, 3, 1, 1)

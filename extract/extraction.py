@@ -22,7 +22,6 @@ from extract.errors import FxError
 from extract.image_row import FileStamp, ImageRow
 from extract.image_source import ImageEntry, ImageSource
 from extract.leaks import leaked_copies, near_leaks
-from extract.perceptual import perceptual_hash
 from extract.preprocessing import Preprocessing
 from extract.reading import batched, look, mean_of_crops
 from extract.snapshot import Snapshot
@@ -271,19 +270,21 @@ def _fill(
 ) -> list[ImageRow]:
     """Look at every image and append the rows that are missing; what was done is never lost."""
     rows: list[ImageRow] = []
-    waiting: deque[tuple[bytes, NDArray[np.uint8]]] = deque()
+    waiting: deque[tuple[bytes, NDArray[np.uint8] | None]] = deque()
     asked = set(writer.known)
     total = len(source.entries)
     edges = np.cumsum(list(backbone.layers.values()))[:-1]
 
     def pictures() -> Iterator[NDArray[np.uint8]]:
-        for looked in look(source, engine.preprocessing, writer.known, known, crops=crops):
+        for looked in look(
+            source, engine.preprocessing, writer.known, known, crops=crops, hashed=True
+        ):
             rows.append(looked.row)
             if progress:
                 progress(len(rows), total)
             if looked.pixels is not None and looked.row.key not in asked:
                 asked.add(looked.row.key)
-                waiting.append((looked.row.key, perceptual_hash(looked.pixels[0])))
+                waiting.append((looked.row.key, looked.perceptual))
                 yield looked.pixels
 
     try:

@@ -1,45 +1,34 @@
-"""Reading images: threads hash and decode a bounded number of files ahead, in order."""
+"""Reading images: a bounded number of files is hashed and decoded ahead, in order."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import stat
 from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import joblib
 import numpy as np
 from numpy.typing import NDArray
 
 from extract.decode import UnreadableImage, read_pixels
 from extract.image_row import FileStamp, ImageRow
 from extract.image_source import ImageEntry, ImageSource
+from extract.looked import Looked
+from extract.perceptual import perceptual_hash
 from extract.preprocessing import Preprocessing
+from extract.readers import readers
 
 # Bytes: as many as the largest picture that is let in has with three samples of 16 bits a pixel.
 # Files are read as a whole, and a film or a disk image named .jpg would fill the memory.
 LARGEST_FILE = 2**30
 # of decoded images that wait for the engine
 BYTES_AHEAD = 2**25
-
-
-@dataclass(frozen=True, slots=True)
-class Looked:
-    """One image read: its row, and its pixels where they are needed.
-
-    Attributes
-    ----------
-    row : ImageRow
-    pixels : uint8 array of shape (crops, size, size, 3), or None
-    """
-
-    row: ImageRow
-    pixels: NDArray[np.uint8] | None = None
 
 
 def look(
@@ -49,8 +38,9 @@ def look(
     known: dict[str, tuple[FileStamp, bytes]] | None = None,
     *,
     crops: int = 1,
+    hashed: bool = False,
 ) -> Iterator[Looked]:
-    """Read images in threads, in order, a bounded number ahead.
+    """Read images, in order, a bounded number ahead.
 
     Parameters
     ----------
@@ -59,34 +49,31 @@ def look(
     stored : keys whose pixels are not needed
     known : path → stamp and key, of files that need not be read if they still have that stamp
     crops : squares cut from each image: 1, 5 or 10
+    hashed : whether perceptual hashes are wanted of what is decoded
     """
     have = stored if isinstance(stored, set) else set(stored)
     stamps = known or {}
-    workers = max(2, os.cpu_count() or 1)
+    shape = (crops, preprocessing.size, preprocessing.size, 3)
+    workers = max(2, joblib.cpu_count())
     # far enough that decoding goes on while an engine is made ready
-    most = max(4 * workers, min(256, BYTES_AHEAD // (crops * preprocessing.size**2 * 3)))
+    most = max(4 * workers, min(256, BYTES_AHEAD // math.prod(shape)))
 
     def work(entry: ImageEntry) -> Looked:
-        return _look_at(entry, source.root, preprocessing, have, crops)
+        return _look_at(entry, source.root, preprocessing, have, crops, hashed)
 
-    def result(of: Looked | Future[Looked]) -> Looked:
-        return of if isinstance(of, Looked) else of.result()
+    ahead: deque[Looked | Callable[[], Looked]] = deque()
+    with readers(work, workers, most + 1, shape, len(source.entries)) as read:
+        for entry in source.entries:
+            # at once: handing it to another thread would take longer than looking
+            ahead.append(_unchanged(entry, source.root, have, stamps) or read(entry))
+            if len(ahead) > most:
+                yield _of(ahead.popleft())
+        while ahead:
+            yield _of(ahead.popleft())
 
-    with ThreadPoolExecutor(workers) as pool:
-        ahead: deque[Looked | Future[Looked]] = deque()
-        try:
-            for entry in source.entries:
-                # at once: handing it to a thread would take longer than looking
-                unchanged = _unchanged(entry, source.root, have, stamps)
-                ahead.append(unchanged or pool.submit(work, entry))
-                if len(ahead) > most:
-                    yield result(ahead.popleft())
-            while ahead:
-                yield result(ahead.popleft())
-        finally:
-            for waiting in ahead:
-                if isinstance(waiting, Future):
-                    waiting.cancel()
+
+def _of(one: Looked | Callable[[], Looked]) -> Looked:
+    return one if isinstance(one, Looked) else one()
 
 
 def _unchanged(
@@ -141,6 +128,7 @@ def _look_at(
     preprocessing: Preprocessing,
     stored: set[bytes],
     crops: int,
+    hashed: bool,
 ) -> Looked:
     try:
         with open_image(root / entry.path) as (file, status):
@@ -159,7 +147,8 @@ def _look_at(
         return Looked(_row(entry, key, str(error), stamp))
     except MemoryError:
         return Looked(_row(entry, b"", "not enough memory to decode it", None))
-    return Looked(_row(entry, key, "", stamp), pixels)
+    perceptual = perceptual_hash(pixels[0]) if hashed else None
+    return Looked(_row(entry, key, "", stamp), pixels, perceptual)
 
 
 def batched(pictures: Iterable[NDArray[np.uint8]], batch_size: int) -> Iterator[NDArray[np.uint8]]:

@@ -76,7 +76,9 @@ def distance_from_training(
     try:
         with torch.inference_mode():
             for pixels in batches if layers else ():
-                backbone.module(normalise(torch.from_numpy(pixels), backbone.preprocessing))
+                # an engine may have put the network on a GPU
+                given = torch.from_numpy(pixels).to(layers[0].weight.device)
+                backbone.module(normalise(given, backbone.preprocessing))
     finally:
         for hook in hooks:
             hook.remove()

@@ -15,7 +15,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from numpy.typing import NDArray
 from torch import nn
 
-from extract import FxError
+from extract import FxError, without_tf32
 from finetune.activations import Activations
 from finetune.augmentation import mixed
 from finetune.auxiliary import Auxiliaries
@@ -107,7 +107,8 @@ class Trainer:
         while True:
             torch.manual_seed(seed + self.accelerator.process_index)
             try:
-                return self._try(positions, labels, epoch, seed, classifier_alone)
+                with without_tf32():
+                    return self._try(positions, labels, epoch, seed, classifier_alone)
             except RuntimeError as error:
                 images = min(self.micro_batch or len(positions), len(positions))
                 if not should_reduce_batch_size(error):
@@ -172,7 +173,7 @@ class Trainer:
         accelerator = self.accelerator
         mine = positions[accelerator.process_index :: accelerator.num_processes]
         parts = [torch.zeros(0, self.part.classifier.out_features)]
-        with torch.inference_mode():
+        with torch.inference_mode(), without_tf32():
             for at in range(0, len(mine), PREDICTED_AT_ONCE):
                 inputs = self.activations.take(mine[at : at + PREDICTED_AT_ONCE])
                 parts.append(self.part(inputs.to(accelerator.device)).float().cpu())

@@ -23,6 +23,7 @@ from extract import (
     find_images,
     load_backbone,
     make_engine,
+    readers,
 )
 from finetune import Finetuned, FinetuneSettings, Resources, TrainingData, finetune
 
@@ -32,6 +33,12 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 # environment is for the commands that tests start
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs from all tests but those that are for them: their results are those of CPUs."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @dataclass
@@ -85,6 +92,13 @@ def write_classes(root: Path, per_class: int = 8, classes: tuple[str, ...] = ("a
 def folder(tmp_path: Path) -> Path:
     """Two classes of eight pictures."""
     return write_classes(tmp_path / "data")
+
+
+@pytest.fixture
+def many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have images read by processes, where they can be."""
+    monkeypatch.setattr(readers, "FEW_CORES", 0)
+    monkeypatch.setattr(readers, "FEW_IMAGES", 0)
 
 
 @pytest.fixture(scope="session")

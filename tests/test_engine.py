@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from extract import Engine, FxError, Preprocessing, load_backbone, make_engine
 from extract.crops import prepare
 from extract.decode import decode
-from extract.engine import AHEAD, _OnItsWay
+from extract.engine import AHEAD, _on, _OnItsWay
 from extract.openvino_engine import OpenVINOEngine
 
 # one backbone of each family, small where the family has a small one
@@ -142,6 +142,7 @@ def test_a_converted_graph_is_kept_and_found_again(
 
 def test_the_cuda_path_keeps_every_tensor_on_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
     # no card is needed for shapes and places; autocast switches itself off here, so fp32
+    monkeypatch.setattr("extract.engine._on", _on.__wrapped__)
     with FakeTensorMode():
         with torch.device("cuda"):
             module = torchvision.models.mobilenet_v2(weights=None).eval()

@@ -327,10 +327,13 @@ BETWEEN: dict[str, tuple[Maker, str]] = {
 }
 
 
+@pytest.mark.parametrize("readers", ["threads", "processes"])
 @pytest.mark.parametrize("what", BETWEEN)
 def test_what_a_file_becomes_between_listing_and_reading_costs_it_alone(
-    folder: Path, what: str
+    folder: Path, what: str, readers: str, request: pytest.FixtureRequest
 ) -> None:
+    if readers == "processes":
+        request.getfixturevalue("many_cores")
     source, file = find_images(folder), folder / "a" / "003.png"
     maker, reason = BETWEEN[what]
     file.unlink()
@@ -355,9 +358,12 @@ def test_a_pipe_in_a_table_is_told_and_not_opened(folder: Path) -> None:
     assert [looked.row.readable for looked in look(source, SMALL)] == [True]
 
 
+@pytest.mark.parametrize("readers", ["threads", "processes"])
 def test_an_image_for_which_memory_does_not_suffice_costs_no_other(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, readers: str, request: pytest.FixtureRequest
 ) -> None:
+    if readers == "processes":
+        request.getfixturevalue("many_cores")
     unlucky, read_pixels = (folder / "a" / "003.png").read_bytes(), reading.read_pixels
 
     def scarce(data: bytes, *arguments: object) -> NDArray[np.uint8]:

@@ -19,7 +19,16 @@ from conftest import write_classes
 from crashing import die, warm_process
 from test_store import RUN, SPEC, keys_of, rows_of
 
-from extract import Backbone, Engine, FeatureStore, FxError, extract, find_images, load_backbone
+from extract import (
+    Backbone,
+    Engine,
+    FeatureStore,
+    FxError,
+    extract,
+    find_images,
+    load_backbone,
+    readers,
+)
 from extract import root as root_module
 from extract import writer as writer_module
 from extract.catalogue import Catalogue
@@ -184,6 +193,8 @@ def extract_two_layers(images: str, store: str, log: str, interval: float = INTE
     writer_module.COMMIT_INTERVAL = interval
     # so that shards get full between two commits
     writer_module.ROWS_PER_SHARD = writer_module.ROWS_PER_CHUNK = 16
+    # and images are read by processes, which must not outlive a killed run with its lock
+    readers.FEW_CORES = readers.FEW_IMAGES = 0
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 
     def after(name: str) -> None:
