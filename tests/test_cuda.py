@@ -67,9 +67,9 @@ def test_what_overflows_is_computed_again_in_fp32() -> None:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return self.layer(images).mean(dim=(2, 3))
 
-    preprocessing = Preprocessing(8, 8, "bilinear", (0.0,) * 3, (1.0,) * 3)
+    preprocessing = Preprocessing(16, 16, "bilinear", (0.0,) * 3, (1.0,) * 3)
     engine = Engine(Large(), preprocessing, torch.device("cuda"), "fp16", 4)
-    pixels = np.stack([np.full((8, 8, 3), value, np.uint8) for value in (51, 255)])
+    pixels = np.stack([np.full((16, 16, 3), value, np.uint8) for value in (51, 255)])
     (features,) = engine.run([pixels])
     np.testing.assert_allclose(features[:, 0], [24_000, 120_000], rtol=1e-2)
 
@@ -119,7 +119,7 @@ def test_a_training_on_the_card_goes_as_on_the_cpu(
         for device in ("cpu", "cuda")
     }
     assert results["cuda"].history[0]["validation_loss"] == pytest.approx(
-        results["cpu"].history[0]["validation_loss"], rel=1e-2
+        results["cpu"].history[0]["validation_loss"], rel=1e-2, abs=1e-3
     )
     assert results["cuda"].history[-1]["train_loss"] == pytest.approx(
         results["cpu"].history[-1]["train_loss"], rel=0.05, abs=0.01
