@@ -18,7 +18,7 @@ from extract.garbage import Garbage, collect, find_garbage
 from extract.image_row import ImageRow
 from extract.image_source import ImageEntry, ImageSource
 from extract.outlines import BackboneInfo, list_backbones, outline_backbone
-from extract.perceptual import near_copies, perceptual_hash
+from extract.perceptual import near_copies, near_copy_groups, perceptual_hash
 from extract.preprocessing import Preprocessing
 from extract.pretrained import resolve_weights
 from extract.quantisation import Quantised, quantised_network
@@ -66,6 +66,7 @@ __all__ = [
     "make_spec",
     "mean_of_crops",
     "near_copies",
+    "near_copy_groups",
     "normalise",
     "outline_backbone",
     "perceptual_hash",

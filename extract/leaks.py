@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from extract.feature_set import FeatureSet
 from extract.image_row import ImageRow
-from extract.perceptual import near_copies
+from extract.perceptual import first_near_copies
 from extract.snapshot import Snapshot
 from extract.splits import same_bytes
 
@@ -36,20 +36,21 @@ def leaked_copies(rows: Iterable[ImageRow]) -> list[dict[str, str]]:
 
 
 def near_leaks(snapshot: Snapshot, features: FeatureSet) -> list[dict[str, str]]:
-    """List test images of which a training image is a near-copy."""
+    """List test images of which a training image is a near-copy, each with the first of them."""
     test = snapshot.split("test")
     train = snapshot.split("train") + snapshot.split("val")
     if not test or not train:
         return []
-    pairs = near_copies(
+    copies = first_near_copies(
         features.hashes([row.key for row in test]), features.hashes([row.key for row in train])
     )
     return [
         {
-            "path": test[i].path,
+            "path": row.path,
             "split": "test",
-            "near_copy": train[j].path,
-            "other": str(train[j].split),
+            "near_copy": train[copy].path,
+            "other": str(train[copy].split),
         }
-        for i, j in pairs
+        for row, copy in zip(test, copies, strict=True)
+        if copy >= 0
     ]

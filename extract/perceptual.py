@@ -12,6 +12,8 @@ from extract.crops import scaled_to
 _LOW_FREQUENCIES = np.cos(np.pi / 128 * np.outer(np.arange(16), np.arange(1, 128, 2))) / 32**0.5
 _LOW_FREQUENCIES[0] /= 2**0.5
 _LOW_FREQUENCIES = _LOW_FREQUENCIES.astype(np.float32)
+# Bits in which the hashes of a picture and its copy differ, at the most.
+MAX_DISTANCE = 20
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 
 
@@ -43,7 +45,7 @@ def perceptual_hash(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def near_copies(
-    a: NDArray[np.uint8], b: NDArray[np.uint8], *, max_distance: int = 20
+    a: NDArray[np.uint8], b: NDArray[np.uint8], *, max_distance: int = MAX_DISTANCE
 ) -> NDArray[np.intp]:
     """Return which pictures of two sets are the same but for their size and encoding.
 
@@ -71,18 +73,79 @@ def near_copies(
     int array of shape (k, 2)
         Rows of `a` and of `b`, sorted.
     """
-    rows_a, rows_b = np.flatnonzero(a.any(axis=1)), np.flatnonzero(b.any(axis=1))
     found = [np.empty((0, 2), dtype=np.intp)]
+    for rows_a, rows_b, same in _compared(a, b, max_distance):
+        i, j = np.nonzero(same)
+        found.append(np.stack([rows_a[i], rows_b[j]], axis=1))
+    pairs = np.concatenate(found)
+    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+
+
+def first_near_copies(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.intp]:
+    """Return for every picture of a set the first of another set that is a near-copy of it.
+
+    Where pictures are much alike, as the frames of a film, there are more pairs than memory holds.
+
+    Parameters
+    ----------
+    a, b : uint8 arrays of shape (n, 32) and (m, 32), as in `near_copies`
+
+    Returns
+    -------
+    int array of shape (n,)
+        Rows of `b`, and -1 where there is none.
+    """
+    first = np.full(len(a), -1, dtype=np.intp)
+    for rows_a, rows_b, same in _compared(a, b, MAX_DISTANCE):
+        new = same.any(axis=1) & (first[rows_a] < 0)
+        first[rows_a[new]] = rows_b[same[new].argmax(axis=1)]
+    return first
+
+
+def near_copy_groups(hashes: NDArray[np.uint8], groups: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Join groups of pictures that a chain of near-copies connects.
+
+    Parameters
+    ----------
+    hashes : uint8 array of shape (n, 32)
+    groups : int array of shape (n,)
+
+    Returns
+    -------
+    int array of shape (n,)
+        Numbered from 0, in the order of the least number that was joined.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    joined = np.unique(groups, return_inverse=True)[1]
+    for rows_a, rows_b, same in _compared(hashes, hashes, MAX_DISTANCE):
+        # of those that are joined already, there may be more pairs than memory holds
+        i, j = np.nonzero(same & (joined[rows_a][:, None] != joined[rows_b]))
+        if len(i):
+            count = joined.max() + 1
+            pairs = (np.ones(len(i), dtype=bool), (joined[rows_a[i]], joined[rows_b[j]]))
+            graph = coo_array(pairs, shape=(count, count))
+            joined = connected_components(graph, directed=False)[1][joined]
+    return joined
+
+
+def _compared(
+    a: NDArray[np.uint8], b: NDArray[np.uint8], max_distance: int
+) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_]]]:
+    """Yield rows of two sets, some at a time, and which pairs of them are copies, where any is.
+
+    What is compared with the same row of `a` comes in the order of `b`.
+    """
+    rows_a, rows_b = np.flatnonzero(a.any(axis=1)), np.flatnonzero(b.any(axis=1))
+    # the product of two rows of +1 and -1 is 256 less twice the bits that differ
+    least = 256 - 2 * max_distance
     for chunk_b in _chunks(rows_b, 2048):
         signs_b = _signs(b[chunk_b]).T
         for chunk_a in _chunks(rows_a, 512):
-            # the product of two rows of +1 and -1 is 256 less twice the bits that differ
             products = _signs(a[chunk_a]) @ signs_b
-            if products.max() >= 256 - 2 * max_distance:
-                i, j = np.nonzero(products >= 256 - 2 * max_distance)
-                found.append(np.stack([chunk_a[i], chunk_b[j]], axis=1))
-    pairs = np.concatenate(found)
-    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+            if products.max() >= least:
+                yield chunk_a, chunk_b, products >= least
 
 
 def _chunks(rows: NDArray[np.intp], size: int) -> Iterator[NDArray[np.intp]]:

@@ -73,13 +73,9 @@ def groups_of(rows: Sequence[ImageRow], hashes: NDArray[np.uint8]) -> NDArray[np
     int array of shape (n,), or None where every row stands alone
     """
     import numpy as np
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
 
-    from extract import near_copies, unit_of
+    from extract import near_copy_groups, unit_of
 
     unit = np.unique([unit_of(row) for row in rows], return_inverse=True)[1]
-    pairs = unit[near_copies(hashes, hashes)]
-    graph = coo_array((np.ones(len(pairs)), pairs.T), shape=(len(rows), len(rows)))
-    groups: NDArray[np.intp] = connected_components(graph, directed=False)[1][unit]
+    groups = near_copy_groups(hashes, unit)
     return groups if len(np.unique(groups)) < len(rows) else None

@@ -1,19 +1,27 @@
 """Perceptual hashes: copies of a picture are found, and different pictures are none."""
 
 import tarfile
+import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import cdist
 from sklearn.datasets import load_digits
 from test_decode import BICUBIC, BILINEAR, SHARED, needs_shared, photographs, saved, scene
 
 from extract.crops import prepare
 from extract.decode import decode, read_pixels
-from extract.perceptual import near_copies, perceptual_hash
+from extract.perceptual import (
+    first_near_copies,
+    near_copies,
+    near_copy_groups,
+    perceptual_hash,
+)
 from extract.preprocessing import Preprocessing
 
 
@@ -122,3 +130,48 @@ def test_near_copies_are_found_across_chunks() -> None:
     b[[0, 2_047, 2_048, 4_999]] = a[[1_299, 512, 511, 0]]
     expected = [[0, 4_999], [511, 2_048], [512, 2_047], [1_299, 0]]
     np.testing.assert_array_equal(near_copies(a, b), expected)
+
+
+def some_alike(n: int, m: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes of which a few differ by some bits, and a few are of no contrast."""
+    rng = np.random.default_rng(seed)
+    originals = rng.integers(0, 256, (1 + (n + m) // 3, 32), dtype=np.uint8)
+    drawn = originals[rng.integers(0, len(originals), n + m)]
+    drawn = drawn ^ np.packbits(rng.random((n + m, 256)) < 0.03, axis=1)
+    drawn[rng.random(n + m) < 0.05] = 0
+    return drawn[:n], drawn[n:]
+
+
+@settings(deadline=None)
+@given(n=st.integers(0, 600), m=st.integers(0, 40), seed=st.integers(0, 1000))
+def test_the_first_near_copy_of_each_is_the_first_of_its_pairs(n: int, m: int, seed: int) -> None:
+    a, b = some_alike(n, m, seed)
+    expected = np.full(n, -1)
+    for i, j in near_copies(a, b)[::-1]:
+        expected[i] = j
+    np.testing.assert_array_equal(first_near_copies(a, b), expected)
+
+
+@settings(deadline=None)
+@given(n=st.integers(1, 600), groups=st.integers(1, 400), seed=st.integers(0, 1000))
+def test_groups_are_joined_by_chains_of_near_copies(n: int, groups: int, seed: int) -> None:
+    hashes, _ = some_alike(n, 0, seed)
+    given = np.random.default_rng(seed).integers(0, groups, n)
+    pairs = given[near_copies(hashes, hashes)]
+    graph = coo_array((np.ones(len(pairs)), pairs.T), shape=(groups, groups))
+    expected = connected_components(graph, directed=False)[1][given]
+    found = near_copy_groups(hashes, given)
+    np.testing.assert_array_equal(found, np.unique(expected, return_inverse=True)[1])
+
+
+def test_ten_thousand_pictures_alike_take_the_memory_of_none() -> None:
+    # as the frames of a film: a hundred million pairs
+    hashes = np.full((10_000, 32), 0b01010101, np.uint8)
+    tracemalloc.start()
+    try:
+        assert not near_copy_groups(hashes, np.arange(10_000)).any()
+        assert not first_near_copies(hashes, hashes).any()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1e8
