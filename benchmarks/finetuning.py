@@ -163,7 +163,7 @@ def main() -> None:
             against = {
                 f"{mode} against plain": median[mode] / median["plain"]
                 for mode in median
-                if mode != "plain"
+                if mode != "plain" and "plain" in median
             }
             print(json.dumps({**record, **median, **against}))
 

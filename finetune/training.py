@@ -1,9 +1,10 @@
-"""The training loop: what is frozen stays bitwise as it was, and every epoch can be resumed."""
+"""The training loop: what is frozen stays bitwise as it was, and a killed run goes on."""
 
 from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,8 @@ from finetune.trainer import Trainer
 from finetune.tuning import tune
 
 Progress = Callable[[int, int], None]
+# A killed run may lose this much work, in seconds, and the epoch that it was in.
+SAVE_INTERVAL = 20.0
 
 
 def train(
@@ -45,7 +48,7 @@ def train(
     trainer : its part is trained in place; epoch 0 is as it comes
     train_rows, validation_rows : int64 arrays, positions in the activations
     train_labels, validation_labels : int64 arrays, class numbers
-    state_file : written after every epoch; if it is there, training goes on from it
+    state_file : written after an epoch, every 20 seconds; if it is there, training goes on from it
     progress : called with steps done and in all
 
     Raises
@@ -73,6 +76,7 @@ def train(
         state.best_loss = math.inf if trainer.settings.from_scratch else loss
         state.history.append(_record(0, None, None, loss, accuracy, 0.0))
     settings = trainer.settings
+    saved = time.monotonic()
     while state.epoch < settings.epochs and not _has_settled(state, trainer):
         epoch = state.epoch + 1
         train_loss, train_accuracy = _train_epoch(
@@ -84,8 +88,9 @@ def train(
         state.epoch = epoch
         if loss < state.best_loss:
             state.best_epoch, state.best_loss, state.best = epoch, loss, _copy_of(part)
-        if trainer.accelerator.is_main_process:
+        if trainer.accelerator.is_main_process and time.monotonic() - saved > SAVE_INTERVAL:
             save_training_state(state_file, state, trainer.step_module, trainer.optimiser)
+            saved = time.monotonic()
         told = {name: value for name, value in state.history[-1].items() if value is not None}
         trainer.accelerator.log(told, step=epoch)
     part.load_state_dict(state.best)

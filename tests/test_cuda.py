@@ -132,7 +132,10 @@ def test_a_training_on_the_card_goes_as_on_the_cpu(
     assert not changed & {name for name, _ in backbone.module.named_buffers()}
 
 
-def test_a_training_goes_on_from_its_file_on_the_card(store: FeatureStore, tmp_path: Path) -> None:
+def test_a_training_goes_on_from_its_file_on_the_card(
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune.training.SAVE_INTERVAL", -1.0)
     resnet = load_backbone("resnet18", weights="random", size=32)
     options: dict[str, Any] = {
         "device": "cuda",

@@ -206,13 +206,29 @@ def test_from_scratch_batch_norm_trains(
     )
 
 
+@pytest.mark.parametrize(("interval", "kept"), [(-1.0, True), (1e9, False)])
+def test_a_training_is_kept_at_intervals(
+    backbone: Backbone,
+    store: FeatureStore,
+    tmp_path: Path,
+    monkeypatch,
+    interval: float,
+    kept: bool,
+) -> None:
+    monkeypatch.setattr("finetune.training.SAVE_INTERVAL", interval)
+    finetuned(backbone, store, tmp_path, unfreeze=0)
+    assert (tmp_path / "training.safetensors").exists() == kept
+
+
 KILLED = """
 import sys, torch
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from conftest import finetuned
 from extract import FeatureStore, load_backbone
+from finetune import training
 torch.set_num_threads(1)
+training.SAVE_INTERVAL = -1.0
 backbone = load_backbone(sys.argv[4], weights=sys.argv[5], size=32)
 scratch = sys.argv[5] == "random"
 finetuned(backbone, FeatureStore(sys.argv[1]), Path(sys.argv[2]), epochs=6, patience=6,
