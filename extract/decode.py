@@ -164,14 +164,16 @@ _larger_ones: AbstractContextManager[Any] = nullcontext()
 
 
 def share_memory(processes: int, larger_ones: AbstractContextManager[Any]) -> None:
-    """Let this process decode at once what is its share of the pixels, while others have theirs.
+    """Let a forked process decode at once what is its share of the pixels; others have theirs.
 
     Parameters
     ----------
     processes : that share
     larger_ones : a lock of all these, for pictures that are larger than a share
     """
-    global _pixels_free, _pixels_at_once, _larger_ones
+    global _memory, _pixels_free, _pixels_at_once, _larger_ones
+    # a thread that did not come along may have held the other one
+    _memory = threading.Condition()
     _pixels_free = _pixels_at_once = PIXELS_AT_ONCE // processes
     _larger_ones = larger_ones
 

@@ -1,7 +1,7 @@
 """Inference engine: the one place that knows devices, precisions and memory formats.
 
 A network sees batches of one fixed shape, the last one padded, so that a row does not depend on
-its neighbours. What is said here of CUDA and MPS was written for them and not measured on them.
+its neighbours. CUDA was tried on one card, an H200 (``pytest -m gpu``); MPS never was.
 """
 
 from __future__ import annotations
@@ -109,11 +109,12 @@ def without_tf32() -> Iterator[None]:
 
 
 def default_batch_size(device: torch.device, engine: str, size: int) -> int:
-    """Images in a batch, where nobody says: as measured on CPUs, a guess on GPUs.
+    """Images in a batch, where nobody says.
 
     OpenVINO is 50 to 75 % quicker on four images of 224 pixels than on 32 (mobilenet_v2, fp32 and
     bf16), and 4 to 11 % on eight or four of 128 pixels than on 12 (resnet50 but its last block,
-    fp32): what lies between two layers stays in the processor's cache.
+    fp32): what lies between two layers stays in the processor's cache. An H200 does 15,000 images
+    a second of mobilenet_v2 in fp16 with batches of 64, 25,000 with 128 and 27,000 with 256.
     """
     if engine == "openvino":
         return min(32, max(1, 4 * 224 // size))

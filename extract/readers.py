@@ -1,8 +1,9 @@
 """Who reads images: threads where cores are few, processes where they are many.
 
 On two cores two threads read as fast as two processes, and share what is imported. On 16, threads
-spend their time waiting for each other: 8 of them read 1,900 photographs a second and 16 of them
-1,300, while 16 processes read 5,200.
+wait for each other: 8 of them read 1,900 photographs a second and 16 of them 1,300, and 16
+processes 5,200. Whole extractions on those cores, with a GPU for the network, did 730 images a
+second with threads, 1,600 with 8 or 16 processes and 1,850 with 12: this process needs cores, too.
 """
 
 from __future__ import annotations
@@ -35,28 +36,30 @@ Read = Callable[[ImageEntry], Callable[[], Looked]]
 # Cores up to which threads read, and images up to which it is not worth beginning processes.
 FEW_CORES = 4
 FEW_IMAGES = 500
+# Processes: this share of the cores, and no more than can be waited for.
+SHARE, MOST = 0.75, 16
 # Images that a process is given at once.
 AT_ONCE = 4
 PR_SET_PDEATHSIG = 1  # Linux, sys/prctl.h
 
 
 def readers(
-    work: Work, workers: int, ahead: int, shape: tuple[int, ...], images: int
+    work: Work, cores: int, ahead: int, shape: tuple[int, ...], images: int
 ) -> AbstractContextManager[Read]:
     """Begin threads or processes that read images.
 
     Parameters
     ----------
     work : reads one
-    workers : threads or processes
+    cores : as many threads, or three quarters as many processes
     ahead : most images that are begun and not waited for; they are waited for in order
     shape : of an image's pixels, uint8
     images : that there are
     """
     # elsewhere a process would have to import everything anew
-    if sys.platform != "linux" or workers <= FEW_CORES or images <= FEW_IMAGES:
-        return _threads(work, workers)
-    return _processes(work, workers, ahead, shape)
+    if sys.platform != "linux" or cores <= FEW_CORES or images <= FEW_IMAGES:
+        return _threads(work, cores)
+    return _processes(work, min(MOST, max(2, int(SHARE * cores))), ahead, shape)
 
 
 @contextmanager

@@ -54,15 +54,15 @@ def look(
     have = stored if isinstance(stored, set) else set(stored)
     stamps = known or {}
     shape = (crops, preprocessing.size, preprocessing.size, 3)
-    workers = max(2, joblib.cpu_count())
+    cores = max(2, joblib.cpu_count())
     # far enough that decoding goes on while an engine is made ready
-    most = max(4 * workers, min(256, BYTES_AHEAD // math.prod(shape)))
+    most = max(4 * cores, min(256, BYTES_AHEAD // math.prod(shape)))
 
     def work(entry: ImageEntry) -> Looked:
         return _look_at(entry, source.root, preprocessing, have, crops, hashed)
 
     ahead: deque[Looked | Callable[[], Looked]] = deque()
-    with readers(work, workers, most + 1, shape, len(source.entries)) as read:
+    with readers(work, cores, most + 1, shape, len(source.entries)) as read:
         for entry in source.entries:
             # at once: handing it to another thread would take longer than looking
             ahead.append(_unchanged(entry, source.root, have, stamps) or read(entry))

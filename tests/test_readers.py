@@ -166,7 +166,7 @@ def test_a_picture_larger_than_a_process_s_share_is_decoded_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     module = sys.modules["extract.decode"]
-    for name in ("_pixels_free", "_pixels_at_once", "_larger_ones"):
+    for name in ("_memory", "_pixels_free", "_pixels_at_once", "_larger_ones"):
         monkeypatch.setattr(module, name, getattr(module, name))
     monkeypatch.setattr(module, "PIXELS_AT_ONCE", 4 * 48 * 48)
     lock = threading.Lock()
