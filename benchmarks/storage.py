@@ -40,12 +40,13 @@ def measure(features: np.ndarray, codecs: list[object]) -> tuple[int, float, flo
     for _ in range(5):
         with tempfile.TemporaryDirectory() as folder:
             begun = time.perf_counter()
+            rows = rows_per_shard(width, features.dtype)
             array = zarr.create_array(
                 folder,
                 name="features",
                 shape=features.shape,
-                chunks=(ROWS_PER_CHUNK, width),
-                shards=(rows_per_shard(width), width),
+                chunks=(min(rows, ROWS_PER_CHUNK), width),
+                shards=(rows, width),
                 dtype=features.dtype,
                 compressors=[*codecs, Crc32cCodec()],
             )
@@ -78,7 +79,7 @@ def main() -> None:
     parts = {s: feature_set.features([row.key for row in rows[s]]) for s in rows}
     labels = {s: [str(row.label) for row in rows[s]] for s in rows}
     # whole shards alone
-    rows_of_one = rows_per_shard(feature_set.dim)
+    rows_of_one = rows_per_shard(feature_set.dim, "float32")
     count = len(parts["train"]) // rows_of_one * rows_of_one
     whole = parts["train"][: count or len(parts["train"])]
     print(f"{feature_set.name}: {whole.shape}, {(whole == 0).mean():.1%} zeros")

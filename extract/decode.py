@@ -16,8 +16,8 @@ import re
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import Any, cast
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,8 @@ _UPRIGHT = {
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 _MAX_SIDE = 2**20  # pixels; Pillow keeps an address for every row
 _MAX_SCANS = 500
-PIXELS_AT_ONCE = 2**27  # of all threads; Pillow takes 4 to 15 bytes for each
+# Of all threads or processes; Pillow takes 4 to 15 bytes for each. Pictures take parts of them.
+PIXELS_AT_ONCE, PARTS = 2**27, 16
 _PILLOW_WARNS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
@@ -158,41 +159,46 @@ def _refuse_bombs(image: Image.Image, data: bytes) -> None:
         raise UnreadableImage(f"a progressive JPEG of more than {_MAX_SCANS} scans")
 
 
-_memory = threading.Condition()
-_pixels_free = _pixels_at_once = PIXELS_AT_ONCE
-_larger_ones: AbstractContextManager[Any] = nullcontext()
+class Synchroniser(Protocol):
+    """A lock or a semaphore, of threads or of processes."""
+
+    def acquire(self) -> bool: ...
+
+    def release(self) -> None: ...
 
 
-def share_memory(processes: int, larger_ones: AbstractContextManager[Any]) -> None:
-    """Let a forked process decode at once what is its share of the pixels; others have theirs.
+_turn: Synchroniser = threading.Lock()
+_parts: Synchroniser = threading.Semaphore(PARTS)
+
+
+def share_memory(turn: Synchroniser, parts: Synchroniser) -> None:
+    """Let the processes that are given these decode together what the threads of one may.
 
     Parameters
     ----------
-    processes : that share
-    larger_ones : a lock of all these, for pictures that are larger than a share
+    turn : a lock
+    parts : a semaphore of ``PARTS``
     """
-    global _memory, _pixels_free, _pixels_at_once, _larger_ones
-    # a thread that did not come along may have held the other one
-    _memory = threading.Condition()
-    _pixels_free = _pixels_at_once = PIXELS_AT_ONCE // processes
-    _larger_ones = larger_ones
+    global _turn, _parts
+    _turn, _parts = turn, parts
 
 
 @contextmanager
 def _memory_for(pixels: int) -> Iterator[None]:
     """Wait until the pictures that others decode leave room for so many pixels."""
-    global _pixels_free
-    wanted = min(pixels, _pixels_at_once)
-    with _larger_ones if pixels > _pixels_at_once else nullcontext():
-        with _memory:
-            _memory.wait_for(lambda: _pixels_free >= wanted)
-            _pixels_free -= wanted
-        try:
-            yield
-        finally:
-            with _memory:
-                _pixels_free += wanted
-                _memory.notify_all()
+    wanted = min(PARTS, -(-pixels * PARTS // PIXELS_AT_ONCE))
+    # one after the other, so that small pictures do not keep a large one waiting for ever
+    _turn.acquire()
+    try:
+        for _ in range(wanted):
+            _parts.acquire()
+    finally:
+        _turn.release()
+    try:
+        yield
+    finally:
+        for _ in range(wanted):
+            _parts.release()
 
 
 def _orientation(image: Image.Image) -> int:

@@ -99,7 +99,10 @@ def _multiplies_bf16(device: torch.device) -> bool:
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """Let fp32 be fp32: cuDNN would round what it multiplies to 10 bits, an error of 0.4 %."""
+    """Let convolutions in fp32 be that: cuDNN would round what they multiply to 10 bits.
+
+    Features of mobilenet_v2 differed by up to 0.35 % of the largest.
+    """
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:

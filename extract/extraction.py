@@ -6,7 +6,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -238,10 +238,11 @@ def take_snapshot(
         readable = {key for feature_set in store.sets() for key in feature_set.rows}
         readable |= {key for _, key in known.values()}
         rows = []
-        for looked in look(source, preprocessing, readable, known):
-            rows.append(looked.row)
-            if progress:
-                progress(len(rows), len(source.entries))
+        with closing(look(source, preprocessing, readable, known)) as looks:
+            for looked in looks:
+                rows.append(looked.row)
+                if progress:
+                    progress(len(rows), len(source.entries))
         return _keep_snapshot(store, source, rows, split_seed, taken_ns, name)
 
 
@@ -275,10 +276,10 @@ def _fill(
     total = len(source.entries)
     edges = np.cumsum(list(backbone.layers.values()))[:-1]
 
+    looks = look(source, engine.preprocessing, writer.known, known, crops=crops, hashed=True)
+
     def pictures() -> Iterator[NDArray[np.uint8]]:
-        for looked in look(
-            source, engine.preprocessing, writer.known, known, crops=crops, hashed=True
-        ):
+        for looked in looks:
             rows.append(looked.row)
             if progress:
                 progress(len(rows), total)
@@ -296,5 +297,8 @@ def _fill(
         with suppress(OSError, FxError):  # the disk may be what failed
             writer.commit()
         raise
+    finally:
+        # who reads has the store's lock, too, and an exception that is kept would keep it
+        looks.close()
     writer.commit()
     return rows

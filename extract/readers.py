@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from extract.decode import share_memory
+from extract.decode import PARTS, Synchroniser, share_memory
 from extract.errors import FxError
 from extract.image_source import ImageEntry
 from extract.looked import Looked
@@ -36,7 +36,8 @@ Read = Callable[[ImageEntry], Callable[[], Looked]]
 # Cores up to which threads read, and images up to which it is not worth beginning processes.
 FEW_CORES = 4
 FEW_IMAGES = 500
-# Processes: this share of the cores, and no more than can be waited for.
+# Processes: this share of the cores, and no more than this process can keep busy, which takes in
+# 5,000 images a second where each of them reads 300.
 SHARE, MOST = 0.75, 16
 # Images that a process is given at once.
 AT_ONCE = 4
@@ -82,7 +83,7 @@ def _processes(work: Work, workers: int, ahead: int, shape: tuple[int, ...]) -> 
         context,
         _begin,
         # forked, a process has these as they are, and what ``work`` refers to
-        (work, places, workers, context.Lock(), os.getpid()),
+        (work, places, context.Lock(), context.Semaphore(PARTS), os.getpid()),
     )
     number = 0
     some = _Some(pool)
@@ -98,6 +99,11 @@ def _processes(work: Work, workers: int, ahead: int, shape: tuple[int, ...]) -> 
 
     try:
         yield read
+    except BrokenProcessPool as error:
+        raise FxError(
+            "a process that reads images was killed; there may be too little memory: "
+            "leave out very large images, or run it on fewer cores (taskset)"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -119,13 +125,7 @@ class _Some:
             self._begun()
 
         def wait() -> Looked:
-            try:
-                looked, decoded = self._begun().result()[index]
-            except BrokenProcessPool as error:
-                raise FxError(
-                    "a process that reads images was killed; there may be too little memory: "
-                    "leave out very large images, or run it on fewer cores (taskset)"
-                ) from error
+            looked, decoded = self._begun().result()[index]
             return replace(looked, pixels=pixels.copy()) if decoded else looked
 
         return wait
@@ -143,11 +143,11 @@ _places: NDArray[np.uint8]
 def _begin(
     work: Work,
     places: NDArray[np.uint8],
-    workers: int,
-    larger_ones: AbstractContextManager[bool],
+    turn: Synchroniser,
+    parts: Synchroniser,
     parent: int,
 ) -> None:
-    """Make a forked process one that reads, and ends with the one that it was forked from."""
+    """Make a forked process one that reads, and ends with the thread that it was forked from."""
     global _work, _places
     # what it holds, the store's lock among it, is not to outlive that one
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -158,7 +158,7 @@ def _begin(
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # nor has it that one's threads
     torch.set_num_threads(1)
-    share_memory(workers, larger_ones)
+    share_memory(turn, parts)
     _work, _places = work, places
 
 

@@ -7,7 +7,7 @@ import math
 import os
 import stat
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -22,7 +22,7 @@ from extract.image_source import ImageEntry, ImageSource
 from extract.looked import Looked
 from extract.perceptual import perceptual_hash
 from extract.preprocessing import Preprocessing
-from extract.readers import readers
+from extract.readers import MOST, readers
 
 # Bytes: as many as the largest picture that is let in has with three samples of 16 bits a pixel.
 # Files are read as a whole, and a film or a disk image named .jpg would fill the memory.
@@ -39,8 +39,8 @@ def look(
     *,
     crops: int = 1,
     hashed: bool = False,
-) -> Iterator[Looked]:
-    """Read images, in order, a bounded number ahead.
+) -> Generator[Looked]:
+    """Read images, in order, a bounded number ahead. One thread has to ask for them all.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def look(
     shape = (crops, preprocessing.size, preprocessing.size, 3)
     cores = max(2, joblib.cpu_count())
     # far enough that decoding goes on while an engine is made ready
-    most = max(4 * cores, min(256, BYTES_AHEAD // math.prod(shape)))
+    most = max(4 * min(cores, MOST), min(256, BYTES_AHEAD // math.prod(shape)))
 
     def work(entry: ImageEntry) -> Looked:
         return _look_at(entry, source.root, preprocessing, have, crops, hashed)

@@ -82,10 +82,11 @@ class RowBuffer:
         # all of them: where they differ in length, xarray refuses to open the set
         for each in ROW_ARRAYS:
             array = self._set.array(each)
-            array.resize((self.stop, array.shape[1]))
+            if array.shape[0] != self.stop:
+                array.resize((self.stop, array.shape[1]))
+                sync(self._set.path / each / "zarr.json")
         array = self._set.array(name)
         array[start : self.stop] = values
         rows = (array.shards or array.chunks)[0]
         shards = range(start // rows, -(-self.stop // rows))
-        folder = self._set.path / name
-        sync(folder / "zarr.json", *(folder / "c" / str(number) / "0" for number in shards))
+        sync(*(self._set.path / name / "c" / str(number) / "0" for number in shards))

@@ -77,7 +77,7 @@ def distance_from_training(
         with torch.inference_mode():
             for pixels in batches if layers else ():
                 # an engine may have put the network on a GPU
-                given = torch.from_numpy(pixels).to(layers[0].weight.device)
+                given = torch.from_numpy(pixels).to(next(backbone.module.buffers()).device)
                 backbone.module(normalise(given, backbone.preprocessing))
     finally:
         for hook in hooks:

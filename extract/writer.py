@@ -25,7 +25,7 @@ COMMIT_INTERVAL = 20.0
 ROWS_PER_SHARD = 4096
 ROWS_PER_CHUNK = 256
 KEYS_PER_CHUNK = 16384
-# A shard waits, is read and is written whole: what memory has of a set, some copies of it included.
+# Memory holds a shard of each set that is filled, and two copies of it while it is written or read.
 SHARD_BYTES = 1 << 23
 
 # Makes changed attributes of several sets, by name, count all at once.
@@ -134,7 +134,7 @@ def create_set(
     weights_source : where the network's weights came from
     """
     group = zarr.open_group(store, mode="r+").create_group(name)
-    rows = rows_per_shard(dim)
+    rows = rows_per_shard(dim, dtype)
     for array, width, kind, chunk, shard in (
         ("features", dim, np.dtype(dtype), min(rows, ROWS_PER_CHUNK), rows),
         ("keys", KEY_BYTES, np.dtype(np.uint8), KEYS_PER_CHUNK, None),
@@ -164,9 +164,9 @@ def create_set(
     return group
 
 
-def rows_per_shard(dim: int) -> int:
+def rows_per_shard(dim: int, dtype: str) -> int:
     """Rows that a new set keeps in one file: a power of two."""
-    fitting = max(1, SHARD_BYTES // (4 * dim))
+    fitting = max(1, SHARD_BYTES // (np.dtype(dtype).itemsize * dim))
     return min(ROWS_PER_SHARD, 1 << fitting.bit_length() - 1)
 
 
@@ -210,7 +210,9 @@ def _spans_to_give_up(feature_set: FeatureSet) -> Iterator[tuple[int, int]]:
             start = int(file.parent.name) * rows
             yield start, min(start + rows, feature_set.committed)
         last = feature_set.committed // rows
-        if feature_set.look(name, last * rows, array.shape[0])[0] is not None:
+        # what is behind it counts for nothing, and goes when the set is next written to
+        stop = min((last + 1) * rows, array.shape[0])
+        if feature_set.look(name, last * rows, stop)[0] is not None:
             continue
         if last * rows < feature_set.committed:
             yield last * rows, feature_set.committed

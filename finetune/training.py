@@ -48,7 +48,8 @@ def train(
     trainer : its part is trained in place; epoch 0 is as it comes
     train_rows, validation_rows : int64 arrays, positions in the activations
     train_labels, validation_labels : int64 arrays, class numbers
-    state_file : written after an epoch, every 20 seconds; if it is there, training goes on from it
+    state_file : written after an epoch, if it is older than 20 seconds; where it is there when
+        training begins, training goes on from it
     progress : called with steps done and in all
 
     Raises

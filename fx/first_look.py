@@ -58,20 +58,20 @@ class _Found:
         self, source: ImageSource, backbone: Backbone, tick: Progress
     ) -> Iterator[NDArray[np.uint8]]:
         """Read images; give the pixels of those that are kept."""
-        from extract import look, perceptual_hash
+        from extract import look
 
         seen: dict[bytes, str] = {}
-        looks = look(source, backbone.preprocessing)
+        looks = look(source, backbone.preprocessing, hashed=True)
         for number, (entry, looked) in enumerate(zip(source.entries, looks, strict=True), 1):
             tick(number, len(source.entries))
-            if looked.pixels is None:
+            if looked.pixels is None or looked.perceptual is None:
                 self.failed.append({"path": entry.path, "reason": looked.row.note})
                 continue
             if (other := seen.setdefault(looked.row.key, entry.path)) != entry.path:
                 self.copies.append({"path": entry.path, "copy_of": other})
                 continue
             self.kept.append(entry)
-            self.hashes.append(perceptual_hash(looked.pixels[0]))
+            self.hashes.append(looked.perceptual)
             yield looked.pixels
 
     def facts(self, source: ImageSource) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,20 @@ import pytest
 import torch
 from conftest import Said, encoded, picture, write_classes
 
-from extract import FeatureStore, decode, find_images, look, perceptual_hash, readers, reading
+from extract import (
+    Backbone,
+    FeatureStore,
+    FxError,
+    decode,
+    extract,
+    find_images,
+    look,
+    make_engine,
+    perceptual_hash,
+    readers,
+    reading,
+    take_snapshot,
+)
 from extract.looked import Looked
 from extract.preprocessing import Preprocessing
 
@@ -162,22 +174,69 @@ def test_processes_end_with_the_one_that_they_read_for(
         pass
 
 
-def test_a_picture_larger_than_a_process_s_share_is_decoded_alone(
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_process_that_is_killed_while_nobody_waits_is_told_too(
+    folder: Path, many_cores: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("extract.reading.BYTES_AHEAD", 1)
+    monkeypatch.setattr(readers, "MOST", 2)
+    looking = look(find_images(write_classes(folder, per_class=70)), SMALL)
+    next(looking)
+    killed = children_of(os.getpid())
+    for process in killed:
+        os.kill(process, signal.SIGKILL)
+    wait_for_the_end_of(killed)
+    time.sleep(0.5)
+    with pytest.raises(FxError, match="a process that reads images was killed"):
+        list(looking)
+
+
+def test_an_exception_that_is_kept_keeps_no_lock(
+    folder: Path, tmp_path: Path, backbone: Backbone, many_cores: None
+) -> None:
+    engine = make_engine(backbone.module, backbone.preprocessing, device="cpu")
+    store = FeatureStore.create(tmp_path / "f.zarr")
+
+    def full(*_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    def fill() -> None:
+        extract(find_images(folder), backbone=backbone, engine=engine, store=store, progress=full)
+
+    def look_only() -> None:
+        pre = backbone.preprocessing
+        take_snapshot(find_images(folder), preprocessing=pre, store=store, progress=full)
+
+    kept = []
+    for work in (fill, look_only):
+        try:
+            work()
+        except FxError as error:  # with all frames of its traceback, as a notebook has it
+            kept.append(error)
+        with store.lock():
+            pass
+    assert len(kept) == 2
+
+
+def test_pictures_share_the_memory_whoever_decodes_them(monkeypatch: pytest.MonkeyPatch) -> None:
     module = sys.modules["extract.decode"]
-    for name in ("_memory", "_pixels_free", "_pixels_at_once", "_larger_ones"):
+    for name in ("_turn", "_parts"):
         monkeypatch.setattr(module, name, getattr(module, name))
     monkeypatch.setattr(module, "PIXELS_AT_ONCE", 4 * 48 * 48)
-    lock = threading.Lock()
-    module.share_memory(4, lock)
-    small, large = (encoded(picture(0, 0, size)) for size in (48, 49))
-    with lock:
-        assert decode(small).size == (48, 48)
-        other = threading.Thread(target=decode, args=(large,))
+    monkeypatch.setattr(module, "PARTS", 4)
+    parts = threading.Semaphore(4)
+    module.share_memory(threading.Lock(), parts)
+    small, large, huge = (encoded(picture(0, 0, size)) for size in (48, 49, 200))
+    for _ in range(3):
+        parts.acquire()
+    assert decode(small).size == (48, 48)
+    for data in (large, huge):
+        other = threading.Thread(target=decode, args=(data,))
         other.start()
         other.join(0.3)
         assert other.is_alive()
-    other.join(30)
-    assert not other.is_alive()
-    module.share_memory(1, nullcontext())
+        for _ in range(3):
+            parts.release()
+        other.join(30)
+        assert not other.is_alive()
+        for _ in range(3):
+            parts.acquire()

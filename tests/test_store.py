@@ -18,6 +18,7 @@ from extract import FeatureStore, FxError
 from extract import writer as writer_module
 from extract.feature_set import spec_id
 from extract.store import check_snapshot_name
+from extract.sync import sync
 
 SPEC = {"backbone": "net", "weights": "00", "size": 8, "numerics": "fp32"}
 RUN = {"engine": "test", "versions": {}, "weights_source": "default", "taken_ns": 1}
@@ -87,6 +88,51 @@ def test_rows_come_back_whatever_shards_fill_between_commits(tmp_path_factory, s
     assert committed == 0 or list(store.find(SPEC).rows) == keys_of(range(committed))
     if committed:
         np.testing.assert_array_equal(read(store, range(committed)), rows_of(range(committed)))
+    assert store.verify() == []
+
+
+def test_all_that_a_commit_counts_has_been_synced_as_it_is(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("extract.writer.ROWS_PER_SHARD", 8)
+    monkeypatch.setattr("extract.writer.ROWS_PER_CHUNK", 4)
+    store = FeatureStore.create(tmp_path / "f.zarr")
+    synced: dict[Path, int] = {}
+
+    def noted(*files: Path) -> None:
+        sync(*files)
+        synced.update((file, file.stat().st_ino) for file in files)
+
+    monkeypatch.setattr("extract.row_buffer.sync", noted)
+    append(store, range(3))
+    with store.lock():
+        writer = store.start([(SPEC, DIM)], RUN)
+        for start in range(3, 30, 5):
+            some = range(start, start + 5)
+            writer.append(keys_of(some), [rows_of(some)], np.zeros((5, 32), np.uint8))
+        writer.commit()
+        # every write is to a new file, which takes the place of the one before
+        files = [f for f in (store.path / spec_id(SPEC)).rglob("*") if f.is_file()]
+        written = {file: file.stat().st_ino for file in files if file.parent.name != spec_id(SPEC)}
+        assert len(written) == 3 + 5 + 1 + 1
+        assert written == {file: synced[file] for file in written}
+
+
+def test_damage_of_what_does_not_count_costs_nothing_that_does(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("extract.writer.ROWS_PER_SHARD", 8)
+    monkeypatch.setattr("extract.writer.ROWS_PER_CHUNK", 4)
+    store = FeatureStore.create(tmp_path / "f.zarr")
+    append(store, range(4))
+    with store.lock():
+        writer = store.start([(SPEC, DIM)], RUN)
+        some = range(4, 30)
+        writer.append(keys_of(some), [rows_of(some)], np.zeros((26, 32), np.uint8))
+    flip_a_bit(store.path / spec_id(SPEC) / "features" / "c" / "2" / "0")
+    with store.lock():
+        writer = store.start([(SPEC, DIM)], RUN)
+        assert writer.known == set(keys_of(range(4)))
+        some = range(4, 40)
+        writer.append(keys_of(some), [rows_of(some)], np.zeros((36, 32), np.uint8))
+        writer.commit()
+    np.testing.assert_array_equal(read(store, range(40)), rows_of(range(40)))
     assert store.verify() == []
 
 
