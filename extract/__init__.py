@@ -2,15 +2,13 @@
 
 from extract.backbones import Backbone, load_backbone, make_spec
 from extract.decode import UnreadableImage, decode
-from extract.engine import (
-    Engine,
-    make_engine,
-    normalise,
+from extract.devices import (
     resolve_device,
     resolve_precision,
     training_precision,
     without_tf32,
 )
+from extract.engine import Engine, make_engine, normalise
 from extract.errors import FxError
 from extract.extraction import ExtractResult, extract, extract_files, take_snapshot
 from extract.feature_set import Damage, FeatureSet, Spec, channels_of

@@ -1,4 +1,4 @@
-"""Inference engine: the one place that knows devices, precisions and memory formats.
+"""Inference engine: with ``devices``, the one place that knows devices and memory formats.
 
 A network sees batches of one fixed shape, the last one padded, so that a row does not depend on
 its neighbours. CUDA was tried on one card, an H200 (``pytest -m gpu``); MPS never was.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -18,6 +17,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from extract.devices import (
+    INT8,
+    NO_INT8,
+    PRECISIONS,
+    resolve_device,
+    resolve_precision,
+    without_tf32,
+)
 from extract.errors import FxError
 from extract.preprocessing import Preprocessing
 
@@ -25,90 +32,8 @@ if TYPE_CHECKING:
     from extract.quantisation import Quantised
 
 ENGINES = ("auto", "torch", "openvino")
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-INT8 = "int8"
-NO_INT8 = "int8 is for fx extract and fx predict in OpenVINO; use --precision fp32"
 # Batches whose results are still under way on a GPU while the next ones are prepared.
 AHEAD = 2
-
-
-def resolve_device(device: str = "auto") -> torch.device:
-    """Choose a device: ``auto`` takes CUDA, then MPS, then the CPU.
-
-    Raises
-    ------
-    FxError
-        If the device is asked for by name and is not there.
-    """
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    available = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if device not in available:
-        raise FxError(f"unknown device {device!r}; choose auto, cpu, cuda or mps")
-    if not available[device]:
-        raise FxError(f"PyTorch finds no {device} device here; use --device auto or cpu")
-    return torch.device(device)
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """Choose a numerics class: ``auto`` is fp16 on CUDA and MPS, and fp32 on CPUs.
-
-    bf16 on a CPU costs a head 0.3 to 1.0 points of accuracy, so there it must be asked for.
-    """
-    if precision == "auto":
-        return "fp32" if device.type == "cpu" else "fp16"
-    if precision not in (*PRECISIONS, INT8):
-        known = ", ".join((*PRECISIONS, INT8))
-        raise FxError(f"unknown precision {precision!r}; choose auto, {known}")
-    if precision == "fp16" and device.type == "cpu":
-        raise FxError("fp16 is not computed on CPUs; use --precision fp32 or bf16")
-    if precision == INT8 and device.type != "cpu":
-        raise FxError(f"int8 is computed on CPUs alone; got device {device.type}; use auto or fp16")
-    return precision
-
-
-def training_precision(precision: str, device: torch.device) -> str:
-    """Choose what to train in: ``auto`` is bf16 where the device multiplies it itself, else fp32.
-
-    fp16 would need its gradients scaled; asked for, it becomes bf16.
-
-    Raises
-    ------
-    FxError
-        If int8 is asked for.
-    """
-    if precision == INT8:
-        raise FxError(NO_INT8)
-    if precision == "auto":
-        return "bf16" if _multiplies_bf16(device) else "fp32"
-    return "bf16" if precision == "fp16" else precision
-
-
-def _multiplies_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    has = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return device.type == "cpu" and bool(has)
-
-
-@contextmanager
-def without_tf32() -> Iterator[None]:
-    """Let convolutions in fp32 be that: cuDNN would round what they multiply to 10 bits.
-
-    Features of mobilenet_v2 differed by up to 0.35 % of the largest.
-    """
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 def default_batch_size(device: torch.device, engine: str, size: int) -> int:

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from extract.backbones import Backbone
-from extract.engine import INT8
+from extract.devices import INT8
 from extract.errors import FxError
 from extract.image_source import ImageSource
 from extract.reading import look
