@@ -146,7 +146,7 @@ class Logistic(Learner):
         with ThreadPoolExecutor(trial.jobs) as pool:
             sides = [fitting for fitting, _ in trial.splits]
             problems, unit = self._problems(trial.features, trial.labels, sides, pool)
-            self._axes = problems.basis, problems.energy
+            self._axes = problems.basis, problems.spread
             scaled = [c * unit**2 for c in cs]
             held_out = [rows for _, rows in trial.splits]
             losses: list[float] = []

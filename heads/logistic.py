@@ -34,7 +34,8 @@ Map = Callable[[Callable[[slice], Any], Iterable[slice]], Iterable[Any]]
 
 VECTORS = 16  # of a product with the axes; fixed for the same reason
 BLOCK = 1024  # rows of a product; fixed, so that the sum does not depend on the threads
-SAMPLE = 2560  # rows, at most, that the curvature is estimated from
+SAMPLE = 2560  # rows, at most, that the axes are found by
+MEASURED = 128  # rows of a fold, at most, that its spread is measured by
 # Shares of the last solutions, the latest first, in where the next one begins: straight on along
 # log C, and from three on bent by half of the last bend; all of it passes on too much noise.
 AHEAD = ((1,), (2, -1), (2.5, -2, 0.5))
@@ -52,8 +53,10 @@ class Problems:
     target : float array of shape (k, n), one-hot
     fitting : float array of shape (q, 1, n), a row's weight in a fold; 0 where it is held out
     scale, shift : float arrays of shape (q, 1, d), from `rows` to a fold's standardised rows
-    basis : float array of shape (d, r), orthonormal: eigenvectors of the covariance of the rows
-    energy : float array of shape (r,), squared norm of the rows along each
+    basis : float array of shape (d, r), orthonormal: eigenvectors of the covariance of the rows, as
+        most folds standardise them
+    spread : float array of shape (1 or q, 1, r), mean square of a fold's rows along each
+    across : float array of shape (1 or q, 1, 1), mean square of what is left of them
     over : how blocks of rows are worked on, `map` or a pool's
     """
 
@@ -63,7 +66,8 @@ class Problems:
     scale: Array
     shift: Array
     basis: Array
-    energy: Array
+    spread: Array
+    across: Array
     over: Map
 
     @classmethod
@@ -80,7 +84,7 @@ class Problems:
     ) -> "Problems":
         """Prepare, in float32, the problems of fitting sides that are arrays of row numbers.
 
-        `axes` are the basis and energy of earlier problems on the same features.
+        `axes` are the basis and spread of earlier problems on the same features.
         """
         if standardise:
             scalers = [standardiser(features[side]) for side in fitting]
@@ -101,8 +105,19 @@ class Problems:
             weights = compute_sample_weight("balanced", labels[members]) if balanced else 1
             side[:, members] = weights
         scale, shift = deviation / deviations, (means - mean) / deviation
-        basis, energy = axes or _principal_axes(rows)
-        return cls(rows, target, sides, scale, shift, basis, energy, over).cast(np.float32)
+        if axes is None:
+            # not by the calmest fold: what is an outlier there would pass for an axis
+            typical = np.median(scale, axis=0), np.median(shift, axis=0)
+            axes = _principal_axes(_standardised(_some(rows, SAMPLE), *typical))
+        basis, spread = axes
+        across = np.zeros((1, 1, 1))
+        if basis.shape[1] < len(basis):
+            measured = [
+                _spread(_standardised(_some(rows[side[0] > 0], MEASURED), *fold), basis)
+                for side, *fold in zip(sides, scale, shift, strict=True)
+            ]
+            spread, across = (np.stack(of) for of in zip(*measured, strict=True))
+        return cls(rows, target, sides, scale, shift, basis, spread, across, over).cast(np.float32)
 
     def cast(self, dtype: DTypeLike) -> "Problems":
         """Give the same problems in another precision."""
@@ -147,18 +162,22 @@ class Problems:
         return np.concatenate([slopes, residual], axis=2), sum(curvatures)
 
     def precondition(self, ridge: Array, curvature: Array, slope: Array) -> Array:
-        """Divide a gradient by about the curvature: along each axis, energy x mean p (1 - p)."""
+        """Divide a gradient by about the curvature: along each axis, spread x sum p (1 - p)."""
         n, (d, r) = len(self.rows), self.basis.shape
-        bends = (self.energy * curvature / n + ridge).reshape(-1, r)
+        bends = (self.spread * curvature + ridge).reshape(-1, r)
+        # what is left may all lie in one direction; a step too short is made longer soon, one too
+        # long ends where every probability is 0 or 1 and nothing bends any more
+        bends_across = (self.across * curvature + ridge).reshape(-1, 1)
         slopes = slope[:, :, :-1].reshape(-1, d)
 
         def part(block: slice) -> Array:
             inside = slopes[block] @ self.basis
             divided = (inside / bends[block]) @ self.basis.T
-            if r < d:  # across the axes the penalty alone bends; bounded, for float32
+            if r < d:
                 across = slopes[block] - inside @ self.basis.T
-                steepest = bends[block].max(axis=1, keepdims=True)
-                divided += across / np.maximum(ridge, 1e-6 * steepest)
+                # bounded, for float32
+                least = 1e-6 * bends[block].max(axis=1, keepdims=True)
+                divided += across / np.maximum(bends_across[block], least)
             return np.asarray(divided)
 
         blocks = [slice(at, at + VECTORS) for at in range(0, len(slopes), VECTORS)]
@@ -199,7 +218,10 @@ def along_path(
     penalties = 2 if len(problems.target) == 2 else 1
     dtype = problems.rows.dtype
     # probabilities are right to about epsilon, and their errors weigh as much as the rows do
-    noise = np.finfo(dtype).eps * np.sqrt(problems.energy.sum(dtype=np.float64))
+    squares = len(problems.rows) * (
+        problems.spread.sum(axis=(1, 2)) + problems.across.sum(axis=(1, 2))
+    )
+    noise = np.finfo(dtype).eps * np.sqrt(squares)
     solved: list[Array] = []
     for c in cs:
         ridge = np.array(penalties / c, dtype)
@@ -244,22 +266,39 @@ def along_path(
         yield weights
 
 
+def _some(rows: Array, most: int) -> Array:
+    return rows[:: -(-len(rows) // most)]
+
+
+def _standardised(rows: Array, scale: Array, shift: Array) -> Array:
+    return np.asarray((rows - shift.astype(rows.dtype)) * scale.astype(rows.dtype))
+
+
 def _principal_axes(rows: Array) -> tuple[Array, Array]:
-    """Eigenvectors (d, r) of the covariance of rows (n, d), and the rows' energy along each.
+    """Eigenvectors (d, r) of the covariance of rows (n, d), and their spread (1, 1, r) along each.
 
     They only speed things up, so that a sample of the rows does, and float32.
     """
-    sample = rows[:: -(-len(rows) // SAMPLE)].astype(np.float32).clip(-OUTLYING, OUTLYING)
-    n, d = sample.shape
+    rows = rows.clip(-OUTLYING, OUTLYING)
+    n, d = rows.shape
     if n < d:
-        energy, left = _eigenvectors(sample @ sample.T)
+        energy, left = _eigenvectors(rows @ rows.T)
         spanned = energy > 1e-6 * energy[-1]
         # largest first, then made orthonormal, which rounding has spoilt for the small ones
         energy, left = energy[spanned][::-1], left[:, spanned][:, ::-1]
-        basis = np.linalg.qr(sample.T @ (left / np.sqrt(energy)))[0]
+        basis = np.linalg.qr(rows.T @ (left / np.sqrt(energy)))[0]
     else:
-        energy, basis = _eigenvectors(sample.T @ sample)
-    return basis, np.maximum(energy, 0) * (len(rows) / n)
+        energy, basis = _eigenvectors(rows.T @ rows)
+    return basis, np.maximum(energy, 0)[None, None] / n
+
+
+def _spread(rows: Array, basis: Array) -> tuple[Array, Array]:
+    """Mean square of rows (n, d) along each axis, (1, r), and of what is left of them, (1, 1)."""
+    inside = rows @ basis
+    left = rows - inside @ basis.T
+    squares = np.square(inside).sum(axis=0, keepdims=True), np.square(left).sum(keepdims=True)
+    along, across = (of / len(rows) for of in squares)
+    return along, across
 
 
 def _eigenvectors(symmetric: Array) -> tuple[Array, Array]:
