@@ -10,7 +10,8 @@ from extract.devices import (
 )
 from extract.engine import Engine, make_engine, normalise
 from extract.errors import FxError
-from extract.extraction import ExtractResult, extract, extract_files, take_snapshot
+from extract.extract_result import ExtractResult
+from extract.extraction import extract, extract_files, take_snapshot
 from extract.feature_set import Damage, FeatureSet, Spec, channels_of
 from extract.garbage import Garbage, collect, find_garbage
 from extract.image_row import ImageRow
