@@ -34,8 +34,7 @@ Map = Callable[[Callable[[slice], Any], Iterable[slice]], Iterable[Any]]
 
 VECTORS = 16  # of a product with the axes; fixed for the same reason
 BLOCK = 1024  # rows of a product; fixed, so that the sum does not depend on the threads
-SAMPLE = 2560  # rows, at most, that the axes are found by
-MEASURED = 128  # rows of a fold, at most, that its spread is measured by
+SAMPLE = 2560  # rows, at most, that the curvature is estimated from
 # Shares of the last solutions, the latest first, in where the next one begins: straight on along
 # log C, and from three on bent by half of the last bend; all of it passes on too much noise.
 AHEAD = ((1,), (2, -1), (2.5, -2, 0.5))
@@ -53,9 +52,10 @@ class Problems:
     target : float array of shape (k, n), one-hot
     fitting : float array of shape (q, 1, n), a row's weight in a fold; 0 where it is held out
     scale, shift : float arrays of shape (q, 1, d), from `rows` to a fold's standardised rows
-    basis : float array of shape (d, r), orthonormal: eigenvectors of the covariance of the rows, as
-        most folds standardise them
-    spread : float array of shape (1 or q, 1, r), mean square of a fold's rows along each
+    basis : float array of shape (d, r), orthonormal: principal axes of the rows as most folds
+        standardise them
+    spread : float array of shape (1 or q, 1, r), mean square of rows along each axis: of a fold's
+        own where r < d, else of those that the axes were found by
     across : float array of shape (1 or q, 1, 1), mean square of what is left of them
     over : how blocks of rows are worked on, `map` or a pool's
     """
@@ -108,12 +108,12 @@ class Problems:
         if axes is None:
             # not by the calmest fold: what is an outlier there would pass for an axis
             typical = np.median(scale, axis=0), np.median(shift, axis=0)
-            axes = _principal_axes(_standardised(_some(rows, SAMPLE), *typical))
+            axes = _principal_axes(_standardised(_some(rows), *typical))
         basis, spread = axes
         across = np.zeros((1, 1, 1))
         if basis.shape[1] < len(basis):
             measured = [
-                _spread(_standardised(_some(rows[side[0] > 0], MEASURED), *fold), basis)
+                _spread(_standardised(rows[_some(np.flatnonzero(side[0]))], *fold), basis)
                 for side, *fold in zip(sides, scale, shift, strict=True)
             ]
             spread, across = (np.stack(of) for of in zip(*measured, strict=True))
@@ -266,8 +266,8 @@ def along_path(
         yield weights
 
 
-def _some(rows: Array, most: int) -> Array:
-    return rows[:: -(-len(rows) // most)]
+def _some(rows: Array) -> Array:
+    return rows[:: -(-len(rows) // SAMPLE)]
 
 
 def _standardised(rows: Array, scale: Array, shift: Array) -> Array:
@@ -294,11 +294,9 @@ def _principal_axes(rows: Array) -> tuple[Array, Array]:
 
 def _spread(rows: Array, basis: Array) -> tuple[Array, Array]:
     """Mean square of rows (n, d) along each axis, (1, r), and of what is left of them, (1, 1)."""
-    inside = rows @ basis
-    left = rows - inside @ basis.T
-    squares = np.square(inside).sum(axis=0, keepdims=True), np.square(left).sum(keepdims=True)
-    along, across = (of / len(rows) for of in squares)
-    return along, across
+    along = np.square(rows @ basis).mean(axis=0, keepdims=True)
+    whole = np.square(rows).mean(axis=0).sum(keepdims=True)
+    return along, np.maximum(whole - along.sum(axis=1, keepdims=True), 0)
 
 
 def _eigenvectors(symmetric: Array) -> tuple[Array, Array]:

@@ -79,3 +79,10 @@ def test_output_that_could_not_be_written_is_no_success() -> None:
         result = run("def main():\n    print('lost')\n    sys.exit(0)", stdout=full)
     assert result.returncode == 120  # Python's own
     assert "No space left on device" in result.stderr
+
+
+def test_a_process_without_an_output_says_nothing_of_it() -> None:
+    result = run("def main():\n    sys.stdout.close()\n    sys.stdout = None\n    sys.exit(0)")
+    assert (result.returncode, result.stderr) == (0, "")
+    result = run("def main():\n    sys.stdout.close()\n    sys.exit(0)")
+    assert (result.returncode, result.stderr) == (0, "")
