@@ -22,24 +22,22 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
-from scipy.linalg import eigh
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.class_weight import compute_sample_weight
 
 from heads.lbfgs import MAX_ITERATIONS, dot, minimise
+from heads.principal_axes import principal_axes, spread_of_folds
 from heads.scaling import standardiser
 
 Array = NDArray[Any]  # float32 while searching, float64 for the delivered head
 Map = Callable[[Callable[[slice], Any], Iterable[slice]], Iterable[Any]]
 
-VECTORS = 16  # of a product with the axes; fixed for the same reason
 BLOCK = 1024  # rows of a product; fixed, so that the sum does not depend on the threads
-SAMPLE = 2560  # rows, at most, that the curvature is estimated from
+VECTORS = 16  # of a product with the axes; fixed for the same reason
 # Shares of the last solutions, the latest first, in where the next one begins: straight on along
 # log C, and from three on bent by half of the last bend; all of it passes on too much noise.
 AHEAD = ((1,), (2, -1), (2.5, -2, 0.5))
 SMOOTH = 0.03  # settling above which solutions are too rough to lead on
-OUTLYING = 20  # deviations beyond which a value says nothing of the curvature
 
 
 @dataclass(frozen=True)
@@ -105,18 +103,10 @@ class Problems:
             weights = compute_sample_weight("balanced", labels[members]) if balanced else 1
             side[:, members] = weights
         scale, shift = deviation / deviations, (means - mean) / deviation
-        if axes is None:
-            # not by the calmest fold: what is an outlier there would pass for an axis
-            typical = np.median(scale, axis=0), np.median(shift, axis=0)
-            axes = _principal_axes(_standardised(_some(rows), *typical))
-        basis, spread = axes
+        basis, spread = axes or principal_axes(rows, scale, shift)
         across = np.zeros((1, 1, 1))
         if basis.shape[1] < len(basis):
-            measured = [
-                _spread(_standardised(rows[_some(np.flatnonzero(side[0]))], *fold), basis)
-                for side, *fold in zip(sides, scale, shift, strict=True)
-            ]
-            spread, across = (np.stack(of) for of in zip(*measured, strict=True))
+            spread, across = spread_of_folds(rows, sides, scale, shift, basis)
         return cls(rows, target, sides, scale, shift, basis, spread, across, over).cast(np.float32)
 
     def cast(self, dtype: DTypeLike) -> "Problems":
@@ -264,42 +254,3 @@ def along_path(
         # what settled roughly says where to begin, not where the path leads
         solved = [weights, *(solved[:2] if settled_at <= SMOOTH else [])]
         yield weights
-
-
-def _some(rows: Array) -> Array:
-    return rows[:: -(-len(rows) // SAMPLE)]
-
-
-def _standardised(rows: Array, scale: Array, shift: Array) -> Array:
-    return np.asarray((rows - shift.astype(rows.dtype)) * scale.astype(rows.dtype))
-
-
-def _principal_axes(rows: Array) -> tuple[Array, Array]:
-    """Eigenvectors (d, r) of the covariance of rows (n, d), and their spread (1, 1, r) along each.
-
-    They only speed things up, so that a sample of the rows does, and float32.
-    """
-    rows = rows.clip(-OUTLYING, OUTLYING)
-    n, d = rows.shape
-    if n < d:
-        energy, left = _eigenvectors(rows @ rows.T)
-        spanned = energy > 1e-6 * energy[-1]
-        # largest first, then made orthonormal, which rounding has spoilt for the small ones
-        energy, left = energy[spanned][::-1], left[:, spanned][:, ::-1]
-        basis = np.linalg.qr(rows.T @ (left / np.sqrt(energy)))[0]
-    else:
-        energy, basis = _eigenvectors(rows.T @ rows)
-    return basis, np.maximum(energy, 0)[None, None] / n
-
-
-def _spread(rows: Array, basis: Array) -> tuple[Array, Array]:
-    """Mean square of rows (n, d) along each axis, (1, r), and of what is left of them, (1, 1)."""
-    along = np.square(rows @ basis).mean(axis=0, keepdims=True)
-    whole = np.square(rows).mean(axis=0).sum(keepdims=True)
-    return along, np.maximum(whole - along.sum(axis=1, keepdims=True), 0)
-
-
-def _eigenvectors(symmetric: Array) -> tuple[Array, Array]:
-    """Decompose by scipy's LAPACK, in half of the time that numpy's takes for the same routine."""
-    energy, vectors = eigh(symmetric, driver="evd", check_finite=False)
-    return energy, vectors
