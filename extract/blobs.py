@@ -16,7 +16,7 @@ from zarr.codecs import Crc32cCodec
 
 from extract.errors import FxError
 from extract.feature_set import Damage, in_short, metadata_damage
-from extract.sync import UNFINISHED, sync
+from extract.files import UNFINISHED, sync
 
 SNAPSHOTS, NETWORKS = "snapshots", "networks"
 OLD, NEW = f".old{UNFINISHED}", f".new{UNFINISHED}"

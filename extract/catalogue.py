@@ -25,7 +25,7 @@ from extract.feature_set import (
     spec_id,
     split_generation,
 )
-from extract.sync import UNFINISHED, sync
+from extract.files import UNFINISHED, sync
 from extract.writer import FeatureWriter, copy_rows, create_set, mark_damaged
 
 

@@ -18,7 +18,7 @@ from extract.feature_set import FeatureSet, split_generation
 from extract.root import as_last_extracted
 from extract.snapshot import Snapshot
 from extract.store import FeatureStore
-from extract.sync import UNFINISHED
+from extract.files import UNFINISHED
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from extract.blobs import put_back_blobs
 from extract.catalogue import Catalogue
 from extract.errors import FxError
 from extract.root import Root
-from extract.sync import UNFINISHED, sync
+from extract.files import UNFINISHED, sync
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from extract.blobs import SNAPSHOTS, blob_names, snapshots_by_age
 from extract.catalogue import Catalogue, written_root
 from extract.errors import FxError
 from extract.feature_set import FeatureSet, metadata_damage
-from extract.sync import sync
+from extract.files import sync
 
 LAYOUT = 1
 

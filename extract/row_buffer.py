@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extract.feature_set import ROW_ARRAYS, FeatureSet
-from extract.sync import sync
+from extract.files import sync
 
 
 class RowBuffer:

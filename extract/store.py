@@ -43,7 +43,7 @@ from extract.errors import FxError
 from extract.feature_set import Damage, FeatureSet, Spec
 from extract.lock import locked, told_when_full
 from extract.root import LAYOUT, Root, as_last_extracted
-from extract.sync import UNFINISHED, sync
+from extract.files import UNFINISHED, sync
 from extract.writer import FeatureWriter
 
 # of OpenVINO's two files: the graph, and its tensors

@@ -18,7 +18,7 @@ from zarr.codecs import Crc32cCodec
 from extract.errors import FxError
 from extract.feature_set import KEY_BYTES, ROW_ARRAYS, FeatureSet, Spec
 from extract.row_buffer import RowBuffer
-from extract.sync import sync
+from extract.files import sync
 
 # A killed run may lose this much work, in seconds.
 COMMIT_INTERVAL = 20.0

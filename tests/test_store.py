@@ -18,7 +18,7 @@ from extract import FeatureStore, FxError
 from extract import writer as writer_module
 from extract.feature_set import spec_id
 from extract.store import check_snapshot_name
-from extract.sync import sync
+from extract.files import sync
 
 SPEC = {"backbone": "net", "weights": "00", "size": 8, "numerics": "fp32"}
 RUN = {"engine": "test", "versions": {}, "weights_source": "default", "taken_ns": 1}
