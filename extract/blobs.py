@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import zarr
+from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 
 from extract.errors import FxError
-from extract.feature_set import Damage, in_short, metadata_damage
-from extract.files import UNFINISHED, sync
+from extract.feature_set import Damage, checksum_of
+from extract.files import UNFINISHED, remove, sync, told_where_it_fails
+from extract.zarr_files import LARGEST, in_short, metadata_damage, open_array, open_group
 
 SNAPSHOTS, NETWORKS = "snapshots", "networks"
 OLD, NEW = f".old{UNFINISHED}", f".new{UNFINISHED}"
@@ -25,23 +26,36 @@ OLD, NEW = f".old{UNFINISHED}", f".new{UNFINISHED}"
 def write_blob(store: Path, kind: str, name: str, data: bytes, **attributes: Any) -> None:
     """Keep bytes under ``kind/name``; the caller holds the store's lock."""
     values = np.frombuffer(data, dtype=np.uint8)
+    attributes = {**attributes, "checksum": checksum_of(values)}
+    with told_where_it_fails(store, needs=len(data)):
+        _write_blob(store, kind, name, values, attributes)
+
+
+def _write_blob(
+    store: Path, kind: str, name: str, values: NDArray[np.uint8], attributes: dict[str, Any]
+) -> None:
     if kind_damage(store, kind):
-        (store / kind / "zarr.json").unlink(missing_ok=True)
-    group = zarr.open_group(store, mode="r+").require_group(kind)
+        remove(store / kind / "zarr.json")
+    group = open_group(store, "r+").require_group(kind)
     folder = store / kind / name
     new, old = folder.with_name(name + NEW), folder.with_name(name + OLD)
-    array = group.create_array(
-        new.name,
-        shape=values.shape,
-        chunks=(max(1, len(values)),),
-        dtype=values.dtype,
-        compressors=[Crc32cCodec()],
-        attributes=attributes,
-        overwrite=True,
-        config={"write_empty_chunks": True},
-    )
-    array[:] = values
-    sync(*new.rglob("*"))
+    try:
+        array = group.create_array(
+            new.name,
+            shape=values.shape,
+            chunks=(max(1, len(values)),),
+            dtype=values.dtype,
+            compressors=[Crc32cCodec()],
+            attributes=attributes,
+            overwrite=True,
+            config={"write_empty_chunks": True},
+        )
+        array[:] = values
+        sync(*new.rglob("*"))
+    except BaseException:
+        # the disk may be full of it
+        shutil.rmtree(new, ignore_errors=True)
+        raise
     if folder.exists():
         folder.replace(old)
     new.replace(folder)
@@ -62,11 +76,17 @@ def read_blob(store: Path, kind: str, name: str) -> bytes:
     try:
         if damage:
             raise FxError(damage)
-        array = cast("zarr.Array[Any]", zarr.open(folder, mode="r"))
+        array = open_array(folder)
         # zarr would read zeros where the one chunk is missing
         if array.size and not file.exists():
             raise FxError(f"{file} is missing")
-        return np.asarray(array[:]).tobytes()
+        if array.ndim != 1 or array.dtype != np.uint8 or array.nbytes > LARGEST:
+            raise FxError(f"{folder} is damaged (it has {array.shape} numbers of {array.dtype})")
+        values = np.asarray(array[:])
+        # those of earlier versions have none
+        if array.attrs.get("checksum", checksum_of(values)) != checksum_of(values):
+            raise FxError(f"{file} is damaged (it is not what was written under this name)")
+        return values.tobytes()
     except FxError:
         raise
     except Exception as error:  # zarr raises a different class for each way to be damaged
@@ -99,7 +119,7 @@ def blob_names(store: Path, kind: str) -> list[str]:
 def blob_attribute(store: Path, kind: str, name: str, attribute: str) -> Any:
     """Return an attribute of a blob, None where it cannot be read."""
     try:
-        return zarr.open(_folder(store, kind, name), mode="r").attrs.get(attribute)
+        return open_array(_folder(store, kind, name)).attrs.get(attribute)
     except Exception:  # as in read_blob: damage is told by who reads the bytes
         return None
 
@@ -108,7 +128,7 @@ def snapshots_by_age(store: Path) -> list[str]:
     """Names of the snapshots, oldest first; damaged ones before all others."""
     names = blob_names(store, SNAPSHOTS)
     taken = {name: blob_attribute(store, SNAPSHOTS, name, "taken_ns") for name in names}
-    return sorted(names, key=lambda name: taken[name] or 0)
+    return sorted(names, key=lambda name: taken[name] if isinstance(taken[name], int) else 0)
 
 
 def kind_damage(store: Path, kind: str) -> str:

@@ -6,27 +6,30 @@ set, too, where it is not yet written there.
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
+import shutil
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any
 
-import zarr
+import msgspec
 
 from extract.errors import FxError
 from extract.feature_set import (
     ROW_ARRAYS,
+    Checksums,
     Damage,
     FeatureSet,
     Spec,
-    in_short,
-    metadata_damage,
     spec_id,
     split_generation,
 )
 from extract.files import UNFINISHED, sync
-from extract.writer import FeatureWriter, copy_rows, create_set, mark_damaged
+from extract.writer import FeatureWriter, Publish, copy_rows, create_set
+from extract.zarr_files import in_short, metadata_damage, open_group, set_attributes
 
 
 class Catalogue:
@@ -43,7 +46,7 @@ class Catalogue:
     def decided(self) -> dict[str, dict[str, Any]]:
         """Attributes of sets that a commit has decided on: nothing where the root is damaged."""
         with suppress(Exception):
-            return cast(dict[str, dict[str, Any]], written_root(self.path).get("commit", {}))
+            return dict(read_root(self.path).commit)
         return {}
 
     def names(self) -> list[str]:
@@ -66,7 +69,7 @@ class Catalogue:
         try:
             # opened anew: a zarr group keeps the attributes that it read first; and before the
             # root: a commit that comes in between is then seen in one of the two
-            group = zarr.open_group(path, mode="r+" if write else "r")
+            group = open_group(path, "r+" if write else "r")
             decided = self.decided().get(name, {})
             feature_set = FeatureSet(group, path, decided)
             if split_generation(name)[0] != spec_id(feature_set.spec):
@@ -76,7 +79,7 @@ class Catalogue:
             folders = (path, *(path / array for array in ROW_ARRAYS))
             reasons = filter(None, map(metadata_damage, folders))
             reason = next(reasons, f"{path} cannot be read ({in_short(error)})")
-            newest = max(self._generations(split_generation(name)[0]), default=name, key=_number)
+            newest = self._newest_generation(name)
             todo = "the next fx extract of its images computes them again"
             if newest != name:
                 todo = f"{newest} has taken its place, and fx store gc drops it"
@@ -138,43 +141,101 @@ class Catalogue:
         before = [_number(name) for name in self._generations(spec_id(spec))]
         name = spec_id(spec) + (f".g{max(before) + 1}" if before else "")
         unfinished = f"{name}{UNFINISHED}"
-        group = create_set(self.path, unfinished, spec, dim, dtype, run["weights_source"])
-        if copied is not None:
-            fresh = FeatureSet(group, self.path / unfinished, {})
-            wanted = copied.rows if keys is None else keys
-            copy_rows(copied, FeatureWriter([fresh], _publish_within(group), run), wanted)
-            fresh.close()
-        (self.path / unfinished).replace(self.path / name)
+        try:
+            group = create_set(self.path, unfinished, spec, dim, dtype, run["weights_source"])
+            if copied is not None:
+                fresh = FeatureSet(group, self.path / unfinished, {})
+                wanted = copied.rows if keys is None else keys
+                copy_rows(copied, FeatureWriter([fresh], _publish_within(fresh.path), run), wanted)
+                fresh.close()
+            (self.path / unfinished).replace(self.path / name)
+        except BaseException:
+            # the disk may be full of it
+            shutil.rmtree(self.path / unfinished, ignore_errors=True)
+            raise
         sync(self.path / name)
         return name
+
+    def drop(self, name: str) -> bool:
+        """Delete a set unless somebody reads it: readers hold a shared lock on its folder."""
+        folder = self.path / name
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # first out of sight, so that a kill in between leaves no half of a set
+            doomed = folder.with_name(f"{name}{UNFINISHED}")
+            folder.replace(doomed)
+            shutil.rmtree(doomed)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(descriptor)
+        return True
 
     def verify(self) -> list[Damage]:
         """Read every set back and mark what is damaged; the caller holds the lock."""
         found = [Damage(name, 0, 0, reason) for name, reason in self.broken().items()]
         for name in [s.name for s in self.sets()]:
+            if name != self._newest_generation(name):
+                # nobody begins to read it any more
+                continue
             feature_set = self.open(name, write=True)
             rows = feature_set.damage()
             spans = sorted({(d.start, d.stop) for d in rows})
             if spans != feature_set.damaged:
-                mark_damaged(feature_set, spans)
+                with suppress(OSError):  # it is told all the same where nothing can be written
+                    set_attributes(feature_set.path, {"damaged": spans})
             found += rows
         return found
 
+    def _newest_generation(self, name: str) -> str:
+        return max(self._generations(split_generation(name)[0]), default=name, key=_number)
 
-def written_root(store: Path) -> dict[str, Any]:
-    """Read the attributes of a store's root as they stand there."""
-    return zarr.open_group(store, mode="r").attrs.asdict()
+
+class Decided(msgspec.Struct, frozen=True):
+    """What a commit has decided on for one set."""
+
+    committed: Annotated[int, msgspec.Meta(ge=0)]
+    runs: list[dict[str, Any]]
+    checksums: Checksums | None = None
+
+
+class RootAttributes(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the attributes of a store's root must be; a store may be anybody's."""
+
+    fx_layout: int | None = None
+    last_extracted: str | None = None
+    last_spec: Spec | None = None
+    last_weights_source: str | None = None
+    last_snapshot: str | None = None
+    inode: int | None = None
+    writer: str = "another process"
+    commit: dict[str, dict[str, Any]] = {}
+
+    def __post_init__(self) -> None:
+        msgspec.convert(self.commit, dict[str, Decided])
+
+
+def read_root(store: Path) -> RootAttributes:
+    """Read the attributes of a store's root as they stand there.
+
+    Raises
+    ------
+    Exception
+        Of many classes, where they cannot be read or are none of a store.
+    """
+    return msgspec.convert(open_group(store).attrs.asdict(), RootAttributes)
 
 
 def _number(name: str) -> int:
     return split_generation(name)[1]
 
 
-def _publish_within(group: zarr.Group) -> Any:
+def _publish_within(folder: Path) -> Publish:
     """Publish to a set that nobody can see yet."""
 
     def publish(changes: dict[str, dict[str, Any]]) -> None:
         for attributes in changes.values():
-            group.attrs.update(attributes)
+            set_attributes(folder, attributes)
 
     return publish

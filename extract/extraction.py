@@ -18,6 +18,7 @@ from extract.crops import CROPS
 from extract.engine import Engine
 from extract.errors import FxError
 from extract.extract_result import ExtractResult
+from extract.feature_set import DTYPES
 from extract.image_row import FileStamp, ImageRow
 from extract.image_source import ImageEntry, ImageSource
 from extract.leaks import leaked_copies, near_leaks
@@ -26,7 +27,7 @@ from extract.reading import batched, look, mean_of_crops
 from extract.snapshot import Snapshot
 from extract.splits import assign_splits
 from extract.stamps import previous_stamps
-from extract.store import DTYPES, FeatureStore, check_snapshot_name
+from extract.store import FeatureStore, check_snapshot_name
 from extract.writer import FeatureWriter
 
 Progress = Callable[[int, int], None]

@@ -11,18 +11,62 @@ import weakref
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any
 
+import google_crc32c
+import msgspec
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
 from extract.errors import FxError
+from extract.files import is_regular
+from extract.zarr_files import LARGEST, in_short
 
 ROW_ARRAYS = ("features", "keys", "hashes")
 KEY_BYTES = 32
+DTYPES = ("float32", "float16")
+CRC_BYTES = 4
+# of a shard's index: where each of its chunks begins, and how long it is
+INDEX_BYTES = 16
 
 Spec = dict[str, Any]
+# by array: the CRC-32C of the committed rows of each chunk, or shard, as little-endian bytes
+Checksums = dict[str, list[int]]
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Attributes(msgspec.Struct, frozen=True):
+    """What a set's attributes must be; a store may be anybody's."""
+
+    spec: Spec
+    dim: Annotated[int, msgspec.Meta(ge=1)]
+    committed: _Count
+    runs: list[dict[str, Any]]
+    weights_source: str
+    damaged: list[tuple[_Count, _Count]]
+    # stores of earlier versions have none
+    checksums: Checksums | None = None
+
+
+class _SpecFields(msgspec.Struct, frozen=True):
+    """What a spec's fields must be, where it has them."""
+
+    backbone: str
+    layer: str = ""
+    size: _Count = 0
+    crops: _Count = 0
+    channels: _Count = 0
+    numerics: str = ""
+    network: str = ""
+    preprocessing: dict[str, Any] = {}
+
+
+class _Run(msgspec.Struct, frozen=True):
+    """What is read of the record of an extraction."""
+
+    taken_ns: int
+    engine: str
 
 
 def spec_id(spec: Spec) -> str:
@@ -35,6 +79,12 @@ def spec_id(spec: Spec) -> str:
 def channels_of(spec: Spec) -> int:
     """Channels that the first convolution saw: 3 where the spec does not say."""
     return int(spec.get("channels", 3))
+
+
+def checksum_of(rows: NDArray[Any]) -> int:
+    """CRC-32C of an array's numbers, row after row, as little-endian bytes."""
+    plain = np.ascontiguousarray(rows, dtype=rows.dtype.newbyteorder("<"))
+    return int(google_crc32c.value(plain.reshape(-1).view(np.uint8)))
 
 
 @dataclass(frozen=True)
@@ -57,6 +107,9 @@ class Damage:
 class FeatureSet:
     """The committed rows of one spec: what a reader sees is fixed when this object is made.
 
+    A committed row never changes, and the checksums that were committed with it are compared
+    whenever it is read: rows of another time, or of another set, are damage, as absent ones are.
+
     The set's folder is locked, shared, for as long as this object lives: what is collected as
     garbage meanwhile stays until its last reader is gone.
 
@@ -73,28 +126,42 @@ class FeatureSet:
     dtype : that they are kept in, float32 or float16
     committed : int, rows that count
     runs : a record for each extraction that added rows
+    checksums : of the committed rows, by array and chunk; None in a store of an earlier version
+    damaged : spans of rows, first and one past the last, that ``fx store verify`` found damaged
+
+    Raises
+    ------
+    ValueError
+        If its attributes or arrays are not as fx writes them.
     """
 
     def __init__(self, group: zarr.Group, path: Path, decided: dict[str, Any]) -> None:
         self.group = group
         self.path = path
-        attributes = group.attrs.asdict()
-        there = min(self.array(name).shape[0] for name in ROW_ARRAYS)
-        # what is decided is there already: more rows than there are is a damaged root
-        if int(cast(int, attributes["committed"])) < int(decided.get("committed", 0)) <= there:
-            attributes |= decided
         self.name = path.name
-        self.spec = cast(Spec, attributes["spec"])
-        self.dim = int(cast(int, attributes["dim"]))
-        self.committed = int(cast(int, attributes["committed"]))
-        self.runs = cast(list[dict[str, Any]], attributes["runs"])
-        self.weights_source = str(attributes["weights_source"])
-        self.damaged = [tuple(span) for span in cast(list[list[int]], attributes["damaged"])]
+        self._arrays = {name: _row_array(group, name) for name in ROW_ARRAYS}
+        there = min(array.shape[0] for array in self._arrays.values())
+        attributes = msgspec.convert(group.attrs.asdict(), _Attributes)
+        # what is decided is there already: more rows than there are is a damaged root
+        if attributes.committed < int(decided.get("committed", 0)) <= there:
+            attributes = msgspec.convert({**group.attrs.asdict(), **decided}, _Attributes)
+        msgspec.convert(attributes.spec, _SpecFields)
+        msgspec.convert(attributes.runs, list[_Run])
+        self.spec = attributes.spec
+        self.dim = attributes.dim
+        self.committed = attributes.committed
+        self.runs = attributes.runs
+        self.weights_source = attributes.weights_source
+        self.damaged = attributes.damaged
+        self.checksums = attributes.checksums
+        self.dtype = np.dtype(self.array("features").dtype)
         if there < self.committed:
             raise ValueError(f"{there} rows are there, and {self.committed} are committed")
-        if self.array("features").shape[1] != self.dim:
-            raise ValueError(f"features has not the {self.dim} columns that it should have")
-        self.dtype = np.dtype(self.array("features").dtype)
+        _check_arrays(self._arrays, self.dim)
+        if self.checksums is not None:
+            for name in ROW_ARRAYS:
+                if len(self.checksums.get(name, ())) != self.chunks(name):
+                    raise ValueError(f"the checksums of {name} are not those of its chunks")
         self._rows: dict[bytes, int] | None = None
         descriptor = os.open(path, os.O_RDONLY)
         self.close = weakref.finalize(self, os.close, descriptor)
@@ -110,31 +177,61 @@ class FeatureSet:
 
     def array(self, name: str) -> zarr.Array[Any]:
         """Return one of the row arrays: ``features``, ``keys`` or ``hashes``."""
-        array = cast("zarr.Array[Any]", self.group[name])
-        # all zeros are written, too: a shard that is not there is a shard that was lost
-        return array.with_config({"write_empty_chunks": True})
+        return self._arrays[name]
 
-    def _read(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Read rows that lie in one shard."""
-        values, reason = self.look(name, start, stop)
-        if values is None:
-            raise FxError(f"{reason}; run fx store verify {self.path.parent}, then fx extract")
-        return values
-
-    def look(self, name: str, start: int, stop: int) -> tuple[NDArray[Any] | None, str]:
-        """Read rows that lie in one shard, committed or not, or say what is wrong with it."""
+    def rows_per_chunk(self, name: str) -> int:
+        """Rows that an array keeps in one file: a shard, or a chunk where it has no shards."""
         array = self.array(name)
-        number = start // (array.shards or array.chunks)[0]
-        file = self.path / name / "c" / str(number) / "0"
-        # zarr would read zeros
-        if not file.exists():
-            return None, f"{file} is missing"
+        return int((array.shards or array.chunks)[0])
+
+    def chunks(self, name: str) -> int:
+        """Files of an array that hold committed rows."""
+        return -(-self.committed // self.rows_per_chunk(name))
+
+    def chunk_file(self, name: str, number: int) -> Path:
+        """Path of one of an array's files."""
+        return self.path / name / "c" / str(number) / "0"
+
+    def look(self, name: str, number: int) -> tuple[NDArray[Any] | None, str]:
+        """Read the committed rows of one chunk, or say what is wrong with it."""
+        reason = self._file_damage(name, number)
+        if reason:
+            return None, reason
+        rows, file = self.rows_per_chunk(name), self.chunk_file(name, number)
+        start = number * rows
         try:
-            return np.asarray(array[start:stop]), ""
+            values = np.asarray(self.array(name)[start : min(start + rows, self.committed)])
         except (MemoryError, PermissionError):
             raise
         except Exception as error:  # any decoder's failure means the same here
             return None, f"{file} is damaged ({in_short(error)})"
+        if self.checksums and checksum_of(values) != self.checksums[name][number]:
+            return None, f"{file} is damaged (it holds other rows than were committed)"
+        return values, ""
+
+    def _file_damage(self, name: str, number: int) -> str:
+        """Say what a look at a chunk's file tells without reading it; nothing if nothing does."""
+        file, array = self.chunk_file(name, number), self.array(name)
+        # zarr would read zeros for what is not there, whole files or chunks of a shard
+        if not file.exists():
+            return f"{file} is missing"
+        if not is_regular(file):
+            return f"{file} is damaged (it is no regular file)"
+        shard, chunk = self.rows_per_chunk(name), array.chunks[0]
+        rows = min(shard, self.committed - number * shard)
+        width = array.shape[1] * array.dtype.itemsize
+        least = -(-rows // chunk) * (chunk * width + CRC_BYTES)
+        if array.shards:
+            least += shard // chunk * INDEX_BYTES + CRC_BYTES
+        size = file.stat().st_size
+        return f"{file} is damaged (it has {size:,} bytes of {least:,})" if size < least else ""
+
+    def read_chunk(self, name: str, number: int) -> NDArray[Any]:
+        """Read the committed rows of one chunk; raises FxError where they are damaged."""
+        values, reason = self.look(name, number)
+        if values is None:
+            raise FxError(f"{reason}; run fx store verify {self.path.parent}, then fx extract")
+        return values
 
     @property
     def last_written(self) -> int:
@@ -143,28 +240,23 @@ class FeatureSet:
 
     @property
     def rows(self) -> dict[bytes, int]:
-        """Row number of every committed key, without rows given up or known to be damaged."""
+        """Row number of every committed key, without rows that are known to be damaged."""
         if self._rows is None:
-            self._rows = {
-                key.tobytes(): row
-                for row, key in enumerate(self._keys(0, self.committed))
-                if key.any()
-            }
+            found: dict[bytes, int] = {}
+            step = self.rows_per_chunk("keys")
+            for number in range(self.chunks("keys")):
+                start = number * step
+                stop = min(start + step, self.committed)
+                if any(first <= start and stop <= last for first, last in self.damaged):
+                    continue
+                found |= {
+                    key.tobytes(): row
+                    for row, key in enumerate(self.read_chunk("keys", number), start)
+                    # zeros stand for rows that an earlier version has given up
+                    if key.any() and not any(first <= row < last for first, last in self.damaged)
+                }
+            self._rows = found
         return self._rows
-
-    def _keys(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Keys of some rows as they are now, zeros for those that are known to be damaged."""
-        keys = np.zeros((stop - start, KEY_BYTES), dtype=np.uint8)
-        chunk = self.array("keys").chunks[0]
-        for first in range(start // chunk * chunk, stop, chunk):
-            some = slice(max(first, start), min(first + chunk, stop))
-            if not any(a <= some.start and some.stop <= b for a, b in self.damaged):
-                keys[some.start - start : some.stop - start] = self._read(
-                    "keys", some.start, some.stop
-                )
-        for first, last in self.damaged:
-            keys[max(first - start, 0) : max(last - start, 0)] = 0
-        return keys
 
     def features(self, keys: Sequence[bytes]) -> NDArray[np.float32]:
         """Read the features of some images.
@@ -180,7 +272,7 @@ class FeatureSet:
         Raises
         ------
         FxError
-            If a key has no row here, or a chunk fails its checksum.
+            If a key has no row here, or a chunk is not what was committed.
         """
         return self._take("features", keys).astype(np.float32, copy=False)
 
@@ -199,21 +291,12 @@ class FeatureSet:
         wanted = np.array([rows[key] for key in keys], dtype=np.int64)
         array = self.array(name)
         result = np.empty((len(keys), array.shape[1]), dtype=array.dtype)
-        step = (array.shards or array.chunks)[0]
-        # a shard at a time: beside the result, memory holds one of them
-        for number in np.unique(wanted // step):
-            start = int(number) * step
+        step = self.rows_per_chunk(name)
+        # a chunk at a time: beside the result, memory holds one of them
+        for number in np.unique(wanted // step).tolist():
             inside = np.flatnonzero(wanted // step == number)
-            shard = self._read(name, start, min(start + step, self.committed))
-            result[inside] = shard[wanted[inside] - start]
-        self._check_still_there(keys, wanted)
+            result[inside] = self.read_chunk(name, number)[wanted[inside] - number * step]
         return result
-
-    def _check_still_there(self, keys: Sequence[bytes], wanted: NDArray[np.int64]) -> None:
-        # a run that mends the store gives up the keys of rows first, and only then the rows
-        first, last = (wanted.min(), wanted.max() + 1) if len(wanted) else (0, 0)
-        if self._keys(int(first), int(last))[wanted - first].tobytes() != b"".join(keys):
-            raise FxError(f"rows of {self.path} have been given up as damaged; run fx extract")
 
     def in_batches(
         self, keys: Collection[bytes]
@@ -225,35 +308,92 @@ class FeatureSet:
         keys, [features], hashes : as ``FeatureWriter.append`` takes them
         """
         ordered = sorted((key for key in keys if key in self.rows), key=self.rows.__getitem__)
-        step = (self.array("features").shards or self.array("features").chunks)[0]
+        step = self.rows_per_chunk("features")
         for start in range(0, len(ordered), step):
             some = ordered[start : start + step]
             yield some, [self.features(some)], self.hashes(some)
 
-    def forget_rows(self) -> None:
-        """Let the next look-up read the keys again: the writer has changed them."""
+    def take_over(
+        self, *, committed: int, runs: list[dict[str, Any]], checksums: Checksums
+    ) -> None:
+        """See what a commit has just made count; for who has committed it."""
+        self.committed, self.runs, self.checksums = committed, runs, checksums
         self._rows = None
 
-    def missing_shards(self, name: str) -> list[Path]:
-        """Shard files that the committed rows need and lack (Zarr would read zeros)."""
-        array = self.array(name)
-        rows = (array.shards or array.chunks)[0]
-        numbers = range(-(-self.committed // rows))
-        files = (self.path / name / "c" / str(number) / "0" for number in numbers)
-        return [file for file in files if not file.exists()]
+    def damage(self, *, thorough: bool = True) -> list[Damage]:
+        """List the ranges of committed rows that cannot be read back as they were written.
 
-    def damage(self) -> list[Damage]:
-        """Read every committed row back, checksums included, and list the ranges that fail."""
+        Parameters
+        ----------
+        thorough : read every row; else look at the files of all, and read the chunks that grow
+        """
         found = []
         for name in ROW_ARRAYS:
-            array = self.array(name)
-            step = (array.shards or array.chunks)[0]
-            for start in range(0, self.committed, step):
-                stop = min(start + step, self.committed)
-                _, reason = self.look(name, start, stop)
+            step, last = self.rows_per_chunk(name), self.chunks(name) - 1
+            for number in range(last + 1):
+                if thorough or number == last:
+                    _, reason = self.look(name, number)
+                else:
+                    reason = self._file_damage(name, number)
                 if reason:
+                    start = number * step
+                    stop = min(start + step, self.committed)
                     found.append(Damage(self.name, start, stop, reason))
         return found
+
+    def tail_is_damaged(self) -> bool:
+        """Whether unfinished rows lie in the last chunks that cannot be read, nor written over."""
+        for name in ROW_ARRAYS:
+            array, step = self.array(name), self.rows_per_chunk(name)
+            start = self.committed // step * step
+            stop = min(start + step, array.shape[0])
+            if start < self.committed < stop:
+                try:
+                    array[self.committed : stop]
+                except (MemoryError, PermissionError):
+                    raise
+                except Exception:  # as in look
+                    return True
+        return False
+
+    def measured_checksums(self) -> Checksums:
+        """Read every committed row and compute its chunk's checksum; raises FxError on damage."""
+
+        def of(name: str) -> list[int]:
+            chunks = range(self.chunks(name))
+            return [checksum_of(self.read_chunk(name, number)) for number in chunks]
+
+        return {name: of(name) for name in ROW_ARRAYS}
+
+
+def _row_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    array = group[name]
+    if not isinstance(array, zarr.Array):
+        raise ValueError(f"{name} is no array")
+    # all zeros are written, too: a chunk that is not there is a chunk that was lost
+    return array.with_config({"write_empty_chunks": True})
+
+
+def _check_arrays(arrays: dict[str, zarr.Array[Any]], dim: int) -> None:
+    """Raise ValueError unless the arrays are as ``create_set`` makes them."""
+    for name, array in arrays.items():
+        width, dtypes = (dim, DTYPES) if name == "features" else (KEY_BYTES, ("uint8",))
+        if str(array.dtype) not in dtypes:
+            raise ValueError(f"{name} is of {array.dtype}, not of {' or '.join(dtypes)}")
+        if array.ndim != 2 or array.shape[1] != width:
+            raise ValueError(f"{name} has the shape {array.shape}, and not {width} columns")
+        shard = array.shards or array.chunks
+        if shard[1] != width or array.chunks[1] != width or shard[0] % array.chunks[0]:
+            raise ValueError(f"{name} has chunks of {shard} and {array.chunks}")
+        if shard[0] * width * array.dtype.itemsize > LARGEST:
+            raise ValueError(f"{name} has chunks that are too large: {shard}")
+        codecs: Any = array.metadata.to_dict()["codecs"]
+        if array.shards:
+            sharding = codecs[0]["configuration"]
+            codecs = (*sharding["codecs"], *sharding["index_codecs"])
+        names = [one["name"] for one in codecs]
+        if names != ["bytes", "crc32c"] * (2 if array.shards else 1):
+            raise ValueError(f"{name} has other codecs than bytes and crc32c: {names}")
 
 
 def split_generation(name: str) -> tuple[str, int]:
@@ -261,25 +401,3 @@ def split_generation(name: str) -> tuple[str, int]:
     # a backbone's own name may hold a ".g", too
     found = re.fullmatch(r"(.+)\.g(\d+)", name)
     return (found[1], int(found[2])) if found else (name, 0)
-
-
-def metadata_damage(folder: Path) -> str:
-    """Say what is wrong with the metadata of a group or an array; nothing if nothing is."""
-    file = folder / "zarr.json"
-    if not file.exists():
-        return f"{file} is missing"
-    try:
-        zarr.open(folder, mode="r")
-    except Exception as error:  # zarr raises a different class for each way to be damaged
-        return f"{file} is damaged ({in_short(error)})"
-    return ""
-
-
-def in_short(error: Exception) -> str:
-    """Say in a few words what a reader of Zarr found wrong."""
-    text = " ".join(str(error).split())
-    if text.startswith("Stored and computed checksum"):
-        return "its checksum does not match"
-    if isinstance(error, json.JSONDecodeError):
-        return "it is no whole JSON file"
-    return f"{type(error).__name__}: {text}"

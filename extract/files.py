@@ -41,6 +41,15 @@ def is_regular(path: Path) -> bool:
         return False
 
 
+def remove(path: Path) -> None:
+    """Delete a file, or a folder with all that is in it, if it is there; of a link, the link."""
+    # what a link names is somebody else's
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def open_regular(path: Path, largest: int) -> Iterator[tuple[BinaryIO, os.stat_result]]:
     """Open a regular file to read, whatever its name says; never wait for a pipe.

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import shutil
 from collections import defaultdict
 from collections.abc import Collection
 from contextlib import suppress
@@ -18,7 +15,6 @@ from extract.feature_set import FeatureSet, split_generation
 from extract.root import as_last_extracted
 from extract.snapshot import Snapshot
 from extract.store import FeatureStore
-from extract.files import UNFINISHED
 
 
 @dataclass(frozen=True)
@@ -113,11 +109,11 @@ def collect(store: FeatureStore, *, keep: int | None = None) -> tuple[Garbage, l
         for name in garbage.networks:
             store.drop_network(name)
         # before any set is written anew: the disk may be full
-        in_use = [name for name in garbage.sets if not _delete(store.path / name)]
+        in_use = [name for name in garbage.sets if not store.catalogue.drop(name)]
         keys = _keys_of(_read_snapshots(store)[0])
         for name in garbage.rows:
             _rewrite(store, name, keys)
-            if not _delete(store.path / name):
+            if not store.catalogue.drop(name):
                 in_use.append(name)
         _forget_dropped_sets(store)
     return garbage, in_use
@@ -167,7 +163,7 @@ def _rewrite(store: FeatureStore, name: str, keys: Collection[bytes]) -> None:
         old.spec, old.dim, run, str(old.dtype), copied=old, keys=keys
     )
     old.close()
-    if store.root.attributes().get("last_extracted") == name:
+    if store.root.attributes().last_extracted == name:
         store.root.update(last_extracted=new)
 
 
@@ -175,28 +171,12 @@ def _forget_dropped_sets(store: FeatureStore) -> None:
     """Name no set in the root that is not there."""
     names = store.catalogue.names()
     root = store.root.attributes()
-    commit = {n: a for n, a in root.get("commit", {}).items() if n in names}
+    commit = {n: a for n, a in root.commit.items() if n in names}
     last: dict[str, Any] = {}
-    if root.get("last_extracted") not in names:
+    if root.last_extracted not in names:
         newest = store.catalogue.newest()
         last = as_last_extracted(newest) if newest else {"last_extracted": None}
     store.root.update(commit=commit, **last)
-
-
-def _delete(folder: Path) -> bool:
-    """Delete a set unless somebody reads it: readers hold a shared lock on its folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # first out of sight, so that a kill in between leaves no half of a set
-        doomed = folder.with_name(f"{folder.name}{UNFINISHED}")
-        folder.replace(doomed)
-        shutil.rmtree(doomed)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
 
 
 def _size(folder: Path) -> int:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
-import shutil
 import socket
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import cast
 
 from extract.blobs import put_back_blobs
 from extract.catalogue import Catalogue
 from extract.errors import FxError
+from extract.files import UNFINISHED, remove, told_where_it_fails
 from extract.root import Root
-from extract.files import UNFINISHED, sync
+from extract.zarr_files import set_attributes
 
 
 @contextmanager
@@ -30,11 +28,11 @@ def locked(root: Root, catalogue: Catalogue) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = root.attributes().get("writer", "another process")
             raise FxError(
-                f"{root.path} is being written by {holder}; wait for it, or give another --store"
+                f"{root.path} is being written by {root.attributes().writer}; wait for it, "
+                "or give another --store"
             ) from None
-        with told_when_full(root.path):
+        with told_where_it_fails(root.path):
             _clear_after_a_killed_writer(root, catalogue)
             yield
     finally:
@@ -44,19 +42,15 @@ def locked(root: Root, catalogue: Catalogue) -> Iterator[None]:
 def _clear_after_a_killed_writer(root: Root, catalogue: Catalogue) -> None:
     put_back_blobs(root.path)
     for leftover in [*root.path.rglob(f"*{UNFINISHED}")]:
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
-        else:
-            leftover.unlink(missing_ok=True)
+        remove(leftover)
     names = catalogue.names()
     # a set that was deleted may come again, and has no rows then
     decided = {name: a for name, a in catalogue.decided().items() if name in names}
     for name, attributes in decided.items():
         with suppress(FxError):  # a set that cannot be read is begun anew
             feature_set = catalogue.open(name, write=True)
-            if cast(int, feature_set.group.attrs["committed"]) < feature_set.committed:
-                feature_set.group.attrs.update(attributes)
-                sync(feature_set.path / "zarr.json")
+            if feature_set.group.attrs.asdict()["committed"] != feature_set.committed:
+                set_attributes(feature_set.path, attributes)
             feature_set.close()
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
@@ -64,17 +58,3 @@ def _clear_after_a_killed_writer(root: Root, catalogue: Catalogue) -> None:
     # the disk may be full, and this be the collection of garbage that makes room
     with suppress(OSError):
         root.update(writer=holder, commit=decided)
-
-
-@contextmanager
-def told_when_full(path: Path) -> Iterator[None]:
-    """Tell of a full disk in the one line of an expected failure."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise FxError(
-            f"{error.strerror}: {path}; make room and run the same command again: "
-            "it goes on from what is committed"
-        ) from error

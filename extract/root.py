@@ -8,15 +8,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import zarr
 
 from extract.blobs import SNAPSHOTS, blob_names, snapshots_by_age
-from extract.catalogue import Catalogue, written_root
+from extract.catalogue import Catalogue, RootAttributes, read_root
 from extract.errors import FxError
-from extract.feature_set import FeatureSet, metadata_damage
-from extract.files import sync
+from extract.feature_set import FeatureSet
+from extract.files import UNFINISHED, remove, sync
+from extract.zarr_files import RegularFiles, in_short, metadata_damage, open_group, set_attributes
 
-LAYOUT = 1
+# 2: commits name the checksums of their chunks; stores of layout 1 are read, and become of layout 2
+# when they are next written to
+LAYOUT, LAYOUTS = 2, (1, 2)
+# what a new disk has in its root
+_OF_THE_SYSTEM = ("lost+found",)
 
 
 class Root:
@@ -32,6 +38,15 @@ class Root:
         self.path = path
         self._catalogue = catalogue
 
+    def is_empty(self) -> bool:
+        """Whether nothing lies here yet: an empty folder, a new disk, a run killed at once."""
+        return self.path.is_dir() and all(
+            child.name.endswith(UNFINISHED)
+            or child.name.startswith(".")
+            or child.name in _OF_THE_SYSTEM
+            for child in self.path.iterdir()
+        )
+
     def check_layout(self) -> None:
         """Refuse a folder that is no store, or one of another layout.
 
@@ -40,8 +55,10 @@ class Root:
         FxError
             If it is.
         """
+        if self.is_empty():
+            return
         try:
-            layout = written_root(self.path).get("fx_layout")
+            layout = open_group(self.path).attrs.asdict().get("fx_layout")
         except PermissionError:
             raise
         except Exception as error:  # zarr raises a different class for each way to be none
@@ -59,56 +76,62 @@ class Root:
                 f"{self.path} is a Zarr group, but not a feature store; "
                 "give the folder that fx extract wrote"
             )
-        if layout != LAYOUT:
+        if layout not in LAYOUTS:
             raise FxError(
                 f"{self.path} is not a feature store of this version; got layout {layout!r}, "
                 f"expected {LAYOUT}; extract into a new one with --store"
             )
 
-    def attributes(self) -> dict[str, Any]:
+    def attributes(self) -> RootAttributes:
         """Attributes of the root; where it is damaged, what can be told from what lies below."""
+        if self.is_empty():
+            return RootAttributes(fx_layout=LAYOUT)
         if not self.damage():
-            return written_root(self.path)
-        attributes: dict[str, Any] = {"fx_layout": LAYOUT}
+            return read_root(self.path)
         newest = self._catalogue.newest()
-        if newest is not None:
-            attributes |= as_last_extracted(newest)
+        last = {} if newest is None else as_last_extracted(newest)
         snapshots = snapshots_by_age(self.path)
-        if snapshots:
-            attributes["last_snapshot"] = snapshots[-1]
-        return attributes
+        return RootAttributes(
+            fx_layout=LAYOUT, last_snapshot=snapshots[-1] if snapshots else None, **last
+        )
 
     def update(self, **attributes: Any) -> None:
-        """Set some attributes; the caller holds the lock."""
-        file = self.path / "zarr.json"
-        if self.damage():
-            attributes = self.attributes() | attributes
-            file.unlink(missing_ok=True)
-            zarr.create_group(self.path, attributes=attributes)
+        """Set some attributes by one write; the caller holds the lock."""
+        if self.is_empty() or self.damage():
+            known = msgspec.to_builtins(self.attributes())
+            remove(self.path / "zarr.json")
+            zarr.create_group(RegularFiles(self.path), attributes=known | attributes)
+            sync(self.path / "zarr.json")
         else:
-            zarr.open_group(self.path, mode="r+").attrs.update(attributes)
-        sync(file)
+            set_attributes(self.path, attributes)
 
     def damage(self) -> str:
         """Say what is wrong with the root's metadata; nothing if nothing is."""
-        damage = metadata_damage(self.path)
-        if not damage and "fx_layout" not in written_root(self.path) and self._catalogue.sets():
-            return f"{self.path / 'zarr.json'} is damaged (its attributes are lost)"
-        return damage
+        if self.is_empty():
+            return ""
+        if damage := metadata_damage(self.path):
+            return damage
+        file = self.path / "zarr.json"
+        try:
+            root = read_root(self.path)
+        except (msgspec.ValidationError, ValueError) as error:
+            return f"{file} is damaged ({in_short(error)})"
+        if root.fx_layout is None and self._catalogue.sets():
+            return f"{file} is damaged (its attributes are lost)"
+        return ""
 
     def publish(self, changes: dict[str, dict[str, Any]]) -> None:
         """Make new attributes of several sets count all at once: the root names them first."""
         self.update(commit=changes)
         for name, attributes in changes.items():
-            zarr.open_group(self.path / name, mode="r+").attrs.update(attributes)
-            sync(self.path / name / "zarr.json")
+            set_attributes(self.path / name, attributes)
 
 
-def as_last_extracted(feature_set: FeatureSet, weights_source: str | None = None) -> dict[str, Any]:
+def as_last_extracted(feature_set: FeatureSet) -> dict[str, Any]:
     """Attributes of the root that tell what is extracted next where nothing is asked for."""
     return {
         "last_extracted": feature_set.name,
         # also here: the set itself may come to be damaged
         "last_spec": feature_set.spec,
-        "last_weights_source": weights_source or feature_set.weights_source,
+        "last_weights_source": feature_set.weights_source,
     }

@@ -7,18 +7,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.feature_set import ROW_ARRAYS, FeatureSet
-from extract.files import sync
+from extract.feature_set import ROW_ARRAYS, Checksums, FeatureSet, checksum_of
+from extract.files import sync, told_where_it_fails
 
 
 class RowBuffer:
-    """The rows of one set that do not count yet.
+    """The rows of one set that do not count yet, behind those that do.
 
-    A shard is written as soon as it is full, and what there is of the last one with a commit.
+    A chunk is written when it is full, before another row comes, and what there is of the last one
+    with a commit.
 
     Parameters
     ----------
-    feature_set : that the rows are for, behind its committed ones
+    feature_set : that the rows are for; its last chunks can be read
 
     Attributes
     ----------
@@ -28,14 +29,7 @@ class RowBuffer:
     def __init__(self, feature_set: FeatureSet) -> None:
         self._set = feature_set
         self.stop = feature_set.committed
-        array = feature_set.array("features")
-        self._rows_per_shard = (array.shards or array.chunks)[0]
-        # row `_start` of the set and what follows it within one shard; the pages of an empty
-        # array take memory once they are written to
-        self._start = self.stop
-        self._features = np.empty((self._rows_per_shard, feature_set.dim), feature_set.dtype)
-        self._keys: list[NDArray[np.uint8]] = []
-        self._hashes: list[NDArray[np.uint8]] = []
+        self._chunks = {name: _LastChunk(feature_set, name) for name in ROW_ARRAYS}
 
     def append(
         self, features: NDArray[Any], keys: NDArray[np.uint8], hashes: NDArray[np.uint8]
@@ -47,46 +41,86 @@ class RowBuffer:
         features : array of shape (n, dim), of numbers that the set's dtype holds
         keys, hashes : uint8 arrays of shape (n, 32)
         """
-        taken = 0
+        given, taken = (features, keys, hashes), 0
         while taken < len(features):
-            room = self._rows_per_shard - self.stop % self._rows_per_shard
-            some = slice(taken, min(taken + room, len(features)))
-            count = some.stop - some.start
-            place = self.stop - self._start
-            self._features[place : place + count] = features[some]
-            self._keys.append(keys[some])
-            self._hashes.append(hashes[some])
+            for chunk in self._chunks.values():
+                if not chunk.room:
+                    self._resize()
+                    chunk.write()
+                    chunk.begin_next()
+            # to all arrays alike, before anything is written that may fail
+            count = min(len(features) - taken, *(one.room for one in self._chunks.values()))
+            for name, rows in zip(ROW_ARRAYS, given, strict=True):
+                self._chunks[name].take(rows[taken : taken + count])
             self.stop += count
             taken += count
-            if count == room:
-                self._write_features()
 
     def write(self) -> None:
         """Write what has not been written, and wait until it is on the disk."""
-        self._write_features()
-        self._write("keys", self._set.committed, np.concatenate(self._keys))
-        self._write("hashes", self._set.committed, np.concatenate(self._hashes))
+        self._resize()
+        for chunk in self._chunks.values():
+            chunk.write()
 
-    def forget(self) -> None:
-        """Let go of keys and hashes that have been written and count now."""
-        self._keys.clear()
-        self._hashes.clear()
+    def checksums(self) -> Checksums:
+        """Checksums of all rows that have been written, by array and chunk."""
+        return {name: chunk.checksums for name, chunk in self._chunks.items()}
 
-    def _write_features(self) -> None:
-        if self._start < self.stop:
-            self._write("features", self._start, self._features[: self.stop - self._start])
-        if self.stop % self._rows_per_shard == 0:
-            self._start = self.stop
-
-    def _write(self, name: str, start: int, values: NDArray[Any]) -> None:
+    def _resize(self) -> None:
         # all of them: where they differ in length, xarray refuses to open the set
-        for each in ROW_ARRAYS:
-            array = self._set.array(each)
+        for name in ROW_ARRAYS:
+            array = self._set.array(name)
             if array.shape[0] != self.stop:
-                array.resize((self.stop, array.shape[1]))
-                sync(self._set.path / each / "zarr.json")
-        array = self._set.array(name)
-        array[start : self.stop] = values
-        rows = (array.shards or array.chunks)[0]
-        shards = range(start // rows, -(-self.stop // rows))
-        sync(*(self._set.path / name / "c" / str(number) / "0" for number in shards))
+                with told_where_it_fails(self._set.path.parent):
+                    array.resize((self.stop, array.shape[1]))
+                    sync(self._set.path / name / "zarr.json")
+
+
+class _LastChunk:
+    """The chunk of an array that grows: all of its rows, those that count among them.
+
+    It is always written from its first row on.
+    """
+
+    def __init__(self, feature_set: FeatureSet, name: str) -> None:
+        self._set, self._name = feature_set, name
+        array, rows = feature_set.array(name), feature_set.rows_per_chunk(name)
+        self._number, self._filled = divmod(feature_set.committed, rows)
+        # the pages of an empty array take memory once they are written to
+        self._rows = np.empty((rows, array.shape[1]), array.dtype)
+        self._done = list((feature_set.checksums or {}).get(name, ()))[: self._number]
+        if self._filled:
+            self._rows[: self._filled] = feature_set.read_chunk(name, self._number)
+        self._written = self._filled
+
+    @property
+    def checksums(self) -> list[int]:
+        """Of all chunks, with this one as far as it is filled."""
+        rows = self._rows[: self._filled]
+        return [*self._done, checksum_of(rows)] if self._filled else self._done
+
+    @property
+    def room(self) -> int:
+        """Rows that it can still take."""
+        return len(self._rows) - self._filled
+
+    def take(self, rows: NDArray[Any]) -> None:
+        self._rows[self._filled : self._filled + len(rows)] = rows
+        self._filled += len(rows)
+
+    def begin_next(self) -> None:
+        self._done = self.checksums
+        self._number, self._filled, self._written = self._number + 1, 0, 0
+
+    def write(self) -> None:
+        if self._written == self._filled:
+            return
+        array, rows = self._set.array(self._name), self._rows[: self._filled]
+        start = self._number * len(self._rows)
+        file = self._set.chunk_file(self._name, self._number)
+        with told_where_it_fails(self._set.path.parent, needs=rows.nbytes):
+            if start >= self._set.committed:
+                # what an unfinished run has left may be damaged, and Zarr would read it first
+                file.unlink(missing_ok=True)
+            array[start : start + self._filled] = rows
+            sync(file)
+        self._written = self._filled

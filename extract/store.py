@@ -3,19 +3,23 @@
 A store is a Zarr v3 group with one sub-group a spec::
 
     features.zarr/                  attributes: fx_layout, last_extracted, last_snapshot, commit
-        resnet50-1f2e3d4c5b6a/      attributes: spec, dim, committed, runs
+        resnet50-1f2e3d4c5b6a/      attributes: spec, dim, committed, checksums, runs
             features  (n, d)        the vectors, in shards of at most 4,096 rows
-            keys      (n, 32) uint8 SHA-256 of each image file; 32 zeros: a row given up
+            keys      (n, 32) uint8 SHA-256 of each image file
             hashes    (n, 32) uint8 perceptual hash of each image
         snapshots/NAME              the bytes of a Parquet table
         networks/HASH.xml, .bin     networks in int8 whose features are here
 
 Rows beyond ``committed`` are unfinished work: the next writer overwrites them, fx never reads
-them. Zarr writes each shard to a new file and renames it, so the growing last shard is whole at
-any moment. A commit is one write of the root's ``commit``, which holds the new attributes of every
-set that the pass fills; they are written to the sets right after, and again by the next writer if
-this one was killed in between. Where the root is damaged, readers go by what lies below it, and
-the next writer writes it anew.
+them. Committed rows never change, and ``checksums`` has the CRC-32C of those of each chunk (of
+``features``, each shard): what else lies there, or is not there, is damage, however whole it looks.
+Rows that are not damaged are then copied to a new generation of the set.
+
+Zarr writes each shard to a new file and renames it, so the growing last shard is whole at any
+moment. A commit is one write of the root's ``commit``, which holds the new attributes of every set
+that the pass fills; they are written to the sets right after, and again by the next writer if this
+one was killed in between. Where the root is damaged, readers go by what lies below it, and the next
+writer writes it anew. An empty folder is a store that holds nothing yet.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ import re
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import zarr
 from zarr.errors import ContainsGroupError
@@ -40,15 +44,15 @@ from extract.blobs import (
 )
 from extract.catalogue import Catalogue
 from extract.errors import FxError
-from extract.feature_set import Damage, FeatureSet, Spec
-from extract.lock import locked, told_when_full
+from extract.feature_set import DTYPES, Damage, FeatureSet, Spec
+from extract.files import sync, told_where_it_fails
+from extract.lock import locked
 from extract.root import LAYOUT, Root, as_last_extracted
-from extract.files import UNFINISHED, sync
 from extract.writer import FeatureWriter
+from extract.zarr_files import set_attributes
 
 # of OpenVINO's two files: the graph, and its tensors
 NETWORK_SUFFIXES = (".xml", ".bin")
-DTYPES = ("float32", "float16")
 
 
 class FeatureStore:
@@ -80,12 +84,10 @@ class FeatureStore:
     def create(cls, path: str | Path) -> FeatureStore:
         """Open a store, making an empty one where nothing lies yet."""
         path = Path(path)
-        with told_when_full(path):
-            # also an empty folder: one made by hand, or by a run killed right here
-            if not path.exists() or (
-                path.is_dir() and all(child.name.endswith(UNFINISHED) for child in path.iterdir())
-            ):
+        with told_where_it_fails(path):
+            if not path.exists():
                 path.mkdir(parents=True, exist_ok=True)
+            if Root(path, Catalogue(path)).is_empty():
                 with suppress(ContainsGroupError):  # another process made it just now
                     zarr.create_group(path, attributes={"fx_layout": LAYOUT})
                 sync(path / "zarr.json")
@@ -114,8 +116,7 @@ class FeatureStore:
     @property
     def has_features(self) -> bool:
         """Whether anything has been extracted into this store."""
-        last = self.root.attributes().get("last_extracted")
-        return last is not None and bool(self.catalogue.names())
+        return self.root.attributes().last_extracted is not None and bool(self.catalogue.names())
 
     def last_extracted(self) -> FeatureSet:
         """The feature set that an extraction wrote to or read last.
@@ -127,12 +128,12 @@ class FeatureStore:
         """
         # twice: a collection of garbage may be about to switch to another generation
         for _ in range(2):
-            name = self.root.attributes().get("last_extracted")
+            name = self.root.attributes().last_extracted
             if name is not None:
                 try:
-                    return self.catalogue.open(str(name))
+                    return self.catalogue.open(name)
                 except FxError:
-                    if (self.path / str(name)).exists():
+                    if (self.path / name).exists():
                         raise
         # it was deleted, by hand or by a collection that was killed
         newest = self.catalogue.newest()
@@ -149,10 +150,11 @@ class FeatureStore:
             If nothing has been extracted into this store.
         """
         root = self.root.attributes()
-        if root.get("last_extracted") is None or "last_spec" not in root:
-            last = self.last_extracted()
-            return last.spec, last.weights_source
-        return cast(Spec, root["last_spec"]), str(root["last_weights_source"])
+        if root.last_extracted and root.last_spec and root.last_weights_source:
+            return root.last_spec, root.last_weights_source
+        # what earlier versions wrote has one without the other where they were killed
+        last = self.last_extracted()
+        return last.spec, last.weights_source
 
     def write_snapshot(self, name: str, table: bytes, taken_ns: int) -> None:
         """Keep a snapshot's Parquet bytes under a name and make it the last one taken."""
@@ -164,8 +166,7 @@ class FeatureStore:
         """Return the name and Parquet bytes of a snapshot (default: the last one taken)."""
         known = self.snapshots()
         if name is None:
-            last = self.root.attributes().get("last_snapshot")
-            name = None if last is None else str(last)
+            name = self.root.attributes().last_snapshot
         if name is None or name not in known:
             have = ", ".join(known) or "none"
             raise FxError(f"no snapshot {name!r} in {self.path}; it has: {have}; run fx extract")
@@ -181,7 +182,7 @@ class FeatureStore:
     @property
     def was_copied(self) -> bool:
         """Whether the store lies elsewhere than when its last snapshot was taken."""
-        return bool(self.root.attributes().get("inode") != self.path.stat().st_ino)
+        return bool(self.root.attributes().inode != self.path.stat().st_ino)
 
     def write_network(self, name: str, parts: Sequence[bytes]) -> None:
         """Keep a network's graph and tensors; the caller holds the lock."""
@@ -225,30 +226,66 @@ class FeatureStore:
         stale : names of sets to leave to their readers and begin anew
         dtype : ``float32`` or ``float16``; None for what a set has, float32 for a new one
         """
-        names = []
+        names, replaced = [], []
         for spec, dim in wanted:
             current = self.find(spec)
             kept = DTYPES[0] if current is None else str(current.dtype)
             if current is None or current.name in stale:
                 name = self.catalogue.new_generation(spec, dim, run, dtype or kept)
-            elif dtype in (None, kept):
-                name = current.name
             else:
-                # float32 is made float16 from what is there; the other way it is computed anew
-                rows = current if dtype == "float16" else None
-                name = self.catalogue.new_generation(spec, dim, run, str(dtype), copied=rows)
+                damaged = self._give_up_damaged_rows(current)
+                name = current.name
+                if damaged or dtype not in (None, kept):
+                    # float32 is made float16 from what is there; the other way it is computed anew
+                    rows = None if (kept, dtype) == ("float16", "float32") else current
+                    name = self.catalogue.new_generation(spec, dim, run, dtype or kept, copied=rows)
+                if damaged:
+                    replaced.append(current.name)
+                current.close()
             names.append(name)
+        for name in names:
+            self._complete(name, run["weights_source"])
         sets = [self.catalogue.open(name, write=True) for name in names]
-        self.root.update(**as_last_extracted(sets[0], run["weights_source"]))
-        for feature_set in sets:
-            # the file that the weights came from may since have moved
-            feature_set.group.attrs.update({"weights_source": run["weights_source"]})
+        self.root.update(fx_layout=LAYOUT, **as_last_extracted(sets[0]))
+        for name in replaced:
+            # who reads it still has it until then; the next collection of garbage drops it
+            self.catalogue.drop(name)
         return FeatureWriter(sets, self.root.publish, run)
+
+    def _give_up_damaged_rows(self, feature_set: FeatureSet) -> bool:
+        """Look for damage, and count the rows of what is damaged no more; say whether there is any.
+
+        Everything is read where something speaks for damage, or nothing is known of it.
+        """
+        suspected = bool(
+            feature_set.damaged
+            or feature_set.checksums is None
+            or self.was_copied
+            or feature_set.damage(thorough=False)
+        )
+        found = feature_set.damage() if suspected else []
+        feature_set.damaged = sorted({(one.start, one.stop) for one in found})
+        return bool(found) or feature_set.tail_is_damaged()
+
+    def _complete(self, name: str, weights_source: str) -> None:
+        """Write down, once, what is not known of a set, and where its weights come from now."""
+        feature_set = self.catalogue.open(name)
+        changed: dict[str, Any] = {}
+        if feature_set.checksums is None:
+            changed["checksums"] = feature_set.measured_checksums()
+        if feature_set.damaged:
+            # they have been read since
+            changed["damaged"] = []
+        if feature_set.weights_source != weights_source:
+            # the file that the weights came from may have moved
+            changed["weights_source"] = weights_source
+        if changed:
+            set_attributes(feature_set.path, changed)
 
     def drop_snapshot(self, name: str) -> None:
         """Delete a snapshot; the caller holds the lock."""
         drop_blob(self.path, SNAPSHOTS, name)
-        if self.root.attributes().get("last_snapshot") == name:
+        if self.root.attributes().last_snapshot == name:
             remaining = self.snapshots()
             self.root.update(last_snapshot=remaining[-1] if remaining else None)
 

@@ -6,7 +6,7 @@ Several sets that one pass fills are committed together, by one write that names
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from zarr.codecs import Crc32cCodec
 from extract.errors import FxError
 from extract.feature_set import KEY_BYTES, ROW_ARRAYS, FeatureSet, Spec
 from extract.row_buffer import RowBuffer
-from extract.files import sync
+from extract.zarr_files import open_group
 
 # A killed run may lose this much work, in seconds.
 COMMIT_INTERVAL = 20.0
@@ -35,9 +35,6 @@ Publish = Callable[[dict[str, dict[str, Any]]], None]
 class FeatureWriter:
     """Appends rows to the sets that one pass fills; they are committed every 20 seconds.
 
-    Rows in a damaged range are given up first: their keys become zeros, so that their images
-    count as new.
-
     Attributes
     ----------
     sets : the feature sets, in the order of the parts that ``append`` is given
@@ -47,8 +44,6 @@ class FeatureWriter:
     def __init__(self, sets: Sequence[FeatureSet], publish: Publish, run: dict[str, Any]) -> None:
         self.sets = list(sets)
         self._publish = publish
-        for feature_set in self.sets:
-            give_up_damaged_rows(feature_set)
         self._have = [set(feature_set.rows) for feature_set in self.sets]
         self.known = set.intersection(*self._have)
         self._runs = [{**run, "rows": 0} for _ in self.sets]
@@ -94,17 +89,15 @@ class FeatureWriter:
             waiting.write()
             before = feature_set.runs[:-1] if run["rows"] else feature_set.runs
             runs = [*before, {**run, "rows": run["rows"] + new}]
-            changes[feature_set.name] = {"committed": waiting.stop, "runs": runs}
+            sums = waiting.checksums()
+            changes[feature_set.name] = {"committed": waiting.stop, "runs": runs, "checksums": sums}
         if not changes:
             return
         self._publish(changes)
         for number, feature_set in enumerate(self.sets):
             if feature_set.name in changes:
-                feature_set.committed = changes[feature_set.name]["committed"]
-                feature_set.runs = changes[feature_set.name]["runs"]
-                feature_set.forget_rows()
+                feature_set.take_over(**changes[feature_set.name])
                 self._runs[number] = feature_set.runs[-1]
-                self._waiting[number].forget()
 
 
 def _narrowed(features: NDArray[np.float32], feature_set: FeatureSet) -> NDArray[Any]:
@@ -133,7 +126,16 @@ def create_set(
     dtype : ``float32`` or ``float16``
     weights_source : where the network's weights came from
     """
-    group = zarr.open_group(store, mode="r+").create_group(name)
+    attributes = {
+        "spec": spec,
+        "weights_source": weights_source,
+        "dim": dim,
+        "committed": 0,
+        "runs": [],
+        "damaged": [],
+        "checksums": {array: [] for array in ROW_ARRAYS},
+    }
+    group = open_group(store, "r+").create_group(name, attributes=attributes)
     rows = rows_per_shard(dim, dtype)
     for array, width, kind, chunk, shard in (
         ("features", dim, np.dtype(dtype), min(rows, ROWS_PER_CHUNK), rows),
@@ -151,16 +153,6 @@ def create_set(
             compressors=[Crc32cCodec()],
             dimension_names=["row", f"{array}_column"],
         )
-    group.attrs.update(
-        {
-            "spec": spec,
-            "weights_source": weights_source,
-            "dim": dim,
-            "committed": 0,
-            "runs": [],
-            "damaged": [],
-        }
-    )
     return group
 
 
@@ -168,64 +160,6 @@ def rows_per_shard(dim: int, dtype: str) -> int:
     """Rows that a new set keeps in one file: a power of two."""
     fitting = max(1, SHARD_BYTES // (np.dtype(dtype).itemsize * dim))
     return min(ROWS_PER_SHARD, 1 << fitting.bit_length() - 1)
-
-
-def give_up_damaged_rows(feature_set: FeatureSet) -> None:
-    """Set the keys of damaged rows to zeros, and write what cannot be read as zeros, too."""
-    spans = {*feature_set.damaged, *_spans_to_give_up(feature_set)}
-    if not spans:
-        return
-    mark_damaged(feature_set, spans)
-    # the keys first: whoever reads a row looks at its key afterwards
-    for name in ("keys", "features", "hashes"):
-        array = feature_set.array(name)
-        rows = (array.shards or array.chunks)[0]
-        for start, stop in sorted(spans):
-            for number in range(start // rows, -(-stop // rows)):
-                begin, end = number * rows, min((number + 1) * rows, feature_set.committed)
-                file = feature_set.path / name / "c" / str(number) / "0"
-                # with the unfinished rows behind the committed ones
-                whole, _ = feature_set.look(name, begin, begin + rows)
-                if whole is not None:
-                    kept = whole[: end - begin]
-                else:
-                    # nothing of this shard can be kept
-                    kept = np.zeros((end - begin, array.shape[1]), dtype=array.dtype)
-                    # zarr would read it before it writes a part of it
-                    file.unlink(missing_ok=True)
-                if name == "keys":
-                    kept[max(start - begin, 0) : max(stop - begin, 0)] = 0
-                array[begin:end] = kept
-                sync(file)
-    mark_damaged(feature_set, ())
-    feature_set.forget_rows()
-
-
-def _spans_to_give_up(feature_set: FeatureSet) -> Iterator[tuple[int, int]]:
-    """Find rows whose shard is missing, or is the last one, which will grow, and cannot be read."""
-    for name in ROW_ARRAYS:
-        array = feature_set.array(name)
-        rows = (array.shards or array.chunks)[0]
-        for file in feature_set.missing_shards(name):
-            start = int(file.parent.name) * rows
-            yield start, min(start + rows, feature_set.committed)
-        last = feature_set.committed // rows
-        # what is behind it counts for nothing, and goes when the set is next written to
-        stop = min((last + 1) * rows, array.shape[0])
-        if feature_set.look(name, last * rows, stop)[0] is not None:
-            continue
-        if last * rows < feature_set.committed:
-            yield last * rows, feature_set.committed
-        else:
-            # no row of it counts
-            (feature_set.path / name / "c" / str(last) / "0").unlink(missing_ok=True)
-
-
-def mark_damaged(feature_set: FeatureSet, spans: Collection[tuple[int, ...]]) -> None:
-    """Let no reader trust these rows, and the next writer give them up."""
-    feature_set.damaged = sorted(spans)
-    feature_set.group.attrs.update({"damaged": [list(span) for span in feature_set.damaged]})
-    sync(feature_set.path / "zarr.json")
 
 
 def copy_rows(source: FeatureSet, target: FeatureWriter, keys: Collection[bytes]) -> None:

@@ -301,8 +301,10 @@ def extract_until(images: str, store: str, log: str, moment: str) -> None:
     elif moment == "the root is written":
         Root.update = dying(Root.update, lambda _, **a: [*a] == ["commit"], 2)
     elif moment == "the attributes of one are written":
-        # each commit syncs the attributes of both
-        root_module.sync = dying(root_module.sync, lambda f: f.parent.name in names_of(store), 3)
+        # each commit writes the attributes of both
+        root_module.set_attributes = dying(
+            root_module.set_attributes, lambda path, _: path.name in names_of(store), 3
+        )
     extract_two_layers(images, store, log, interval=-1.0)
 
 
