@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fx.options import Options, choose_sets, read_snapshot
 from fx.output import Begin
-from fx.rows import check_labelled, groups_of, keys_of, labels_of
+from fx.rows import check_labelled, groups_of, keys_of, labels_of, used_rows
 from fx.runs import finish, finished, run_directory
 
 if TYPE_CHECKING:
@@ -150,7 +150,8 @@ def _directory(options: Options, choices: dict[str, Any], stored: _Stored, audit
         **choices,
         "kernel": choices["kernel"] if kind == "svm" else None,
         "seed": options.seed,
-        "features": [one.name for one in stored.sets],
+        # not the names of the sets, which are others once damage has been mended or garbage dropped
+        "features": [one.digest(keys_of(used_rows(stored.snapshot))) for one in stored.sets],
         "snapshot": stored.snapshot.fingerprint,
         **({"audit": True} if audit else {}),
     }

@@ -13,7 +13,7 @@ from fx.options import Options, open_backbone, open_engine, read_snapshot
 from fx.output import Begin
 from fx.own_process import in_own_process
 from fx.plan import FROM_SCRATCH, Cell, Plan, subset_sizes
-from fx.rows import check_labelled
+from fx.rows import check_labelled, keys_of, used_rows
 from fx.runs import finish, finished, run_directory
 from fx.trials import Amounts
 from heads import KINDS
@@ -135,7 +135,7 @@ def prepare(source: ImageSource, options: Options, plan: Plan, *, begin: Begin) 
     snapshot = read_snapshot(store, dataclasses.replace(options, snapshot=extracted.snapshot))
     check_labelled(snapshot)
     identity = {
-        "features": extracted.spec,
+        "features": store.open_set(extracted.spec).digest(keys_of(used_rows(snapshot))),
         "snapshot": snapshot.fingerprint,
         "epochs": plan.epochs,
         "seed": options.seed,

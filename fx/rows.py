@@ -47,6 +47,11 @@ def keys_of(rows: Sequence[ImageRow]) -> list[bytes]:
     return [row.key for row in rows]
 
 
+def used_rows(snapshot: Snapshot) -> list[ImageRow]:
+    """Rows of a snapshot that are in a split."""
+    return [row for row in snapshot.rows if row.split]
+
+
 def labels_of(rows: Sequence[ImageRow]) -> list[str]:
     """Labels of rows that have one."""
     return [str(row.label) for row in rows]

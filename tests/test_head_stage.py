@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from conftest import Said, picture, write_classes
 
 from extract import FeatureStore, ImageRow, Snapshot
+from extract.feature_set import checksum_of
+from extract.zarr_files import set_attributes
 from fx.rows import groups_of, keys_of
 from heads import load_head
 
@@ -150,3 +153,41 @@ def test_near_copies_and_groups_are_kept_together() -> None:
     together = {tuple(np.flatnonzero(groups == one)) for one in groups}
     assert together == {(0, 1, 4), (2,), (3,), (5,)}
     assert groups_of(rows[2:4], hashes[2:4]) is None
+
+
+def test_a_run_is_known_by_the_rows_that_it_was_fitted_on(tmp_path: Path, fx: Fx) -> None:
+    images, path = write_classes(tmp_path / "data", per_class=10), tmp_path / "f.zarr"
+    extracting = ("extract", images, "--store", path, "--size", 32, "--engine", "torch")
+    assert fx(*extracting).status == 0
+    heads = ("fit-head", "logreg", path, "--out", tmp_path / "runs")
+    tuned = ("finetune", images, "--store", path, "--out", tmp_path / "runs", "--epochs", 1)
+    tuned += ("--engine", "torch")
+    first = answered(fx, *heads)
+    feature_set = FeatureStore(path).last_extracted()
+    # rows that read well, and are others: a store of an earlier version cannot tell
+    array = zarr.open_group(feature_set.path, mode="r+")["features"]
+    before = array[:]
+    array[:] = before[::-1]
+    sums = {**feature_set.checksums, "features": [checksum_of(before[::-1])]}
+    set_attributes(feature_set.path, {"checksums": sums})
+    assert answered(fx, *heads)["path"] != first["path"]
+    wrongly = answered(fx, *tuned)
+    array[:] = before
+    set_attributes(feature_set.path, {"checksums": feature_set.checksums})
+    assert answered(fx, *heads) == first
+    assert answered(fx, *tuned)["path"] != wrongly["path"]
+
+
+def test_a_head_stays_finished_where_its_rows_were_computed_or_copied_again(
+    tmp_path: Path, fx: Fx
+) -> None:
+    images, path = write_classes(tmp_path / "data", per_class=10), tmp_path / "f.zarr"
+    extracting = ("extract", images, "--store", path, "--size", 32, "--engine", "torch")
+    assert fx(*extracting).status == 0
+    heads = ("fit-head", "logreg", path, "--out", tmp_path / "runs")
+    first = answered(fx, *heads)
+    name = FeatureStore(path).last_extracted().name
+    (path / name / "keys" / "c" / "0" / "0").unlink()
+    assert fx(*extracting).status == 0
+    assert FeatureStore(path).last_extracted().name == f"{name}.g1"
+    assert answered(fx, *heads) == first
