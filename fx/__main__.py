@@ -6,7 +6,19 @@ import atexit
 import os
 import sys
 
-from fx.cli import main
+from fx.interruption import (
+    Interrupted,
+    go_on_in_a_process_of_its_own,
+    heed_no_more,
+    received,
+)
+
+
+def main() -> None:
+    """Import the command, which takes a moment in which a signal may come, and run it."""
+    from fx.cli import main as command
+
+    command()
 
 
 def run() -> None:
@@ -32,11 +44,18 @@ def run() -> None:
     # the first to be registered is the last to be called, after all threads
     atexit.register(leave)
     try:
-        main()
+        try:
+            go_on_in_a_process_of_its_own()
+            main()
+        finally:
+            heed_no_more()
     except SystemExit as end:
         if end.code is None or isinstance(end.code, int):
             status = end.code or 0
         raise
+    except Interrupted:
+        status = 128 + (received() or 0)
+        sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fx.interruption import result_follows
 from fx.output import to_json
 
 Images = Annotated[
@@ -99,6 +100,8 @@ def show(record: object, as_json: bool, otherwise: Any) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
     if as_json:
-        print(to_json(record))
+        text = to_json(record)
+        result_follows()
+        print(text)
     else:
         otherwise()

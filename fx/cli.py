@@ -31,6 +31,7 @@ from fx.compare_cli import advise, compare
 from fx.extract_cli import extract
 from fx.finetune_cli import finetune
 from fx.head_cli import fit_head
+from fx.interruption import Interrupted, received, result_follows
 from fx.output import print_table, printable, progress_bars, to_json
 from fx.store_cli import store_app
 
@@ -65,6 +66,9 @@ def main() -> None:
     try:
         app()
     except Exception as error:
+        if received() is not None:
+            # C++ code has made another of it
+            raise Interrupted from error
         if "--debug" in arguments:
             raise
         # not before: importing it brings PyTorch along, and fx --help shall answer at once
@@ -73,6 +77,7 @@ def main() -> None:
         message = str(error) if isinstance(error, FxError) else _explain(error)
         print(f"fx: error: {printable(message)}", file=sys.stderr)
         if "--json" in arguments:
+            result_follows()
             print(to_json({"error": message}))
         sys.exit(1)
     finally:

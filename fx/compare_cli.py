@@ -87,7 +87,7 @@ def compare(
     fresh: Fresh = False,
     json_: Json = False,
     debug: Debug = False,
-) -> None:
+) -> dict[str, Any]:
     """Measure all strategies on the same splits over growing training sets; write a report."""
     from fx.comparison import compare as run_comparison
     from fx.options import Options
@@ -116,7 +116,7 @@ def compare(
         with progress_bars(quiet=json_) as begin:
             planned = preview(images, options, plan, budget=limit, begin=begin)
         show(planned, json_, lambda: print_preview(planned))
-        return
+        return planned
     with progress_bars(quiet=json_) as begin:
         record = run_comparison(
             images,
@@ -129,6 +129,7 @@ def compare(
             begin=begin,
         )
     show(record, json_, lambda: _tell(record))
+    return record
 
 
 def _plan(strategies: str, sizes: str, seeds: int, epochs: int) -> Plan:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -33,16 +32,25 @@ def run_demo(directory: Path, *, run: Callable[[Sequence[str]], Any]) -> dict[st
     Parameters
     ----------
     directory : gets the images, the store, the heads, the network and the report
-    run : runs one command of ``fx``
+    run : runs one command of ``fx`` and returns what it returned
 
     Returns
     -------
     the comparison's JSON object
+
+    Raises
+    ------
+    SystemExit
+        If a command ended with a status other than 0.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    answer: Any = None
     for words in demo_commands(directory):
         print(f"\n$ fx {shlex.join(words)}", file=sys.stderr, flush=True)
-        run(words)
-    newest = max(directory.glob("compare-*/result.json"), key=lambda file: file.stat().st_mtime)
-    record: dict[str, Any] = json.loads(newest.read_text())
+        answer = run(words)
+        # typer returns the status of a command that was interrupted
+        if isinstance(answer, int) and answer:
+            raise SystemExit(answer)
+    # the last is the comparison
+    record: dict[str, Any] = answer
     return record

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extract.errors import FxError
+from extract.errors import FxError, NoRoom
 from fx.memory import peak_memory_mb
 from fx.own_process import in_own_process
 
@@ -28,6 +28,10 @@ def of_itself(number: int, *, begin: Begin) -> tuple[int, int]:
 
 def refusing(*, begin: Begin) -> None:
     raise FxError("not with these")
+
+
+def lacking_room(*, begin: Begin) -> None:
+    raise NoRoom("the disk is full")
 
 
 def failing(*, begin: Begin) -> None:
@@ -75,6 +79,8 @@ def test_a_result_and_its_progress_come_from_another_process() -> None:
 def test_what_is_refused_is_refused_here() -> None:
     with pytest.raises(FxError, match="not with these"):
         in_own_process(refusing, begin=unheard)
+    with pytest.raises(NoRoom, match="the disk is full"):
+        in_own_process(lacking_room, begin=unheard)
     with pytest.raises(RuntimeError, match="ZeroDivisionError: here"):
         in_own_process(failing, begin=unheard)
 
