@@ -193,8 +193,10 @@ def take_snapshot(
     check_snapshot_name(name)
     with store.lock():
         known = previous_stamps(store, source)
-        readable = {key for feature_set in store.sets() for key in feature_set.rows}
-        readable |= {key for _, key in known.values()}
+        readable = {key for _, key in known.values()}
+        for feature_set in store.sets():
+            with suppress(FxError):  # what is damaged is looked at
+                readable.update(feature_set.rows)
         rows = []
         with closing(look(source, preprocessing, readable, known)) as looks:
             for looked in looks:

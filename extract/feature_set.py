@@ -367,6 +367,11 @@ class FeatureSet:
                     found.append(Damage(self.name, start, stop, reason))
         return found
 
+    def without(self, spans: Collection[tuple[int, int]]) -> None:
+        """Count damaged rows no more: spans of a first row, and one past the last."""
+        self.damaged = sorted(set(spans))
+        self._rows = None
+
     def tail_is_damaged(self) -> bool:
         """Whether unfinished rows lie in the last chunks that cannot be read, nor written over."""
         for name in ROW_ARRAYS:

@@ -233,7 +233,7 @@ class FeatureStore:
             if current is None or current.name in stale:
                 name = self.catalogue.new_generation(spec, dim, run, dtype or kept)
             else:
-                damaged = self._give_up_damaged_rows(current)
+                damaged = self.give_up_damaged_rows(current)
                 name = current.name
                 if damaged or dtype not in (None, kept):
                     # float32 is made float16 from what is there; the other way it is computed anew
@@ -252,8 +252,8 @@ class FeatureStore:
             self.catalogue.drop(name)
         return FeatureWriter(sets, self.root.publish, run)
 
-    def _give_up_damaged_rows(self, feature_set: FeatureSet) -> bool:
-        """Look for damage, and count the rows of what is damaged no more; say whether there is any.
+    def give_up_damaged_rows(self, feature_set: FeatureSet) -> bool:
+        """Look for damage in a set, and count damaged rows no more; say whether there is any.
 
         Everything is read where something speaks for damage, or nothing is known of it.
         """
@@ -264,7 +264,7 @@ class FeatureStore:
             or feature_set.damage(thorough=False)
         )
         found = feature_set.damage() if suspected else []
-        feature_set.damaged = sorted({(one.start, one.stop) for one in found})
+        feature_set.without([(one.start, one.stop) for one in found])
         return bool(found) or feature_set.tail_is_damaged()
 
     def _complete(self, name: str, weights_source: str) -> None:

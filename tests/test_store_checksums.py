@@ -525,3 +525,25 @@ def test_commands_take_an_empty_folder_for_a_store(tmp_path: Path, fx: Fx) -> No
     said = fx("extract", images, "--store", path, "--size", 32, "--engine", "torch", "--json")
     assert said.status == 0, said.err
     assert json.loads(said.out)["new"] == 4
+
+
+@pytest.mark.parametrize("array", ROW_ARRAYS)
+def test_another_engine_mends_damage_too(array: str, tmp_path: Path, fx: Fx) -> None:
+    images, path = write_classes(tmp_path / "data", per_class=4), tmp_path / "f.zarr"
+    extracting = ("extract", images, "--store", path, "--size", 32, "--json")
+    assert fx(*extracting, "--engine", "torch").status == 0
+    name = FeatureStore(path).last_extracted().name
+    chunk(path, array, name=name).unlink()
+    said = fx(*extracting, "--engine", "openvino")
+    assert said.status == 0, said.err
+    assert json.loads(said.out)["new"] == 8
+    assert fx("store", "verify", path).status == 0
+
+
+def test_training_from_scratch_needs_no_features_that_are_damaged(tmp_path: Path, fx: Fx) -> None:
+    images, path = write_classes(tmp_path / "data", per_class=6), tmp_path / "f.zarr"
+    assert fx("extract", images, "--store", path, "--size", 32, "--engine", "torch").status == 0
+    chunk(path, "keys", name=FeatureStore(path).last_extracted().name).unlink()
+    tuning = ("finetune", images, "--store", path, "--out", tmp_path / "runs", "--epochs", 1)
+    said = fx(*tuning, "--from-scratch", "--backbone", "small_cnn", "--size", 32)
+    assert said.status == 0, said.err
