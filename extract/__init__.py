@@ -1,7 +1,7 @@
 """Stage one: images, frozen backbones, and the store of their features."""
 
 from extract.backbones import Backbone, load_backbone, make_spec
-from extract.decode import UnreadableImage, decode
+from extract.decode import UnreadableImage, decode, image_size
 from extract.devices import (
     resolve_device,
     resolve_precision,
@@ -15,7 +15,7 @@ from extract.extraction import extract, extract_files, take_snapshot
 from extract.feature_set import Damage, FeatureSet, Spec, channels_of
 from extract.garbage import Garbage, collect, find_garbage
 from extract.image_row import ImageRow
-from extract.image_source import ImageEntry, ImageSource
+from extract.image_source import MAX_IMAGE_MB, ImageEntry, ImageSource
 from extract.outlines import BackboneInfo, list_backbones, outline_backbone
 from extract.perceptual import near_copies, near_copy_groups, perceptual_hash
 from extract.preprocessing import Preprocessing
@@ -30,6 +30,7 @@ from extract.store import FeatureStore
 from extract.without_compiler import importing_timm
 
 __all__ = [
+    "MAX_IMAGE_MB",
     "TEST_SHARE",
     "Backbone",
     "BackboneInfo",
@@ -57,6 +58,7 @@ __all__ = [
     "extract_files",
     "find_garbage",
     "find_images",
+    "image_size",
     "importing_timm",
     "list_backbones",
     "load_backbone",

@@ -15,9 +15,10 @@ from extract.decode import UnreadableImage, read_pixels
 from extract.engine import Engine
 from extract.errors import FxError
 from extract.feature_set import FeatureSet, Spec
+from extract.files import read_regular
 from extract.image_source import ImageSource
 from extract.preprocessing import Preprocessing
-from extract.reading import batched, mean_of_crops, open_image
+from extract.reading import batched, largest_file, mean_of_crops
 from extract.snapshot import Snapshot
 from extract.store import FeatureStore
 
@@ -45,6 +46,7 @@ def disagreeing(
             continue
         if all(current.runs[-1].get(name) == value for name, value in signature.items()):
             continue
+        store.give_up_damaged_rows(current)
         keys, pictures = _some_stored_images(current, store, source, engine.preprocessing, crops)
         if not keys:
             # nothing to compare with can be reached; the run records what computed which rows
@@ -69,11 +71,10 @@ def _some_stored_images(
     found: dict[bytes, NDArray[np.uint8]] = {}
     for file in _where_stored_images_may_be(store, source):
         with suppress(OSError, UnreadableImage):
-            with open_image(file) as (opened, _):
-                data = opened.read()
+            data = read_regular(file, largest_file(source.max_image_mb))
             key = hashlib.sha256(data).digest()
             if key in current.rows and key not in found:
-                found[key] = read_pixels(data, preprocessing, crops)
+                found[key] = read_pixels(data, preprocessing, crops, source.max_image_mb)
         if len(found) == ROWS_COMPARED:
             break
     return list(found), list(found.values())

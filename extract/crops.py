@@ -1,5 +1,6 @@
 """Squares of a picture, scaled and cut as torchvision does it: what a network is trained to see."""
 
+from collections.abc import Iterator
 from typing import cast
 
 import numpy as np
@@ -62,7 +63,7 @@ def prepare(
     if crops > 1:
         places += [(0, 0), (right, 0), (0, bottom), (right, bottom)]
     if extent == image.size and max(width, height) <= 4 * shorter:
-        whole = scaled_to(_samples(image), scaled, preprocessing.interpolation)
+        whole = _scaled(image, scaled, preprocessing.interpolation)
         squares = [whole[top : top + size, left : left + size] for left, top in places]
     else:
         method = _RESAMPLING[preprocessing.interpolation]
@@ -78,15 +79,34 @@ def prepare(
     return pixels
 
 
+def bands(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """Give boxes of whole rows that Pillow keeps in one piece, from the top down."""
+    rows = max(1, 2**21 // image.width)
+    for top in range(0, image.height, rows):
+        yield 0, top, image.width, min(top + rows, image.height)
+
+
+def _scaled(image: Image.Image, size: tuple[int, int], method: str) -> NDArray[np.uint8]:
+    """Scale an RGB picture to a width and height."""
+    try:
+        samples = _samples(image)
+    except ValueError:
+        # Pillow keeps pictures of more than 16 MB in several pieces, and would hold six bytes more
+        # for each pixel to copy them into one. First across, then down, is how torch scales, too.
+        narrow = [
+            scaled_to(_samples(image.crop(box)), (size[0], box[3] - box[1]), method)
+            for box in bands(image)
+        ]
+        samples = torch.from_numpy(np.concatenate(narrow))
+    return scaled_to(samples, size, method)
+
+
 def _samples(image: Image.Image) -> torch.Tensor:
     """Share the memory of an RGB picture: uint8 tensor (h, w, 4) whose fourth channel is nothing.
 
-    Where the picture is not in one piece, it is copied, as a tensor (h, w, 3).
+    Raises ValueError where the picture is not in one piece.
     """
-    try:
-        samples = from_dlpack(pa.array(image).values)
-    except ValueError:  # Pillow keeps pictures of more than 16 MB in several pieces
-        return torch.from_numpy(np.array(image))
+    samples = from_dlpack(pa.array(image).values)
     return samples.view(image.height, image.width, 4)
 
 

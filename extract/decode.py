@@ -9,6 +9,15 @@ What a file's pixels are
     Floats lie between 0 and white, where white is 1, or 255 if the largest value is above 1, or
     65535 if it is above 255; below 0 and NaN are black.
 A file that ends before its pixels do has none: no part of a picture is made up.
+
+What a file may take
+    A picture that would take more than 512 MB (2**20 bytes each) as 8-bit RGB, three bytes a pixel,
+    is not decoded, unless more is allowed; its size is read from the header. A WebP counts four
+    times as much, for its decoder holds several copies. While a picture is decoded and scaled, it
+    takes up to six times those bytes; measured at 40 million pixels, in bytes a pixel: 4 for plain
+    RGB (PNG, BMP, uncompressed TIFF, JPEG), 8 for what must be converted or turned (palettes, grey,
+    CMYK, transparency, 16 bits, floats, EXIF orientation), 6 more for a JPEG in several scans, 1 to
+    8 more for a TIFF's strip, 18 for WebP.
 """
 
 import io
@@ -16,14 +25,18 @@ import re
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from extract.crops import prepare
+from extract.crops import bands, prepare
+from extract.files import open_regular
+from extract.image_source import MAX_IMAGE_MB
 from extract.preprocessing import Preprocessing
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
@@ -37,11 +50,18 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+# TIFF tags
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_ROWS_PER_STRIP, _TILE_WIDTH, _TILE_LENGTH = 278, 322, 323
 _MAX_SIDE = 2**20  # pixels; Pillow keeps an address for every row
 _MAX_SCANS = 500
-# Of all threads or processes; Pillow takes 4 to 15 bytes for each. Pictures take parts of them.
-PIXELS_AT_ONCE, PARTS = 2**27, 16
+_MAX_TILE = 2**24  # pixels of a TIFF's tile that is larger than the picture
+_START_OF_SCAN = b"\xff\xda"
+MB = 2**20
+# how often a pixel's three bytes count
+_WEIGHTS = {"WEBP": 4}
+# Of all threads or processes together. Pictures take parts of them, a larger one all of them.
+BYTES_AT_ONCE, PARTS = 2**30, 16
 _PILLOW_WARNS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
@@ -53,7 +73,9 @@ class UnreadableImage(Exception):
     """
 
 
-def decode(data: bytes, *, at_least: int | None = None) -> Image.Image:
+def decode(
+    data: bytes, *, at_least: int | None = None, max_image_mb: int = MAX_IMAGE_MB
+) -> Image.Image:
     """Return the picture in the bytes of an image file. Safe to call from several threads.
 
     Parameters
@@ -64,6 +86,8 @@ def decode(data: bytes, *, at_least: int | None = None) -> Image.Image:
         If given, a JPEG comes out at an eighth, a quarter or half of its size, where that goes
         without a remainder and leaves both sides at least so many pixels: quicker for large
         photographs.
+    max_image_mb : int, of 2**20 bytes
+        What the picture may take as 8-bit RGB, before it is decoded smaller.
 
     Returns
     -------
@@ -73,34 +97,37 @@ def decode(data: bytes, *, at_least: int | None = None) -> Image.Image:
     Raises
     ------
     UnreadableImage
-        If there is no whole picture in `data`, or one of more pixels than Pillow lets in (twice
-        ``PIL.Image.MAX_IMAGE_PIXELS``, 179 million), of more than 2**20 on a side, or of more
-        than 500 scans.
+        If there is no whole picture in `data`, or one that would take more than `max_image_mb`, of
+        more than 2**20 pixels on a side, or of more than 500 scans.
     """
     if at_least is not None and at_least < 1:
         raise ValueError(f"at_least must be at least 1 pixel, got {at_least}")
-    return _decode(data, at_least, remainder=False)[0]
+    with _decoded(data, at_least, max_image_mb, remainder=False) as (image, _):
+        return image
 
 
-def _decode(
-    data: bytes, at_least: int | None, *, remainder: bool
-) -> tuple[Image.Image, tuple[float, float]]:
-    """Return the picture, and its width and height in the pixels of what was decoded."""
-    if not data:
-        raise UnreadableImage("empty file")
-    with _pillow_kept_quiet():
-        try:
-            return _read(data, at_least, remainder)
-        except (MemoryError, UnreadableImage):
-            raise
-        except Exception as error:  # damaged bytes make Pillow raise nearly anything
-            raise UnreadableImage(_reason(error)) from error
-
-
-def read_pixels(data: bytes, preprocessing: Preprocessing, crops: int = 1) -> NDArray[np.uint8]:
+def read_pixels(
+    data: bytes,
+    preprocessing: Preprocessing,
+    crops: int = 1,
+    max_image_mb: int = MAX_IMAGE_MB,
+    alone: bool = False,
+) -> NDArray[np.uint8]:
     """Return an image file's pixels as the network is to see them, before normalisation.
 
     `decode` and `prepare`, the former at no less than twice ``preprocessing.resize``.
+
+    Parameters
+    ----------
+    data : bytes
+        A whole image file.
+    preprocessing : Preprocessing
+    crops : {1, 5, 10}
+        Squares of it.
+    max_image_mb : int, of 2**20 bytes
+        As of `decode`.
+    alone : bool
+        Whether the caller has made all others wait (`memory_for`).
 
     Returns
     -------
@@ -111,15 +138,76 @@ def read_pixels(data: bytes, preprocessing: Preprocessing, crops: int = 1) -> ND
     UnreadableImage
         As `decode` does.
     """
-    image, extent = _decode(data, 2 * preprocessing.resize, remainder=True)
-    return prepare(image, preprocessing, crops, extent=extent)
+    least = 2 * preprocessing.resize
+    with _decoded(data, least, max_image_mb, remainder=True, alone=alone) as (image, extent):
+        return prepare(image, preprocessing, crops, extent=extent)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image file in pixels, from its header, before it is turned upright.
+
+    Raises
+    ------
+    OSError
+        If it cannot be opened, or is no regular file.
+    UnreadableImage
+        If it has no such header.
+    """
+    with open_regular(path, 2**63) as (file, _), _pillow_kept_quiet():
+        try:
+            with Image.open(file, formats=FORMATS) as image:
+                return image.size
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise UnreadableImage(_reason(error)) from error
+
+
+@contextmanager
+def _decoded(
+    data: bytes, at_least: int | None, max_image_mb: int, *, remainder: bool, alone: bool = False
+) -> Iterator[tuple[Image.Image, tuple[float, float]]]:
+    """Give the picture, and its width and height in the pixels of what was decoded.
+
+    Other pictures wait for its memory.
+    """
+    if not data:
+        raise UnreadableImage("empty file")
+    with ExitStack() as memory:
+        with _pillow_kept_quiet(), _pillow_lets_in(max_image_mb * MB // 3):
+            try:
+                image, turn, extent = _read(
+                    data, at_least, remainder, max_image_mb, None if alone else memory
+                )
+                if turn is not None:
+                    image = image.transpose(turn)
+                    extent = image.size
+            except (MemoryError, UnreadableImage):
+                raise
+            except Image.DecompressionBombError as error:
+                found = re.search(r"\((\d+) pixels\)", str(error))
+                said = f": {int(found[1]):,} pixels" if found else ""
+                raise UnreadableImage(
+                    f"too large{said}; the limit is {max_image_mb:,} MB as 8-bit RGB"
+                ) from error
+            except Exception as error:  # damaged bytes make Pillow raise nearly anything
+                raise UnreadableImage(_reason(error)) from error
+        yield image, extent
 
 
 def _read(
-    data: bytes, at_least: int | None, remainder: bool
-) -> tuple[Image.Image, tuple[float, float]]:
+    data: bytes,
+    at_least: int | None,
+    remainder: bool,
+    max_image_mb: int,
+    memory: ExitStack | None,
+) -> tuple[Image.Image, Image.Transpose | None, tuple[float, float]]:
+    """Return the picture, how it is to be turned, and what it shows in its own pixels.
+
+    It is turned by who has it alone: here the file's own pixels are held besides.
+    """
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        _refuse_bombs(image, data)
+        _refuse_bombs(image, data, max_image_mb)
         extent: tuple[float, float] = image.size
         # nothing else can be decoded smaller
         if at_least is not None and image.format in ("JPEG", "MPO"):
@@ -135,28 +223,68 @@ def _read(
         if image.format == "PNG" and "16" in str(image.tile[0].args):
             # Pillow would compare a colour key of 16 bits with samples that it has cut to 8
             image.info.pop("transparency", None)
-        with _memory_for(image.width * image.height):
-            image.load()
-            rgb = _to_rgb(image)
-            turn = _UPRIGHT.get(_orientation(image))
-            if turn is None:
-                return rgb, extent
-            upright = rgb.transpose(turn)
-            return upright, upright.size
+        if memory is not None:
+            memory.enter_context(memory_for(_bytes_taken(image, extent, data)))
+        image.load()
+        return _to_rgb(image), _UPRIGHT.get(_orientation(image)), extent
 
 
-def _refuse_bombs(image: Image.Image, data: bytes) -> None:
+def _refuse_bombs(image: Image.Image, data: bytes, max_image_mb: int) -> None:
     """Refuse what a few bytes would make cost gigabytes or minutes."""
+    said = f"too large: {image.width:,} by {image.height:,} pixels"
+    weight = _WEIGHTS.get(str(image.format), 1)
+    taken = 3 * weight * image.width * image.height
+    if taken > max_image_mb * MB:
+        raise UnreadableImage(
+            f"{said} take {taken / MB:,.0f} MB"
+            + (f" ({image.format} counts {weight} times)" if weight > 1 else "")
+            + f"; the limit is {max_image_mb:,} MB as 8-bit RGB"
+        )
     if max(image.size) > _MAX_SIDE:
-        raise UnreadableImage(f"too large: {image.width} by {image.height} pixels")
+        raise UnreadableImage(said)
+    if image.format == "TIFF":
+        width, height = _tile(image)
+        if width * height > max(_MAX_TILE, image.width * image.height):
+            raise UnreadableImage(f"too large: tiles of {width:,} by {height:,} pixels")
     if image.format not in ("JPEG", "MPO"):
         return
     # libjpeg makes what is missing grey and says nothing; 64 pixels have a bit at the least
     if image.width * image.height > 8 * 64 * len(data):
         raise UnreadableImage("image file is truncated")
     # each is a pass over all pixels, however few bytes it has; encoders write about ten
-    if image.info.get("progressive") and data.count(b"\xff\xda") > _MAX_SCANS:
+    if image.info.get("progressive") and data.count(_START_OF_SCAN) > _MAX_SCANS:
         raise UnreadableImage(f"a progressive JPEG of more than {_MAX_SCANS} scans")
+
+
+def _tile(image: Image.Image) -> tuple[int, int]:
+    """Width and height in pixels of what libtiff decodes at once of a TIFF."""
+    tags: Any = getattr(image, "tag_v2", {})
+    if _TILE_WIDTH in tags:
+        return int(tags[_TILE_WIDTH]), int(tags.get(_TILE_LENGTH, image.height))
+    return image.width, min(int(tags.get(_ROWS_PER_STRIP, image.height)), image.height)
+
+
+def _bytes_taken(image: Image.Image, extent: tuple[float, float], data: bytes) -> int:
+    """Bytes at the peak of decoding and scaling, from the header; `extent` as it was encoded."""
+    pixels = image.width * image.height
+    if image.format == "WEBP":
+        return 18 * pixels
+    turned = _orientation(image) in _UPRIGHT
+    plain = image.mode == "RGB" and not image.has_transparency_data and not turned
+    taken = (4 if plain else 8) * pixels
+    if image.format == "TIFF":
+        tags: Any = getattr(image, "tag_v2", {})
+        bits = tags.get(_BITS_PER_SAMPLE, (8,))
+        width, height = _tile(image)
+        taken += width * height * max(4, sum(bits) // 8)
+    elif image.format in ("JPEG", "MPO"):
+        encoded = int(extent[0] * extent[1])
+        # all coefficients are kept until the last scan; of small pictures that is nothing
+        several = image.info.get("progressive") or (
+            encoded > 2**23 and data.count(_START_OF_SCAN) > 1
+        )
+        taken += 2 * len(image.getbands()) * encoded if several else 0
+    return taken
 
 
 class Synchroniser(Protocol):
@@ -184,9 +312,12 @@ def share_memory(turn: Synchroniser, parts: Synchroniser) -> None:
 
 
 @contextmanager
-def _memory_for(pixels: int) -> Iterator[None]:
-    """Wait until the pictures that others decode leave room for so many pixels."""
-    wanted = min(PARTS, -(-pixels * PARTS // PIXELS_AT_ONCE))
+def memory_for(taken: int) -> Iterator[None]:
+    """Wait until the pictures that others decode leave room for so many bytes.
+
+    Who waits must hold none.
+    """
+    wanted = min(PARTS, -(-taken * PARTS // BYTES_AT_ONCE))
     # one after the other, so that small pictures do not keep a large one waiting for ever
     _turn.acquire()
     try:
@@ -212,7 +343,7 @@ def _orientation(image: Image.Image) -> int:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
-        return Image.fromarray(_grey_of_wide_samples(image)).convert("RGB")
+        return _from_wide_samples(image)
     if image.mode == "La":  # Pillow turns premultiplied grey into nothing else
         image = image.convert("LA")
     if image.has_transparency_data:
@@ -223,42 +354,51 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _on_white(image: Image.Image) -> Image.Image:
     # some rows at a time: of a whole picture, four copies would be held
     result = Image.new("RGB", image.size)
-    rows = max(1, 2**22 // image.width)
-    for top in range(0, image.height, rows):
-        box = (0, top, image.width, min(top + rows, image.height))
+    for box in bands(image):
         part = image.crop(box).convert("RGBA")
         white = Image.new("RGBA", part.size, "white")
         result.paste(Image.alpha_composite(white, part).convert("RGB"), box)
     return result
 
 
-def _grey_of_wide_samples(image: Image.Image) -> NDArray[np.uint8]:
-    """Return the samples of one channel of integers above 8 bits, or of floats, in 8 bits."""
-    samples: NDArray[Any] = np.asarray(image)
+def _from_wide_samples(image: Image.Image) -> Image.Image:
+    """Return a picture of one channel of integers above 8 bits, or of floats, in 8 bits."""
+    white = _white_of_floats(image) if image.mode == "F" else 0
+    result = Image.new("RGB", image.size)
+    for box in bands(image):
+        samples: NDArray[Any] = np.asarray(image.crop(box))
+        grey = _grey_of_floats(samples, white) if white else _grey_of_integers(samples, image)
+        # Pillow minds that 0 is white in samples of up to 8 bits only
+        if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:
+            grey = 255 - grey
+        result.paste(Image.fromarray(grey).convert("RGB"), box)
+    return result
+
+
+def _grey_of_integers(samples: NDArray[Any], image: Image.Image) -> NDArray[np.uint8]:
     tags = getattr(image, "tag_v2", {})  # only a TIFF has them
-    if image.mode == "F":
-        grey = _grey_of_floats(samples)
-    else:
-        if image.mode == "I" and tags.get(_SAMPLE_FORMAT, (1,))[0] == 1:
-            samples = samples.view(np.uint32)  # Pillow's own 32 bits are signed
-        if tags.get(_BITS_PER_SAMPLE) == (12,):
-            samples = samples << 4
-        grey = (np.clip(samples, 0, 65535) >> 8).astype(np.uint8)
-    # Pillow minds that 0 is white in samples of up to 8 bits only
-    return 255 - grey if tags.get(_PHOTOMETRIC) == 0 else grey
+    if image.mode == "I" and tags.get(_SAMPLE_FORMAT, (1,))[0] == 1:
+        samples = samples.view(np.uint32)  # Pillow's own 32 bits are signed
+    if tags.get(_BITS_PER_SAMPLE) == (12,):
+        samples = samples << 4
+    grey: NDArray[np.uint8] = (np.clip(samples, 0, 65535) >> 8).astype(np.uint8)
+    return grey
 
 
-def _grey_of_floats(samples: NDArray[np.float32]) -> NDArray[np.uint8]:
-    largest = samples.max(where=np.isfinite(samples), initial=-np.inf)
+def _white_of_floats(image: Image.Image) -> int:
+    """Return what is white in a picture of floats."""
+    largest = -np.inf
+    for box in bands(image):
+        samples: NDArray[np.float32] = np.asarray(image.crop(box))
+        largest = samples.max(where=np.isfinite(samples), initial=largest)
     if largest == -np.inf:
         raise UnreadableImage("no pixel is a finite number")
-    white = next((white for white in (1, 255) if largest <= white), 65535)
-    # in place: the samples may be a gigabyte
-    share = np.nan_to_num(samples, nan=0.0)
-    share /= white
-    np.clip(share, 0, 1, out=share)
-    share *= 255
-    return np.rint(share, out=share).astype(np.uint8)
+    return next((white for white in (1, 255) if largest <= white), 65535)
+
+
+def _grey_of_floats(samples: NDArray[np.float32], white: int) -> NDArray[np.uint8]:
+    share = np.clip(np.nan_to_num(samples, nan=0.0) / white, 0, 1)
+    return np.rint(share * 255).astype(np.uint8)
 
 
 def _reason(error: Exception) -> str:
@@ -266,8 +406,6 @@ def _reason(error: Exception) -> str:
         return "not a JPEG, PNG, WebP, BMP, TIFF or GIF image, or its header is damaged"
     # Pillow's count of bytes "not processed" is that of its buffer and says nothing
     text = " ".join(re.sub(r" \(\d+ bytes not processed\)", "", str(error)).split())[:200]
-    if isinstance(error, Image.DecompressionBombError):
-        return f"too large: {text}"
     if text and isinstance(error, OSError | SyntaxError | ValueError):
         return text
     return f"damaged image ({type(error).__name__}: {text})"
@@ -288,3 +426,40 @@ def _pillow_kept_quiet() -> Iterator[None]:
         # someone else's catch_warnings may have ended meanwhile, and taken the filter with it
         with suppress(ValueError):
             filters.remove(_PILLOW_WARNS)
+
+
+@contextmanager
+def _pillow_lets_in(pixels: int) -> Iterator[None]:
+    """Let Pillow open what has so many pixels, while anybody is in here who asks for more.
+
+    Its limit is a global that belongs to the process, is put back, and is left alone by who does
+    not need more.
+    """
+    with _pillow_s_limit.lock:
+        own = _pillow_s_limit.own if _pillow_s_limit.lifted_by else Image.MAX_IMAGE_PIXELS
+        # it refuses twice as many as it warns of
+        lifting = own is not None and pixels > 2 * own
+        if lifting:
+            _pillow_s_limit.own = own
+            _pillow_s_limit.lifted_by += 1
+            Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        if lifting:
+            with _pillow_s_limit.lock:
+                _pillow_s_limit.lifted_by -= 1
+                if not _pillow_s_limit.lifted_by:
+                    Image.MAX_IMAGE_PIXELS = _pillow_s_limit.own
+
+
+@dataclass
+class _PillowsLimit:
+    """What Pillow's limit was before it was lifted, and by how many."""
+
+    own: int | None = None
+    lifted_by: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+_pillow_s_limit = _PillowsLimit()

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 Split = Literal["train", "val", "test"]
+# of 2**20 bytes: what an image may take as 8-bit RGB, if nobody says otherwise
+MAX_IMAGE_MB = 512
 SPLIT_NAMES: dict[str, Split] = {
     "train": "train",
     "val": "val",
@@ -51,12 +53,15 @@ class ImageSource:
         lists it with different labels, splits or groups.
     skipped : tuple of (path, reason)
         What might have been images and cannot be opened, sorted.
+    max_image_mb : int
+        Larger images are not decoded; see ``extract.decode``.
     """
 
     root: Path
     kind: Literal["classes", "splits", "table", "unlabelled"]
     entries: tuple[ImageEntry, ...]
     skipped: tuple[tuple[str, str], ...]
+    max_image_mb: int = MAX_IMAGE_MB
 
     @property
     def labels(self) -> tuple[str, ...]:

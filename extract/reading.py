@@ -5,18 +5,17 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import stat
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
 
 import joblib
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.decode import UnreadableImage, read_pixels
+from extract.decode import BYTES_AT_ONCE, MB, UnreadableImage, memory_for, read_pixels
+from extract.files import open_regular
 from extract.image_row import FileStamp, ImageRow
 from extract.image_source import ImageEntry, ImageSource
 from extract.looked import Looked
@@ -27,8 +26,10 @@ from extract.readers import MOST, readers
 # Bytes: as many as the largest picture that is let in has with three samples of 16 bits a pixel.
 # Files are read as a whole, and a film or a disk image named .jpg would fill the memory.
 LARGEST_FILE = 2**30
-# of decoded images that wait for the engine
-BYTES_AHEAD = 2**25
+# of a file that is read and decoded while no other image is
+LARGE_FILE = 2**26
+# of decoded images that wait for the engine: as many as there should be, and as there may be
+BYTES_AHEAD, MOST_BYTES_AHEAD = 2**25, 2**28
 
 
 def look(
@@ -44,7 +45,7 @@ def look(
 
     Parameters
     ----------
-    source : the images
+    source : the images, and the memory that each may take
     preprocessing : what pixels are made into
     stored : keys whose pixels are not needed
     known : path → stamp and key, of files that need not be read if they still have that stamp
@@ -57,9 +58,10 @@ def look(
     cores = max(2, joblib.cpu_count())
     # far enough that decoding goes on while an engine is made ready
     most = max(4 * min(cores, MOST), min(256, BYTES_AHEAD // math.prod(shape)))
+    most = min(most, max(2, MOST_BYTES_AHEAD // math.prod(shape)))
 
     def work(entry: ImageEntry) -> Looked:
-        return _look_at(entry, source.root, preprocessing, have, crops, hashed)
+        return _look_at(entry, source, preprocessing, have, crops, hashed)
 
     ahead: deque[Looked | Callable[[], Looked]] = deque()
     with readers(work, cores, most + 1, shape, len(source.entries)) as read:
@@ -100,53 +102,41 @@ def _row(entry: ImageEntry, key: bytes, note: str, stamp: FileStamp | None) -> I
     return ImageRow(entry.path, key, entry.label, entry.group, entry.split, note, not note, stamp)
 
 
-@contextmanager
-def open_image(path: Path) -> Iterator[tuple[BinaryIO, os.stat_result]]:
-    """Open a file that was listed as an image, whatever has become of it; never wait for a pipe.
-
-    Raises
-    ------
-    OSError
-        If it cannot be opened, is no regular file, or is larger than any picture.
-    """
-
-    def at_once(name: str, flags: int) -> int:
-        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has none
-
-    with open(path, "rb", opener=at_once) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError("not a regular file")
-        if status.st_size > LARGEST_FILE:
-            raise OSError(f"too large: {status.st_size:,} bytes")
-        yield file, status
+def largest_file(max_image_mb: int) -> int:
+    """Bytes that an image's file may have."""
+    return max(LARGEST_FILE, 2 * max_image_mb * MB)
 
 
 def _look_at(
     entry: ImageEntry,
-    root: Path,
+    source: ImageSource,
     preprocessing: Preprocessing,
     stored: set[bytes],
     crops: int,
     hashed: bool,
 ) -> Looked:
-    try:
-        with open_image(root / entry.path) as (file, status):
-            stamp = _stamp(status)
-            data = file.read()
-    except OSError as error:
-        return Looked(_row(entry, b"", error.strerror or str(error) or type(error).__name__, None))
-    except MemoryError:
-        return Looked(_row(entry, b"", "not enough memory to read it", None))
-    key = hashlib.sha256(data).digest()
-    if key in stored:
-        return Looked(_row(entry, key, "", stamp))
-    try:
-        pixels = read_pixels(data, preprocessing, crops)
-    except UnreadableImage as error:
-        return Looked(_row(entry, key, str(error), stamp))
-    except MemoryError:
-        return Looked(_row(entry, b"", "not enough memory to decode it", None))
+    largest = largest_file(source.max_image_mb)
+    with ExitStack() as memory:
+        try:
+            with open_regular(source.root / entry.path, largest) as (file, status):
+                stamp = _stamp(status)
+                if alone := status.st_size > LARGE_FILE:
+                    memory.enter_context(memory_for(BYTES_AT_ONCE))
+                data = file.read(largest)
+        except OSError as error:
+            reason = error.strerror or str(error) or type(error).__name__
+            return Looked(_row(entry, b"", reason, None))
+        except MemoryError:
+            return Looked(_row(entry, b"", "not enough memory to read it", None))
+        key = hashlib.sha256(data).digest()
+        if key in stored:
+            return Looked(_row(entry, key, "", stamp))
+        try:
+            pixels = read_pixels(data, preprocessing, crops, source.max_image_mb, alone)
+        except UnreadableImage as error:
+            return Looked(_row(entry, key, str(error), stamp))
+        except MemoryError:
+            return Looked(_row(entry, b"", "not enough memory to decode it", None))
     perceptual = perceptual_hash(pixels[0]) if hashed else None
     return Looked(_row(entry, key, "", stamp), pixels, perceptual)
 

@@ -9,11 +9,12 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from extract.errors import FxError
-from extract.image_source import SPLIT_NAMES, ImageEntry, ImageSource, shown
+from extract.image_source import MAX_IMAGE_MB, SPLIT_NAMES, ImageEntry, ImageSource, shown
 from extract.tables import from_table
 
 SUFFIXES = frozenset(["jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "tif", "tiff", "gif"])
@@ -25,7 +26,7 @@ _LAYOUTS = (
 )
 
 
-def find_images(images: str | Path) -> ImageSource:
+def find_images(images: str | Path, *, max_image_mb: int = MAX_IMAGE_MB) -> ImageSource:
     """List the images of a folder or a table.
 
     Parameters
@@ -41,6 +42,8 @@ def find_images(images: str | Path) -> ImageSource:
         Of folders, those files are listed whose names end like an image's (`SUFFIXES`, in either
         case). What begins with a dot, and ``__MACOSX``, is passed over. Links are followed; a
         folder that lies in itself is not entered again.
+    max_image_mb : int, of 2**20 bytes
+        Images that would take more as 8-bit RGB are not decoded; see ``extract.decode``.
 
     Returns
     -------
@@ -52,7 +55,10 @@ def find_images(images: str | Path) -> ImageSource:
     FxError
         If there is nothing at `images`, nothing that is understood, or no image in it.
     """
-    path = Path(images)
+    return replace(_listed(Path(images)), max_image_mb=max_image_mb)
+
+
+def _listed(path: Path) -> ImageSource:
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):

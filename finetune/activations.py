@@ -14,7 +14,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from extract import Engine, FxError, ImageEntry, ImageRow, ImageSource, batched, look
+from extract import (
+    MAX_IMAGE_MB,
+    Engine,
+    FxError,
+    ImageEntry,
+    ImageRow,
+    ImageSource,
+    batched,
+    look,
+)
 from finetune.augmentation import augmented, seed_of
 
 Progress = Callable[[int, int], None]
@@ -98,6 +107,7 @@ def load_activations(
     views: Views,
     training: Collection[bytes] = (),
     limit: int | None = None,
+    max_image_mb: int = MAX_IMAGE_MB,
     announce: Announce | None = None,
 ) -> Activations:
     """Compute the activations of some images, or find those that an interrupted run left.
@@ -113,6 +123,7 @@ def load_activations(
     views : augmented pictures to keep too
     training : keys of the images that augmented pictures are wanted of
     limit : most bytes that the file may have
+    max_image_mb : 2**20 bytes that an image may take as 8-bit RGB
     announce : given what is being done and what it takes on the disk, returns a callback
 
     Raises
@@ -132,7 +143,8 @@ def load_activations(
     folder = cache / digest.hexdigest()[:16]
     file, done = folder / "activations.npy", folder / "done"
     if not done.exists():
-        pictures = _pictures(rows, counts, root, engine, views)
+        source = _source_of(rows, root, max_image_mb)
+        pictures = _pictures(rows, counts, source, engine, views)
         _fill(file, pictures, sum(counts), engine, has_trunk, limit, announce)
         done.touch()
     return Activations(np.load(file, mmap_mode="r"), keys, counts, views)
@@ -175,17 +187,24 @@ def _fill(
         array.flush()  # type: ignore[attr-defined]  # a memmap
 
 
+def _source_of(rows: Sequence[ImageRow], root: Path, max_image_mb: int) -> ImageSource:
+    entries = tuple(ImageEntry(row.path, row.label, row.split, row.group) for row in rows)
+    return ImageSource(root, "classes", entries, (), max_image_mb)
+
+
 def _pictures(
-    rows: Sequence[ImageRow], counts: Sequence[int], root: Path, engine: Engine, views: Views
+    rows: Sequence[ImageRow],
+    counts: Sequence[int],
+    source: ImageSource,
+    engine: Engine,
+    views: Views,
 ) -> Iterator[NDArray[np.uint8]]:
     """Give each image's own picture and its augmented ones: (count, size, size, 3)."""
-    entries = tuple(ImageEntry(row.path, row.label, row.split, row.group) for row in rows)
-    source = ImageSource(root, "classes", entries, ())
     looked = look(source, engine.preprocessing)
     for row, count, one in zip(rows, counts, looked, strict=True):
         if one.pixels is None or one.row.key != row.key:
-            what = one.row.note or "its bytes changed"
-            raise FxError(f"{root / row.path}: {what} since the snapshot; run fx extract again")
+            file, what = source.root / row.path, one.row.note or "its bytes changed"
+            raise FxError(f"{file}: {what} since the snapshot; run fx extract again")
         yield one.pixels
         if count > 1:
             seeds = [seed_of(views.seed, row.key, view) for view in range(1, count)]

@@ -174,7 +174,9 @@ def finetune(
     )
     if accelerator.is_main_process:
         if settings.augment != "none":
-            _write_contact_sheet(directory, training, data.root, backbone, settings)
+            _write_contact_sheet(
+                directory, training, data.root, backbone, settings, resources.max_image_mb
+            )
         write_steps(directory, state.steps)
         _deliver(directory, backbone, part, result, trainer.settings, data)
     accelerator.end_training()
@@ -246,10 +248,11 @@ def _write_contact_sheet(
     root: Path,
     backbone: Backbone,
     settings: FinetuneSettings,
+    max_image_mb: int,
 ) -> None:
     some = training[:: -(-len(training) // SHOWN)]
     entries = tuple(ImageEntry(row.path, None, None, None) for row in some)
-    source = ImageSource(root, "unlabelled", entries, ())
+    source = ImageSource(root, "unlabelled", entries, (), max_image_mb)
     pixels = [one.pixels for one in look(source, backbone.preprocessing) if one.pixels is not None]
     write_contact_sheet(
         directory / "augmented.png", np.concatenate(pixels), settings.augment, settings.seed

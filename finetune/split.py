@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from extract import Backbone, ImageRow, make_engine
+from extract import MAX_IMAGE_MB, Backbone, ImageRow, make_engine
 from finetune.activations import Activations, TooLarge, Views, load_activations
 from finetune.blocks import cut, depths
 from finetune.network import TrainedPart
@@ -34,6 +34,7 @@ class Resources:
     precision : of the trunk, as engines have it
     batch_size : images in one pass through the trunk; None for what suits the engine
     log_to : ``tensorboard``, ``mlflow`` or None
+    max_image_mb : 2**20 bytes that an image may take as 8-bit RGB
     progress : given what is being done, returns a callback for it
     """
 
@@ -45,6 +46,7 @@ class Resources:
     precision: str = "auto"
     batch_size: int | None = None
     log_to: str | None = None
+    max_image_mb: int = MAX_IMAGE_MB
     progress: Progress = lambda _: None
 
 
@@ -135,5 +137,6 @@ class SplitNetwork:
             views=Views(settings.augment, settings.views if trunk else 0, settings.seed),
             training={row.key for row in training},
             limit=resources.cache_limit,
+            max_image_mb=resources.max_image_mb,
             announce=resources.progress,
         )

@@ -50,7 +50,7 @@ def advise(images: Path, options: Options, *, begin: Begin) -> dict[str, Any]:
     """
     from extract import find_images
 
-    source = find_images(images)
+    source = find_images(images, max_image_mb=options.max_image_mb)
     amounts = amounts_of(source)
     if options.backbone is None:
         options = replace(options, backbone=",".join(_at_hand()))

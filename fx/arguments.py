@@ -48,6 +48,10 @@ BatchSize = Annotated[
     int | None,
     typer.Option(min=1, help="Images in one forward pass. [default: what suits the engine]"),
 ]
+MaxImageMB = Annotated[
+    int,
+    typer.Option("--max-image-mb", min=1, help="Images that take more as RGB are not decoded."),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything drawn, but never of the test split.")]
 SplitSeed = Annotated[int, typer.Option(min=0, help="Moves the test split of unsplit images.")]
 SnapshotName = Annotated[
@@ -59,6 +63,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 FEATURES, RUNS, DATA = Path("features.zarr"), Path("runs"), Path("data")
+MAX_IMAGE_MB = 512
 
 
 def names_in(words: str) -> tuple[str, ...]:

@@ -234,6 +234,7 @@ def _resources(opened: _Opened) -> Resources:
         engine=options.engine,
         precision=options.precision,
         batch_size=options.batch_size,
+        max_image_mb=options.max_image_mb,
         progress=opened.begin,
     )
 

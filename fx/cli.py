@@ -17,6 +17,7 @@ import typer
 
 from fx.arguments import (
     DATA,
+    MAX_IMAGE_MB,
     RUNS,
     BatchSize,
     Debug,
@@ -24,6 +25,7 @@ from fx.arguments import (
     EngineName,
     Images,
     Json,
+    MaxImageMB,
     Precision,
     show,
 )
@@ -194,6 +196,7 @@ def predict(
     device: Device = "auto",
     engine: EngineName = "auto",
     batch_size: BatchSize = None,
+    max_image_mb: MaxImageMB = MAX_IMAGE_MB,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -202,7 +205,13 @@ def predict(
     from fx.prediction import predict_images
     from fx.summaries import print_predictions
 
-    options = Options(precision=precision, device=device, engine=engine, batch_size=batch_size)
+    options = Options(
+        precision=precision,
+        device=device,
+        engine=engine,
+        batch_size=batch_size,
+        max_image_mb=max_image_mb,
+    )
     with progress_bars(quiet=json_) as begin:
         record = predict_images(
             model, images, options, reject=reject, conformal=conformal, begin=begin

@@ -10,6 +10,7 @@ import typer
 from fx.arguments import (
     DATA,
     FEATURES,
+    MAX_IMAGE_MB,
     RUNS,
     BatchSize,
     Channels,
@@ -19,6 +20,7 @@ from fx.arguments import (
     Fresh,
     Images,
     Json,
+    MaxImageMB,
     Out,
     Precision,
     Seed,
@@ -81,6 +83,7 @@ def compare(
     device: Device = "auto",
     engine: EngineName = "auto",
     batch_size: BatchSize = None,
+    max_image_mb: MaxImageMB = MAX_IMAGE_MB,
     split_seed: SplitSeed = 0,
     seed: Seed = 0,
     out: Out = RUNS,
@@ -109,6 +112,7 @@ def compare(
         split_seed=split_seed,
         seed=seed,
         fresh=fresh,
+        max_image_mb=max_image_mb,
     )
     choice("--prefer", prefer, ("cheap", "accuracy"))
     limit = None if budget is None else seconds_in("--budget", budget)
@@ -163,6 +167,7 @@ def advise(
     precision: Precision = "auto",
     device: Device = "auto",
     engine: EngineName = "auto",
+    max_image_mb: MaxImageMB = MAX_IMAGE_MB,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -178,6 +183,7 @@ def advise(
         precision=precision,
         device=device,
         engine=engine,
+        max_image_mb=max_image_mb,
     )
     with progress_bars(quiet=json_) as begin:
         record = give_advice(images, options, begin=begin)

@@ -78,7 +78,7 @@ def compare(
 
     begun = time.perf_counter()
     check_tracker(log_to)
-    source = find_images(images)
+    source = find_images(images, max_image_mb=options.max_image_mb)
     prepared = [prepare(source, *one, begin=begin) for one in networks_of(options, plan)]
     cells, skipped = _measure_all(prepared, source, budget, begun, begin)
     if not cells:
@@ -97,7 +97,9 @@ def compare(
         "pairs": paired_tests(tables),
         "recommendation": recommended.said,
         "recommended": recommended.strategy,
-        "quadrant": quadrant_of(first.backbone, first.snapshot, recommended.strategy),
+        "quadrant": quadrant_of(
+            first.backbone, first.snapshot, recommended.strategy, options.max_image_mb
+        ),
         "crossover": crossover(tables),
         "forecasts": forecasts(tables, wanted),
         "extraction_seconds": _sum([one.extraction_seconds for one in prepared]),

@@ -9,6 +9,7 @@ import typer
 from fx.arguments import (
     DATA,
     FEATURES,
+    MAX_IMAGE_MB,
     Backbone,
     BatchSize,
     Channels,
@@ -17,6 +18,7 @@ from fx.arguments import (
     EngineName,
     Images,
     Json,
+    MaxImageMB,
     Precision,
     Size,
     SplitSeed,
@@ -54,6 +56,7 @@ def extract(
     device: Device = "auto",
     engine: EngineName = "auto",
     batch_size: BatchSize = None,
+    max_image_mb: MaxImageMB = MAX_IMAGE_MB,
     split_seed: SplitSeed = 0,
     snapshot: Annotated[
         str | None, typer.Option(help="Name for this state of the images. [default: made up]")
@@ -81,6 +84,7 @@ def extract(
         engine=engine,
         batch_size=batch_size,
         split_seed=split_seed,
+        max_image_mb=max_image_mb,
     )
     with progress_bars(quiet=json_) as begin:
         result = extract_images(

@@ -39,7 +39,7 @@ def extract_images(
     """
     from extract import FeatureStore, FxError, find_images, quantised_network
 
-    source = find_images(images)
+    source = find_images(images, max_image_mb=options.max_image_mb)
     backbone = open_backbone(options).at_layers(options.layers or ("pool",))
     quantised = None
     if options.precision == "int8":

@@ -10,6 +10,7 @@ import typer
 from fx.arguments import (
     DATA,
     FEATURES,
+    MAX_IMAGE_MB,
     RUNS,
     Backbone,
     Channels,
@@ -19,6 +20,7 @@ from fx.arguments import (
     Fresh,
     Images,
     Json,
+    MaxImageMB,
     Out,
     Precision,
     Seed,
@@ -106,6 +108,7 @@ def finetune(
     precision: Precision = "auto",
     device: Device = "auto",
     engine: EngineName = "auto",
+    max_image_mb: MaxImageMB = MAX_IMAGE_MB,
     log_to: Annotated[
         str | None, typer.Option(help="tensorboard or mlflow, where installed.")
     ] = None,
@@ -134,6 +137,7 @@ def finetune(
         split_seed=split_seed,
         seed=seed,
         fresh=fresh,
+        max_image_mb=max_image_mb,
     )
     chosen: dict[str, Any] = {
         "unfreeze": _depth(unfreeze, from_scratch),

@@ -83,6 +83,7 @@ def finetune_images(
             precision=options.precision,
             batch_size=options.batch_size,
             log_to=log_to,
+            max_image_mb=options.max_image_mb,
             progress=begin,
         ),
     )
@@ -165,7 +166,7 @@ def _prepared(
 
     names = ["", ""]
     if processes.is_main_process:
-        source = find_images(images)
+        source = find_images(images, max_image_mb=options.max_image_mb)
         if scratch:
             # what trains from scratch needs no pretrained network
             taken = take_snapshot(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -125,15 +126,13 @@ def look_at(
 def _shorter_side(source: ImageSource) -> dict[str, int] | None:
     """Pixels of the pictures' shorter sides: least, median and greatest."""
     import numpy as np
-    from PIL import Image
+
+    from extract import UnreadableImage, image_size
 
     sides = []
     for entry in source.entries[:HEADERS]:
-        try:
-            with Image.open(source.root / entry.path) as image:
-                sides.append(min(image.size))
-        except (OSError, Image.DecompressionBombError, SyntaxError, ValueError):
-            continue
+        with suppress(OSError, UnreadableImage):
+            sides.append(min(image_size(source.root / entry.path)))
     if not sides:
         return None
     least, median, greatest = np.quantile(sides, [0, 0.5, 1], method="inverted_cdf")

@@ -31,6 +31,7 @@ class Options:
     split_seed : moves the test rows
     seed : of everything else that is drawn
     fresh : do again what is finished
+    max_image_mb : 2**20 bytes that an image may take as 8-bit RGB; larger ones are not decoded
     """
 
     store: Path = Path("features.zarr")
@@ -50,6 +51,7 @@ class Options:
     split_seed: int = 0
     seed: int = 0
     fresh: bool = False
+    max_image_mb: int = 512
 
 
 def open_backbone(options: Options, *, seed: int = 0) -> Backbone:

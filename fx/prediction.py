@@ -62,7 +62,7 @@ def predict_images(
     from extract import find_images
 
     opened = open_model(model, options)
-    source = find_images(images)
+    source = find_images(images, max_image_mb=options.max_image_mb)
     vectors = _side_by_side(opened, source, begin("predicting"))
     labeller = _labeller(opened, folder_of(model), reject, conformal)
     failed = [{"path": path, "reason": reason} for path, reason in source.skipped]
@@ -158,7 +158,7 @@ def milliseconds_a_picture(model: Path, files: Sequence[Path], options: Options)
 
     opened = open_model(model, options)
     entries = tuple(ImageEntry(str(file), None, None, None) for file in files)
-    source = ImageSource(Path("/"), "unlabelled", entries, ())
+    source = ImageSource(Path("/"), "unlabelled", entries, (), options.max_image_mb)
     timed = [seconds_a_picture(engine, source, crops) for engine, crops in opened.engines]
     features = np.concatenate([vectors for _, vectors in timed], axis=1)
     begun = time.perf_counter()

@@ -64,7 +64,7 @@ def preview(
     """
     from extract import find_images
 
-    source = find_images(images)
+    source = find_images(images, max_image_mb=options.max_image_mb)
     amounts = amounts_of(source)
     networks = networks_of(options, plan)
     found: list[_OfNetwork] = []

@@ -28,7 +28,9 @@ _RULES = {
 }
 
 
-def quadrant_of(backbone: Backbone, snapshot: Snapshot, recommended: str) -> dict[str, Any]:
+def quadrant_of(
+    backbone: Backbone, snapshot: Snapshot, recommended: str, max_image_mb: int
+) -> dict[str, Any]:
     """Name the quadrant, what the rule says there, and whether the measurement agrees.
 
     Parameters
@@ -36,6 +38,7 @@ def quadrant_of(backbone: Backbone, snapshot: Snapshot, recommended: str) -> dic
     backbone : with its trained weights
     snapshot : of the images
     recommended : strategy that the measurement recommends
+    max_image_mb : 2**20 bytes that an image may take as 8-bit RGB
 
     Returns
     -------
@@ -48,7 +51,7 @@ def quadrant_of(backbone: Backbone, snapshot: Snapshot, recommended: str) -> dic
     # keys are hashes: the first of them are a sample, and the same one every time
     some = sorted(train, key=lambda row: row.key)[:LOOKED_AT]
     entries = tuple(ImageEntry(row.path, None, None, None) for row in some)
-    source = ImageSource(Path(snapshot.root), "unlabelled", entries, ())
+    source = ImageSource(Path(snapshot.root), "unlabelled", entries, (), max_image_mb)
     return describe_quadrant(len(train), likeness(backbone, source), recommended)
 
 

@@ -8,6 +8,8 @@ import io
 from pathlib import Path
 
 NO_PICTURE = "data:,"
+LARGEST_FILE = 2**32  # bytes
+ANY_MB = 2**20
 
 
 def thumbnail(path: Path, key: bytes, pixels: int) -> str:
@@ -16,12 +18,14 @@ def thumbnail(path: Path, key: bytes, pixels: int) -> str:
     An empty one where it cannot be read any more, or its bytes are no longer those of the key.
     """
     from extract import UnreadableImage, decode
+    from extract.files import read_regular
 
     try:
-        data = path.read_bytes()
+        data = read_regular(path, LARGEST_FILE)
         if hashlib.sha256(data).digest() != key:
             return NO_PICTURE
-        image = decode(data, at_least=pixels)
+        # these very bytes have been let in before
+        image = decode(data, at_least=pixels, max_image_mb=ANY_MB)
     except (OSError, UnreadableImage):
         return NO_PICTURE
     image.thumbnail((pixels, pixels))

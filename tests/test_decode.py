@@ -388,7 +388,9 @@ def test_rubbish_behind_an_image_s_first_bytes_is_unreadable(rubbish: bytes, mag
 
 def test_a_decompression_bomb_is_unreadable() -> None:
     data = png(20_000, 20_000, 1, 0, b"")
-    with pytest.raises(UnreadableImage, match=r"too large: .*400000000 pixels"):
+    with pytest.raises(
+        UnreadableImage, match=r"too large: 400,000,000 pixels; the limit is 512 MB"
+    ):
         decode(data)
 
 
@@ -399,6 +401,30 @@ def test_a_picture_between_pillow_s_two_limits_is_read_in_silence(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         np.testing.assert_array_equal(pixels_of(FILES["png"]), np.asarray(SCENE))
+
+
+def test_a_limit_above_pillow_s_lifts_it_while_it_is_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000)
+    for name in ("png", "webp", "gif"):
+        np.testing.assert_array_equal(pixels_of(FILES[name]).shape, (SCENE.height, SCENE.width, 3))
+    assert Image.MAX_IMAGE_PIXELS == 1_000
+    with pytest.raises(UnreadableImage):
+        decode(FILES["png"][:-100])
+    assert Image.MAX_IMAGE_PIXELS == 1_000
+    with pytest.raises(UnreadableImage, match="too large: 45 by 31 pixels take 0 MB"):
+        decode(FILES["png"], max_image_mb=0)
+
+
+def test_threads_that_ask_for_more_lift_pillow_s_limit_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with ThreadPoolExecutor(8) as pool:
+        for image in pool.map(lambda _: decode(FILES["png"]), range(200)):
+            assert image.size == SCENE.size
+    assert Image.MAX_IMAGE_PIXELS == 500
 
 
 def test_failures_of_memory_are_not_the_image_s(monkeypatch: pytest.MonkeyPatch) -> None:

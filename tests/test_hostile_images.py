@@ -18,7 +18,7 @@ from conftest import Said, encoded, write_classes
 from numpy.typing import NDArray
 from PIL import Image
 
-from extract import FeatureStore, ImageSource, Snapshot, find_images, look, reading
+from extract import FeatureStore, FxError, ImageSource, Snapshot, find_images, look, reading
 from extract.preprocessing import Preprocessing
 
 pytestmark = pytest.mark.timeout(120)
@@ -116,6 +116,20 @@ def png_with(name: bytes, body: bytes) -> bytes:
     return PNG[:33] + chunk(name, body) + PNG[33:]
 
 
+def one_colour_webp(width: int, height: int) -> bytes:
+    """Build a lossless WebP of any size in 34 bytes: no pixel takes a bit."""
+    flags = (1, 0, 0, 0, 0, 0, 0)  # alpha, version (3), no transform, no cache, no meta codes
+    bits = [n >> i & 1 for n in (width - 1, height - 1) for i in range(14)] + list(flags)
+    for value in (30, 200, 90, 255):  # green, red, blue, alpha: codes of one symbol of 8 bits
+        bits += [1, 0, 1, *(value >> i & 1 for i in range(8))]
+    bits += [1, 0, 0, 0]  # distances
+    bits += [0] * (-len(bits) % 8)
+    body = b"\x2f" + np.packbits(bits, bitorder="little").tobytes()
+    body += bytes(len(body) % 2)
+    chunk_ = b"VP8L" + struct.pack("<I", len(body)) + body
+    return b"RIFF" + struct.pack("<I", 4 + len(chunk_)) + b"WEBP" + chunk_
+
+
 def many_frames(count: int) -> bytes:
     frame = GIF[GIF.index(b",", 13 + 3 * 32) : -1]  # behind the header and the palette
     return GIF[:-1] + frame * (count - 1) + GIF[-1:]
@@ -166,10 +180,15 @@ HOSTILE: dict[str, tuple[Maker, str]] = {
     "page.png": (b"<!doctype html><title>404 Not Found</title>", NO_IMAGE),
     "three bytes.jpg": (b"\xff\xd8\xff", NO_IMAGE),
     # bombs, and what declares more than there is
-    "bomb.png": (png(20_000, 20_000, 1, b""), "^too large: .*400000000 pixels"),
+    "bomb.png": (png(20_000, 20_000, 1, b""), "^too large: 400,000,000 pixels; "),
     "bomb.jpg": (jpg(65_500, 65_500), "^too large"),
     "bomb.gif": (patched(GIF, 6, "<HH", 65_535, 65_535), "^too large"),
     "bomb.tif": (tiff((256, 1, 2**31 - 1)), "^too large"),
+    **{
+        f"bomb {n}.webp": (one_colour_webp(13_000, 13_000 - n), "^too large: 13,000 by ")
+        for n in range(4)
+    },
+    "bomb of a tile.tif": (tiff((322, 1, 60_000), (323, 1, 60_000), (324, 1, 8)), "^too large: t"),
     "negative.bmp": (bmp(-64, 48), "^too large"),
     "no data.bmp": (bmp(13_000, 13_000), CUT),
     "no data.jpg": (jpg(13_000, 13_000), CUT),
@@ -251,8 +270,8 @@ def extract_all(fx: Fx, here: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         said = fx("extract", data, *options, "--json")
         assert said.out, said.err
 
-        def listed(images: Path) -> ImageSource:
-            source = find_images(images)
+        def listed(images: Path, **choices: int) -> ImageSource:
+            source = find_images(images, **choices)
             (data / "odd" / "vanishing.png").unlink()
             return source
 
@@ -426,3 +445,133 @@ def test_a_name_never_breaks_a_line(folder: Path, tmp_path: Path, fx: Fx) -> Non
     assert strict.status == 1
     (line,) = strict.err.removesuffix("\n").split("\n")
     assert line.isprintable()
+
+
+LARGE = {
+    "grey.png": encoded(Image.new("L", (700, 600), 90)),
+    "turned.jpg": encoded(Image.new("RGB", (700, 600), (200, 30, 90)), "JPEG"),
+    "small.webp": one_colour_webp(300, 290),
+    "large.webp": one_colour_webp(350, 300),
+    "small.png": encoded(Image.new("RGB", (590, 590), (20, 130, 90))),
+}
+TOO_LARGE = {
+    "grey.png": "too large: 700 by 600 pixels take 1 MB; the limit is 1 MB as 8-bit RGB",
+    "turned.jpg": "too large: 700 by 600 pixels take 1 MB; the limit is 1 MB as 8-bit RGB",
+    "large.webp": "too large: 350 by 300 pixels take 1 MB (WEBP counts 4 times); "
+    "the limit is 1 MB as 8-bit RGB",
+}
+
+
+@pytest.mark.parametrize("readers", ["threads", "processes"])
+def test_what_an_image_may_take_is_an_option(
+    tmp_path: Path, fx: Fx, readers: str, request: pytest.FixtureRequest
+) -> None:
+    if readers == "processes":
+        request.getfixturevalue("many_cores")
+    (tmp_path / "data").mkdir()
+    for name, data in LARGE.items():
+        (tmp_path / "data" / name).write_bytes(data)
+    words = ["extract", tmp_path / "data", "--size", "32", "--engine", "torch", "--json"]
+    little = json.loads(fx(*words, "--store", tmp_path / "a.zarr", "--max-image-mb", 1).out)
+    assert {one["path"]: one["reason"] for one in little["failed"]} == TOO_LARGE
+    # the same store: what was too large is looked at again
+    more = json.loads(fx(*words, "--store", tmp_path / "a.zarr", "--max-image-mb", 2).out)
+    assert (more["failed"], more["new"], more["reused"]) == ([], 3, 2)
+
+
+def test_every_command_that_reads_images_lets_in_what_it_is_told_to(
+    folder: Path, fx: Fx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: set[object] = set()
+    read_pixels = reading.read_pixels
+
+    def watched(*arguments: object) -> NDArray[np.uint8]:
+        asked.add(arguments[3])
+        return read_pixels(*arguments)
+
+    monkeypatch.setattr(reading, "read_pixels", watched)
+    monkeypatch.chdir(tmp_path)
+    quick = ["--size", "32", "--engine", "torch"]
+    assert fx("extract", folder, *quick, "--max-image-mb", 601).status == 0
+    assert fx("fit-head", "centroid").status == 0
+    (head,) = (tmp_path / "runs").iterdir()
+    assert fx("predict", head, folder, *quick[2:], "--max-image-mb", 602).status == 0
+    finetuning = ["--epochs", "1", "--augment", "flip", *quick]
+    assert fx("finetune", folder, *finetuning, "--max-image-mb", 603).status == 0
+    assert asked == {601, 602, 603}
+
+
+@pytest.mark.parametrize("command", ["advise", "compare", "compare --dry-run"])
+def test_what_measures_lets_in_what_it_is_told_to(
+    folder: Path, fx: Fx, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def listed(images: Path, *, max_image_mb: int) -> ImageSource:
+        raise FxError(f"told {max_image_mb}")
+
+    monkeypatch.setattr("extract.find_images", listed)
+    name, *options = command.split()
+    assert fx(name, folder, *options, "--max-image-mb", 604).err == "fx: error: told 604\n"
+
+
+MEMORY = """
+import io, sys
+from pathlib import Path
+import torch
+from PIL import Image
+from extract.decode import UnreadableImage, read_pixels
+from extract.preprocessing import Preprocessing
+from fx.memory import peak_memory_mb, reset_peak_memory
+torch.set_num_threads(1)
+small = Preprocessing(32, 36, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+for file in [sys.argv[1], *sys.argv[1:]]:
+    data = Path(file).read_bytes()
+    reset_peak_memory()
+    before = peak_memory_mb()
+    read_pixels(data, small)
+    print(Path(file).name, peak_memory_mb() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read as Linux tells it")
+def test_a_picture_takes_no_more_memory_than_is_said(tmp_path: Path) -> None:
+    side = 3_000
+    wide = np.arange(side, dtype=np.uint16) * np.ones((side, 1), dtype=np.uint16)
+    colours = scene(0, side, side)
+    # bytes a pixel
+    files = {
+        "plain.png": (encoded(colours, compress_level=1), 4),
+        "floats.tif": (encoded(Image.fromarray(wide.astype(np.float32)), "TIFF"), 8),
+        "one.webp": (one_colour_webp(side, side), 18),
+    }
+    for name, (data, _) in files.items():
+        (tmp_path / name).write_bytes(data)
+    words = [sys.executable, "-c", MEMORY, *(str(tmp_path / name) for name in files)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+    for line in done.stdout.splitlines():
+        name, taken = line.split()
+        # and what does not grow with the picture
+        assert float(taken) < files[name][1] * side**2 / 1e6 + 40, line
+
+
+WHOLE_COMMAND = """
+import atexit, sys
+from fx.memory import peak_memory_mb
+from fx.cli import main
+sys.argv[0] = "fx"
+try:
+    main()
+finally:
+    print(peak_memory_mb(), file=sys.stderr)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read as Linux tells it")
+def test_bombs_take_no_memory(folder: Path, tmp_path: Path) -> None:
+    for n in range(6):
+        (folder / "a" / f"bomb {n}.webp").write_bytes(one_colour_webp(13_000, 13_000 - n))
+    words = ["extract", folder, "--store", tmp_path / "f.zarr", "--size", "32", "--json"]
+    command = [sys.executable, "-c", WHOLE_COMMAND, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["failed"]) == 6
+    assert float(done.stderr.splitlines()[-1]) < 1_500

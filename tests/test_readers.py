@@ -224,7 +224,7 @@ def test_pictures_share_the_memory_whoever_decodes_them(monkeypatch: pytest.Monk
     module = sys.modules["extract.decode"]
     for name in ("_turn", "_parts"):
         monkeypatch.setattr(module, name, getattr(module, name))
-    monkeypatch.setattr(module, "PIXELS_AT_ONCE", 4 * 48 * 48)
+    monkeypatch.setattr(module, "BYTES_AT_ONCE", 4 * 4 * 48 * 48)
     monkeypatch.setattr(module, "PARTS", 4)
     parts = threading.Semaphore(4)
     module.share_memory(threading.Lock(), parts)
