@@ -18,7 +18,7 @@ from fx.options import Options, open_backbone, read_snapshot
 from fx.output import Begin
 from fx.plan import FROM_SCRATCH, Cell
 from fx.prediction import milliseconds_a_picture
-from fx.rows import groups_of, keys_of, labels_of, training_data
+from fx.rows import groups_of, keys_of, labels_of, training_data, used_rows
 from fx.runs import finish
 from fx.subsets import nested_subset
 from heads import KINDS
@@ -133,7 +133,7 @@ def fill_shared(bench: Bench, strategy: str, *, begin: Begin) -> float:
     begun = time.perf_counter()
     fill_activations(
         network_of(bench, strategy, 0),
-        _used_rows(opened.snapshot),
+        used_rows(opened.snapshot),
         opened.snapshot.split("train"),
         Path(opened.snapshot.root),
         settings=settings_of(bench, strategy, 0),
@@ -230,17 +230,13 @@ def _resources(opened: _Opened) -> Resources:
     return Resources(
         device=resolve_device(options.device),
         cache=opened.bench.cache,
-        activation_rows=_used_rows(opened.snapshot),
+        activation_rows=used_rows(opened.snapshot),
         engine=options.engine,
         precision=options.precision,
         batch_size=options.batch_size,
         max_image_mb=options.max_image_mb,
         progress=opened.begin,
     )
-
-
-def _used_rows(snapshot: Snapshot) -> list[ImageRow]:
-    return [row for row in snapshot.rows if row.split]
 
 
 def network_of(bench: Bench, strategy: str, seed: int) -> Backbone:

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 from fx.extract_stage import fill_store
 from fx.options import Options, open_backbone, open_engine
 from fx.output import Begin
-from fx.rows import check_labelled, training_data
+from fx.rows import check_labelled, keys_of, training_data, used_rows
 from fx.runs import finish, finished, run_directory
 
 if TYPE_CHECKING:
     import torch
     from accelerate import PartialState
 
-    from extract import Backbone, Snapshot
-    from finetune import Features, Finetuned, FinetuneSettings
+    from extract import Backbone, FeatureSet, Snapshot
+    from finetune import Finetuned, FinetuneSettings
 
 
 def finetune_images(
@@ -59,9 +59,9 @@ def finetune_images(
         options = dataclasses.replace(options, weights="random")
     backbone = open_backbone(options, seed=options.seed if scratch else 0)
     processes = joined(device)
-    snapshot, features = _prepared(images, backbone, options, scratch, processes, begin)
+    snapshot, stored = _prepared(images, backbone, options, scratch, processes, begin)
     check_labelled(snapshot)
-    directory = _directory(options.out, settings, backbone, snapshot, device)
+    directory = _directory(options.out, settings, backbone, snapshot, stored, device)
     cache = directory / "cache"
     before = finished(directory, fresh=options.fresh)
     if before is not None:
@@ -72,7 +72,7 @@ def finetune_images(
     result = finetune(
         backbone,
         training_data(snapshot, snapshot.split("train")),
-        features,
+        None if stored is None else stored.features,
         settings=settings,
         directory=directory,
         resources=Resources(
@@ -121,6 +121,7 @@ def _directory(
     settings: FinetuneSettings,
     backbone: Backbone,
     snapshot: Snapshot,
+    stored: FeatureSet | None,
     device: torch.device,
 ) -> Path:
     identity = {
@@ -129,6 +130,8 @@ def _directory(
         "weights": backbone.weights_hash,
         "preprocessing": backbone.preprocessing.to_dict(),
         "snapshot": snapshot.fingerprint,
+        # of the head that it starts from
+        "features": None if stored is None else stored.digest(keys_of(used_rows(snapshot))),
         "device": device.type,
     }
     name = "scratch" if settings.from_scratch else f"finetune-{settings.unfreeze}"
@@ -158,8 +161,8 @@ def _prepared(
     scratch: bool,
     processes: PartialState,
     begin: Begin,
-) -> tuple[Snapshot, Features | None]:
-    """Let the first process look at the images; give all the snapshot and the features' reader."""
+) -> tuple[Snapshot, FeatureSet | None]:
+    """Let the first process look at the images; give all the snapshot and the stored features."""
     from accelerate.utils import broadcast_object_list
 
     from extract import FeatureStore, Snapshot, find_images, take_snapshot
@@ -185,4 +188,4 @@ def _prepared(
     broadcast_object_list(names)
     store = FeatureStore(options.store)
     snapshot = Snapshot.from_parquet(*store.read_snapshot(names[0]))
-    return snapshot, None if scratch else store.open_set(names[1]).features
+    return snapshot, None if scratch else store.open_set(names[1])
