@@ -24,6 +24,7 @@ from extract.feature_set import (
     Damage,
     FeatureSet,
     Spec,
+    SpecFields,
     spec_id,
     split_generation,
 )
@@ -214,6 +215,8 @@ class RootAttributes(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def __post_init__(self) -> None:
         msgspec.convert(self.commit, dict[str, Decided])
+        if self.last_spec is not None:
+            msgspec.convert(self.last_spec, SpecFields)
 
 
 def read_root(store: Path) -> RootAttributes:

@@ -49,7 +49,7 @@ class _Attributes(msgspec.Struct, frozen=True):
     checksums: Checksums | None = None
 
 
-class _SpecFields(msgspec.Struct, frozen=True):
+class SpecFields(msgspec.Struct, frozen=True):
     """What a spec's fields must be, where it has them."""
 
     backbone: str
@@ -145,7 +145,7 @@ class FeatureSet:
         # what is decided is there already: more rows than there are is a damaged root
         if attributes.committed < int(decided.get("committed", 0)) <= there:
             attributes = msgspec.convert({**group.attrs.asdict(), **decided}, _Attributes)
-        msgspec.convert(attributes.spec, _SpecFields)
+        msgspec.convert(attributes.spec, SpecFields)
         msgspec.convert(attributes.runs, list[_Run])
         self.spec = attributes.spec
         self.dim = attributes.dim

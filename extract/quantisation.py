@@ -114,7 +114,7 @@ def quantised_network(
         "numerics": INT8,
     }
     for feature_set in sorted(store.sets(), key=lambda s: -s.last_written):
-        if {name: feature_set.spec[name] for name in wanted} == wanted:
+        if {name: feature_set.spec.get(name) for name in wanted} == wanted:
             # a damaged one is made again, and its features with it
             with suppress(FxError):
                 name = str(feature_set.spec["network"])

@@ -97,7 +97,7 @@ def describe_store(path: Path) -> dict[str, Any]:
                 "rows": rows_of(feature_set),
                 "dim": feature_set.dim,
                 "dtype": str(feature_set.dtype),
-                "megabytes": sum(f.stat().st_size for f in feature_set.path.rglob("*")) / 1e6,
+                "megabytes": sum(f.lstat().st_size for f in feature_set.path.rglob("*")) / 1e6,
                 "engines": sorted({str(run["engine"]) for run in feature_set.runs}),
             }
             for feature_set in store.sets()

@@ -75,7 +75,7 @@ def open_backbone(options: Options, *, seed: int = 0) -> Backbone:
             spec, source = store.last_wanted()
             name = str(spec["backbone"])
             weights = weights or source
-            size = size or int(spec["size"])
+            size = size or spec.get("size")
             channels = channels or channels_of(spec)
     return load_backbone(
         name or DEFAULT_BACKBONE,
@@ -132,7 +132,7 @@ def choose_features(store: FeatureStore, options: Options) -> FeatureSet:
     }
     asked = {name: value for name, value in wanted.items() if value is not None}
     sets = store.sets()
-    found = [s for s in sets if all(s.spec[name] == value for name, value in asked.items())]
+    found = [s for s in sets if all(s.spec.get(name) == value for name, value in asked.items())]
     if options.channels is not None:
         asked["channels"] = options.channels
         found = [s for s in found if channels_of(s.spec) == options.channels]
@@ -186,7 +186,7 @@ def choose_sets(store: FeatureStore, options: Options) -> list[FeatureSet]:
 
 
 def _is_named(features: FeatureSet, name: str) -> bool:
-    backbone, layer = str(features.spec["backbone"]), str(features.spec["layer"])
+    backbone, layer = features.spec["backbone"], features.spec.get("layer")
     return features.name.startswith(name) or name in (backbone, f"{backbone}:{layer}")
 
 
@@ -202,12 +202,12 @@ def _described(feature_set: FeatureSet) -> str:
     from extract import channels_of
 
     spec = feature_set.spec
-    text = f"{spec['backbone']} at {spec['size']}"
-    if spec["layer"] != "pool":
+    text = f"{spec['backbone']} at {spec.get('size')}"
+    if spec.get("layer", "pool") != "pool":
         text += f", layer {spec['layer']}"
     if channels_of(spec) == 1:
         text += ", 1 channel"
-    return text + (f", {spec['crops']} crops" if spec["crops"] > 1 else "")
+    return text + (f", {spec['crops']} crops" if spec.get("crops", 1) > 1 else "")
 
 
 def read_snapshot(store: FeatureStore, options: Options) -> Snapshot:

@@ -168,14 +168,16 @@ def print_store(record: dict[str, Any]) -> None:
     sets = [
         [
             s["name"],
-            s["spec"]["layer"] + (f" ×{s['spec']['crops']}" if s["spec"]["crops"] > 1 else ""),
-            s["spec"]["size"],
-            s["spec"]["numerics"],
+            # a spec may be somebody else's, and say less
+            s["spec"].get("layer", "") + (f" ×{crops}" if crops > 1 else ""),
+            s["spec"].get("size"),
+            s["spec"].get("numerics"),
             s["rows"],
             s["dim"],
             f"{s['megabytes']:.1f}",
         ]
         for s in record["sets"]
+        for crops in [s["spec"].get("crops", 1)]
     ]
     print_table(["features", "layer", "size", "as", "rows", "dim", "MB"], sets)
     snapshots = [

@@ -31,7 +31,7 @@ COMMANDS = {
         ["compare", "data", "--epochs", "1", "--sizes", "8,16", "--seeds", "1", *SMALL],
         [EXTRACT],
     ),
-    "gc": (["store", "gc", "--yes", "--json"], [EXTRACT, "fewer images", EXTRACT]),
+    "gc": (["store", "gc", "--keep", "1", "--yes", "--json"], [EXTRACT, "fewer images", EXTRACT]),
     "verify": (["store", "verify", "--json"], [EXTRACT]),
 }
 

@@ -21,6 +21,8 @@ from test_store import DIM, RUN, SPEC, append, keys_of, read, rows_of
 
 from extract import FeatureStore, FxError, collect
 from extract.feature_set import ROW_ARRAYS, checksum_of, spec_id
+from fx.listing import describe_store
+from fx.summaries import print_store
 
 Fx = Callable[..., Said]
 NAME = spec_id(SPEC)
@@ -250,6 +252,7 @@ SETS = [
     (("attributes", "spec"), []),
     (("attributes", "spec"), {}),
     (("attributes", "spec", "size"), "8"),
+    (("attributes", "spec"), {"backbone": "net"}),
     (("attributes", "runs"), 5),
     (("attributes", "runs"), [5]),
     (("attributes", "runs"), [{}]),
@@ -266,6 +269,8 @@ SETS = [
 ]
 ROOTS = [
     (("attributes", "last_spec"), [1]),
+    (("attributes", "last_spec"), {"size": 8}),
+    (("attributes", "last_spec"), {"backbone": "net", "size": "eight"}),
     (("attributes", "last_extracted"), 5),
     (("attributes", "last_weights_source"), {}),
     (("attributes", "last_snapshot"), []),
@@ -304,6 +309,7 @@ def test_metadata_of_a_wrong_kind_is_one_clear_error_and_never_a_wrong_row(
     # a root that says too much of one set is as good as any: sets say themselves what they hold
     harmless = where == ("attributes", "commit") and value == ROOTS[-2][1]
     assert bool(FeatureStore(path).verify()) is not harmless
+    print_store(describe_store(path))
     append(FeatureStore(path), range(10))
     np.testing.assert_array_equal(read(FeatureStore(path), range(10)), rows_of(range(10)))
 
@@ -327,6 +333,7 @@ def test_metadata_that_is_no_json_is_one_clear_error(
     (path / file).write_bytes(BYTES[content])
     found = FeatureStore(path).verify()
     assert str(path / file) in " ".join(one.reason for one in found)
+    print_store(describe_store(path))
     append(FeatureStore(path), range(10))
     np.testing.assert_array_equal(read(FeatureStore(path), range(10)), rows_of(range(10)))
 
@@ -363,6 +370,7 @@ def test_nothing_in_a_store_is_waited_for(file: str, what: str, tmp_path: Path) 
         (path / file).symlink_to("/dev/zero" if what == "device" else tmp_path / "nowhere")
     found = FeatureStore(path).verify()
     assert str(path / file) in " ".join(one.reason for one in found)
+    print_store(describe_store(path))
     append(FeatureStore(path), range(10))
     np.testing.assert_array_equal(read(FeatureStore(path), range(10)), rows_of(range(10)))
 
