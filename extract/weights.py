@@ -6,18 +6,41 @@ No file is ever unpickled with its code: ``weights_only=True`` or safetensors.
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
+import pickletools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from extract.archives import stored_entries
 from extract.errors import FxError
+from extract.files import is_regular, open_regular
 from extract.weight_files import few
+
+# bytes: of a file, of which little is in memory; of what tells of its tensors; and of a file that
+# is read as a whole, besides four times the tensors that are looked for
+LARGEST_FILE = 2**35
+LARGEST_HEADER, LARGEST_PICKLE = 2**24, 2**22
+LARGEST_REST = 2**29
+# of a pickle, which takes about 30 steps and 4 tuples a tensor
+MOST_STEPS, MOST_TUPLES = 1_000_000, 50_000
+# pickles at the beginning of a file that was written before PyTorch 1.6
+OLD_PICKLES = 5
+# times that a state dict may lie in another one, or its names have a prefix
+DEEPEST = 8
+_HARMLESS = re.compile(
+    r"torch \w+|torch\.(cuda|sparse|storage|serialization|nn\.parameter) \w+"
+    r"|torch\._utils _rebuild_(tensor(_v[23])?|parameter(_with_state)?)"
+    r"|torch\._tensor _rebuild_from_type_v2|collections (OrderedDict|Counter)"
+    r"|(builtins|__builtin__) (set|complex)"
+)
 
 _FINETUNED = ("backbone.", "classifier.")  # what fx finetune calls the two parts of a network
 # classifiers that torchvision's GoogLeNet and Inception v3 have besides the final one
@@ -26,26 +49,33 @@ _AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\..*)$")
 
 
-def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+def read_state_dict(path: Path, *, needed: int = 2**28) -> dict[str, torch.Tensor]:
     """Read the tensors of a .safetensors file or of a PyTorch checkpoint, in the file's order.
 
     The state dict may lie under "state_dict", "model" or "model_state_dict", and its names may
     carry the prefixes that DataParallel ("module."), torch.compile ("_orig_mod.") or Lightning
     ("model.") give. Of a network that ``fx finetune`` wrote, the backbone is read.
 
+    No tensor is in memory before it is used: the file is mapped. One that was written before
+    PyTorch 1.6 cannot be, is read as a whole, and may be four times as large as what is needed.
+
+    Parameters
+    ----------
+    path : the file
+    needed : bytes of the tensors that are looked for
+
     Raises
     ------
     FxError
         If the file is not there, is damaged, or holds more than tensors and plain values.
     """
-    if not path.is_file():
-        raise FxError(f"no file of weights at {path}; check the path")
+    if not is_regular(path):
+        what = "no file of weights at" if not path.exists() else "no file, of weights or other:"
+        raise FxError(f"{what} {path}; check the path")
     try:
-        content: Any = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        return _tensors_of(_content(path, needed), path)
+    except FxError:
+        raise
     except pickle.UnpicklingError as error:
         raise FxError(
             f"{path} is damaged or holds Python objects, which fx never unpickles; save the "
@@ -53,20 +83,81 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         ) from error
     # what a damaged file makes the readers raise has no common type
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise FxError(
             f"cannot read weights from {path} ({reason}); it may be damaged: get it again"
         ) from error
-    while wrapped := _wrapped(content):
-        content = wrapped
+
+
+def _content(path: Path, needed: int) -> Any:
+    """Read what is in a file, once it is known to take no more memory than it has."""
+    with open_regular(path, LARGEST_FILE) as (file, status):
+        if path.suffix == ".safetensors":
+            length = int.from_bytes(file.read(8), "little")
+            if length > LARGEST_HEADER:
+                raise ValueError(f"a header of {length:,} bytes")
+            return load_file(path)
+        zipped = file.read(4) == b"PK\3\4"
+        if zipped:
+            _check_archive(file)
+        else:
+            largest = 4 * needed + LARGEST_REST
+            if status.st_size > largest:
+                raise ValueError(
+                    f"{status.st_size:,} bytes where a file that is no zip may have {largest:,}"
+                )
+            file.seek(0)
+            _check_pickles(file.read(LARGEST_PICKLE), count=OLD_PICKLES)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+
+
+def _check_archive(file: BinaryIO) -> None:
+    entries = stored_entries(file)
+    for entry in entries:
+        is_tensor = re.fullmatch(r"[^/]+/data/\d+", entry.filename)
+        if not is_tensor and entry.file_size > LARGEST_PICKLE:
+            raise BadZipFile(f"{entry.filename[:80]!r} of {entry.file_size:,} bytes")
+    with ZipFile(file) as archive:
+        for entry in entries:
+            # PyTorch finds it in any case
+            if entry.filename.lower().endswith("data.pkl"):
+                _check_pickles(archive.read(entry), count=1)
+
+
+def _check_pickles(data: bytes, count: int) -> None:
+    """Raise UnpicklingError unless the pickles at the beginning build what a state dict is made of.
+
+    PyTorch lets in more, ``bytearray(10**10)`` among it.
+    """
+    file, steps, tuples = io.BytesIO(data), 0, 0
+    for _ in range(count):
+        for step, argument, _ in pickletools.genops(file):
+            steps += 1
+            tuples += step.name.startswith("TUPLE")
+            # a tuple of a tuple of … as a key of a dictionary would end the process
+            if steps > MOST_STEPS or tuples > MOST_TUPLES:
+                raise pickle.UnpicklingError("too many steps")
+            if step.name == "GLOBAL" and not _HARMLESS.fullmatch(str(argument)):
+                raise pickle.UnpicklingError(str(argument))
+
+
+def _tensors_of(content: Any, path: Path) -> dict[str, torch.Tensor]:
+    """Find the state dict in what a file holds, and give its tensors their own names."""
+    for _ in range(DEEPEST):
+        content = _wrapped(content) or content
     tensors = (
-        {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)}
+        {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
         if isinstance(content, Mapping)
         else {}
     )
     if not tensors:
         raise FxError(f"{path} holds no state dict (names with tensors); save model.state_dict()")
-    while prefix := _common_prefix(tensors):
+    for name, tensor in tensors.items():
+        plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
+        if not plain or tensor.is_complex() or tensor.is_quantized:
+            raise FxError(f"{few([name])} in {path} is no tensor of plain numbers; save such")
+    for _ in range(DEEPEST):
+        prefix = _common_prefix(tensors)
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     if all(name.startswith(_FINETUNED) for name in tensors):
         backbone, _ = _FINETUNED
@@ -123,7 +214,11 @@ def fit_state_dict(
     # in place: a copy would lose the versions that state_dict() notes and MNASNet asks for
     own.update({name: given[name] for name in needed})
     own.update({name: state[name] for name in own if _is_counter(name) and name in state})
-    module.load_state_dict(own)
+    try:
+        module.load_state_dict(own)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise FxError(f"the tensors of {source} cannot be loaded ({reason})") from error
 
 
 def weights_hash(module: nn.Module) -> str:
