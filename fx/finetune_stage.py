@@ -62,11 +62,10 @@ def finetune_images(
     snapshot, stored = _prepared(images, backbone, options, scratch, processes, begin)
     check_labelled(snapshot)
     directory = _directory(options.out, settings, backbone, snapshot, stored, device)
-    cache = directory / "cache"
     before = finished(directory, fresh=options.fresh)
     if before is not None:
-        # a run killed just after it had finished may have left them
-        shutil.rmtree(cache, ignore_errors=True)
+        # a run killed just after it had finished may have left it
+        _drop_what_going_on_needs(directory)
         return before
     begun = time.perf_counter()
     result = finetune(
@@ -77,7 +76,7 @@ def finetune_images(
         directory=directory,
         resources=Resources(
             device=device,
-            cache=cache,
+            cache=directory / "cache",
             cache_limit=cache_limit,
             engine=options.engine,
             precision=options.precision,
@@ -98,9 +97,13 @@ def finetune_images(
     record = about | _measured(result, time.perf_counter() - begun)
     if processes.is_main_process:
         record = finish(directory, record)
-        shutil.rmtree(cache, ignore_errors=True)
-        (directory / "training.safetensors").unlink(missing_ok=True)
+        _drop_what_going_on_needs(directory)
     return record
+
+
+def _drop_what_going_on_needs(directory: Path) -> None:
+    shutil.rmtree(directory / "cache", ignore_errors=True)
+    (directory / "training.safetensors").unlink(missing_ok=True)
 
 
 def _settings(

@@ -17,6 +17,8 @@ from crashing import warm_process
 # times, places and memory are those of a run
 VARYING = {"seconds", "images_per_second", "shared_seconds", "predict_ms", "peak_memory_mb"}
 VARYING |= {"extraction_seconds", "store", "path", "report", "commands", "settings", "images"}
+# of strategies that are equally good the quickest is recommended
+VARYING |= {"recommended", "recommendation", "quadrant"}
 SMALL = ["--size", "32", "--engine", "torch", "--json"]
 EXTRACT = ["extract", "data", *SMALL]
 COMMANDS = {
