@@ -24,11 +24,13 @@ class RowBuffer:
     Attributes
     ----------
     stop : int, rows of the set with those that do not count yet
+    torn : bool, whether an interruption has left some arrays with more rows than others
     """
 
     def __init__(self, feature_set: FeatureSet) -> None:
         self._set = feature_set
         self.stop = feature_set.committed
+        self.torn = False
         self._chunks = {name: _LastChunk(feature_set, name) for name in ROW_ARRAYS}
 
     def append(
@@ -50,9 +52,11 @@ class RowBuffer:
                     chunk.begin_next()
             # to all arrays alike, before anything is written that may fail
             count = min(len(features) - taken, *(one.room for one in self._chunks.values()))
+            self.torn = True
             for name, rows in zip(ROW_ARRAYS, given, strict=True):
                 self._chunks[name].take(rows[taken : taken + count])
             self.stop += count
+            self.torn = False
             taken += count
 
     def write(self) -> None:
@@ -108,8 +112,9 @@ class _LastChunk:
         self._filled += len(rows)
 
     def begin_next(self) -> None:
-        self._done = self.checksums
-        self._number, self._filled, self._written = self._number + 1, 0, 0
+        # at once, so that an interruption comes before or after
+        following = (self.checksums, self._number + 1, 0, 0)
+        self._done, self._number, self._filled, self._written = following
 
     def write(self) -> None:
         if self._written == self._filled:

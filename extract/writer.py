@@ -84,7 +84,8 @@ class FeatureWriter:
         changes: dict[str, dict[str, Any]] = {}
         for feature_set, waiting, run in zip(self.sets, self._waiting, self._runs, strict=True):
             new = waiting.stop - feature_set.committed
-            if not new:
+            # what an interruption left half done is computed again
+            if not new or waiting.torn:
                 continue
             waiting.write()
             before = feature_set.runs[:-1] if run["rows"] else feature_set.runs

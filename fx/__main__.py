@@ -53,8 +53,12 @@ def run() -> None:
         if end.code is None or isinstance(end.code, int):
             status = end.code or 0
         raise
-    except Interrupted:
-        status = 128 + (received() or 0)
+    except (Interrupted, Exception):
+        number = received()
+        # C code makes others of it: "can't load unicodedata"
+        if number is None:
+            raise
+        status = 128 + number
         sys.exit(status)
 
 

@@ -12,10 +12,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from conftest import Said, write_classes
+from test_store import RUN, SPEC, keys_of, rows_of
 
+from extract import FeatureStore, row_buffer
+from extract.feature_set import ROW_ARRAYS
 from fx.demo import demo_commands, run_demo
 from fx.interruption import MESSAGE
 
@@ -31,7 +35,7 @@ def begun():
     Path(sys.argv[1]).touch()
     return True
 """
-RUN = """
+CALL = """
 if __name__ == "__main__":
     import fx.__main__ as command
     command.main = main
@@ -97,7 +101,7 @@ def own(tmp_path: Path) -> Iterator[Callable[..., Started]]:
     def start(body: str, *words: str) -> Started:
         # a file, which the process that measures imports
         script, begun = tmp_path / "command.py", tmp_path / "begun"
-        script.write_text(OWN + body + RUN)
+        script.write_text(OWN + body + CALL)
         one = Started([script, begun, *words], tmp_path)
         started.append(one)
         wait_for(begun.exists, one)
@@ -184,13 +188,18 @@ def main():
     assert (said.status, said.out, said.err) == (143, "", LINE)
 
 
-def test_an_error_that_the_signal_became_is_not_told(own: Callable[..., Started]) -> None:
-    other = own("""
-from fx import cli
-
+@pytest.mark.parametrize("where", ["in the command", "while it is imported"])
+def test_an_error_that_the_signal_became_is_not_told(
+    own: Callable[..., Started], where: str
+) -> None:
+    other = own(f"""
 def main():
-    cli.app = failing
-    cli.main()
+    if {where == "in the command"}:
+        from fx import cli
+
+        cli.app = failing
+        cli.main()
+    failing()
 
 def failing():
     try:
@@ -327,6 +336,35 @@ def test_a_command_that_is_called_in_a_process_leaves_its_signals_alone(
     before = [signal.getsignal(number) for number in SIGNALS]
     assert fx("extrat").status == 2
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+@pytest.mark.parametrize("arrays", range(1, len(ROW_ARRAYS)))
+def test_rows_of_which_an_interruption_has_kept_a_part_are_not_committed(
+    arrays: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, taken = FeatureStore.create(tmp_path / "f.zarr"), 0
+    take = row_buffer._LastChunk.take
+
+    def interrupted(chunk: row_buffer._LastChunk, rows: np.ndarray) -> None:
+        nonlocal taken
+        if taken == 2 * len(ROW_ARRAYS) + arrays:
+            raise KeyboardInterrupt
+        taken += 1
+        take(chunk, rows)
+
+    with store.lock():
+        writer = store.start([(SPEC, 5)], RUN)
+        monkeypatch.setattr(row_buffer._LastChunk, "take", interrupted)
+        with suppress(KeyboardInterrupt):
+            for rows in (range(2), range(2, 5), range(5, 9)):
+                writer.append(keys_of(rows), [rows_of(rows)], np.zeros((len(rows), 32), np.uint8))
+                if not rows.start:
+                    writer.commit()
+        # as an extraction does that is interrupted
+        writer.commit()
+    assert not store.verify()
+    (filled,) = store.sets()
+    assert np.array_equal(filled.features(keys_of(range(len(filled.rows)))), rows_of(range(2)))
 
 
 def test_a_demonstration_stops_at_the_command_that_was_interrupted(tmp_path: Path) -> None:
