@@ -10,7 +10,7 @@ from fx.interruption import (
     Interrupted,
     go_on_in_a_process_of_its_own,
     heed_no_more,
-    received,
+    status_when_interrupted,
 )
 
 
@@ -54,11 +54,10 @@ def run() -> None:
             status = end.code or 0
         raise
     except (Interrupted, Exception):
-        number = received()
         # C code makes others of it: "can't load unicodedata"
-        if number is None:
+        status = status_when_interrupted()
+        if status is None:
             raise
-        status = 128 + number
         sys.exit(status)
 
 

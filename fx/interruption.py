@@ -24,7 +24,7 @@ MESSAGE = "interrupted; the same command goes on from here"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Seconds from the first signal on: for the command to end by itself, and then for the system to
 # take back the memory of processes that were killed.
-TO_UNWIND, TO_DIE = 1.2, 0.5
+TO_UNWIND, TO_DIE = 1.0, 0.5
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # Linux, sys/prctl.h
 
 
@@ -41,12 +41,14 @@ class _State:
     heeded : whether it raises ``Interrupted``
     give_up : is called in place of raising
     told : one byte that two processes share: whether there is a JSON object on stdout
+    watched : whether another process sees to the end of this one
     """
 
     received: int | None = None
     heeded = True
     give_up: Callable[[], None] | None = None
     told: bytearray | memoryview = bytearray(1)
+    watched = False
 
 
 _state = _State()
@@ -66,6 +68,18 @@ def result_follows() -> None:
 def heed_no_more() -> None:
     """Let signals pass from here on: the command has ended."""
     _state.heeded = False
+
+
+def status_when_interrupted() -> int | None:
+    """Return the status to end with after a signal; None if there was none.
+
+    Where no other process sees to the end of this one, it says here that it was interrupted.
+    """
+    if _state.received is None:
+        return None
+    if not _state.watched:
+        _tell()
+    return 128 + _state.received
 
 
 @contextmanager
@@ -130,19 +144,22 @@ def go_on_in_a_process_of_its_own() -> None:
     on. Elsewhere than on Linux the command stays in this process, and ends when C code has
     returned.
     """
-    if sys.platform != "linux":
-        raise_when_signalled()
-        return
-    # no signal shall come before each of the two knows what to do with it
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    _state.told = _shared_byte()
-    starter = os.getpid()
-    command = os.fork()
-    if command:
-        _see_to_the_end_of(command)
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != starter:
-        os._exit(1)
+    if sys.platform == "linux":
+        # no signal shall come before each of the two knows what to do with it
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        _state.told = _shared_byte()
+        starter = os.getpid()
+        try:
+            command = os.fork()
+            _state.watched = True
+        except OSError:  # of a system that allows no more processes
+            command = 0
+        if command:
+            _see_to_the_end_of(command)
+        if _state.watched:
+            _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != starter:
+                os._exit(1)
     raise_when_signalled()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
@@ -171,6 +188,9 @@ def _see_to_the_end_of(command: int) -> NoReturn:
     for number in SIGNALS:
         signal.signal(number, pass_on)
     signal.signal(signal.SIGALRM, kill)
+    # now, while nobody waits
+    import psutil  # noqa: F401
+
     # processes whose parent has ended become this one's children
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
