@@ -209,6 +209,11 @@ class FeatureStore:
         """
         return locked(self.root, self.catalogue)
 
+    def clear_up(self) -> None:
+        """Remove what killed writers have left unfinished, if nobody is writing now."""
+        with suppress(FxError), self.lock():
+            pass  # whoever takes the lock clears up first
+
     def start(
         self,
         wanted: Sequence[tuple[Spec, int]],

@@ -68,6 +68,9 @@ def store_gc(
     dropping = bool(garbage) and (yes or (not json_ and typer.confirm("drop these?", err=True)))
     if dropping:
         garbage, in_use = collect(opened, keep=keep)
+    elif not garbage:
+        # a collection that was killed may have left half of what it dropped
+        opened.clear_up()
     record = {"store": store, "dropped": dropping, "garbage": garbage, "in_use": in_use}
     done = "dropped" if dropping else "nothing was dropped"
     kept = "".join(f"\nstill read, and kept until the next gc: {name}" for name in in_use)

@@ -419,3 +419,19 @@ def test_killed_at_a_step_of_gc_a_store_has_every_row_that_is_used(store: Featur
 @pytest.mark.slow
 def test_killed_at_many_steps_of_gc_a_store_has_every_row_that_is_used(store: FeatureStore) -> None:
     kill_at_steps(40, store)
+
+
+def test_a_collection_that_finds_nothing_clears_up_after_one_that_was_killed(
+    store: FeatureStore, fx: Fx
+) -> None:
+    collect(store)
+    half = store.path / f"{NAME}.partial" / "features"
+    half.mkdir(parents=True)
+    (half / "zarr.json").write_text("{}")
+    with store.lock():
+        half.mkdir(parents=True)
+        # somebody writes: what is unfinished may be theirs
+        assert fx("store", "gc", store.path, "--yes").status == 0
+        assert half.exists()
+    assert fx("store", "gc", store.path, "--yes").status == 0
+    assert not list(store.path.rglob("*.partial"))
