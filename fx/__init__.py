@@ -4,10 +4,14 @@ What the command does, as functions: options in, a record out. The parts that th
 are the packages ``extract``, ``heads`` and ``finetune``.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
+
+# and not from typing, which takes a moment to import, in which the command cannot be interrupted
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from fx.comparison import compare
     from fx.extract_stage import extract_images
     from fx.extractor import FeatureExtractor
@@ -45,6 +49,8 @@ _WHERE = {
 
 def __getattr__(name: str) -> Any:
     # imported when asked for (PEP 562): the command's help needs none of it
+    from importlib import import_module
+
     if name not in _WHERE:
         raise AttributeError(f"module 'fx' has no attribute {name!r}")
     return getattr(import_module(_WHERE[name]), name)

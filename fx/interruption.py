@@ -15,10 +15,15 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
-from typing import NoReturn
+
+# not from typing: this is imported while the command cannot be interrupted
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+    from types import FrameType
+    from typing import NoReturn
 
 MESSAGE = "interrupted; the same command goes on from here"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
