@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from extract.engine import Engine, pad
+from extract.without_telemetry import without_telemetry
 
 if TYPE_CHECKING:
     import openvino
@@ -31,6 +33,7 @@ HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 # Converted graphs that are kept: to convert takes 2 to 7 seconds. They are compiled anew at each
 # start, which takes 0.1 to 0.4; keeping what is compiled saves half of that and was not worth it.
 GRAPHS_KEPT = 16
+TO_WRITE = 3600.0  # seconds that writing one may take at most
 # Batches that wait for a free core, which goes on without waiting for this thread: extraction with
 # a quick network takes 7 % less time (efficientnet_lite0 in bf16, 2,000 photographs).
 WAITING = 2
@@ -72,7 +75,8 @@ class OpenVINOEngine(Engine):
     def _run(
         self, first: NDArray[np.uint8], rest: Iterator[NDArray[np.uint8]]
     ) -> Iterator[NDArray[np.float32]]:
-        import openvino
+        with without_telemetry():
+            import openvino
 
         compiled = openvino.Core().compile_model(
             self.graph(),
@@ -103,7 +107,8 @@ class OpenVINOEngine(Engine):
 
     def graph(self) -> openvino.Model:
         """Return the network to run: quantised, kept from an earlier start, or converted."""
-        import openvino
+        with without_telemetry():
+            import openvino
 
         if self.quantised:
             return self.quantised.at_batch_size(self.batch_size)
@@ -121,18 +126,19 @@ class OpenVINOEngine(Engine):
         with suppress(OSError, RuntimeError):
             unfinished = file.with_name(f"{digest}-{os.getpid()}.xml")
             file.parent.mkdir(parents=True, exist_ok=True)
-            openvino.save_model(model, unfinished, compress_to_fp16=False)
-            unfinished.with_suffix(".bin").replace(file.with_suffix(".bin"))
-            unfinished.replace(file)
-            kept = sorted(file.parent.glob("*.xml"), key=lambda path: path.stat().st_mtime)
-            for old in kept[:-GRAPHS_KEPT]:
-                old.unlink(missing_ok=True)
-                old.with_suffix(".bin").unlink(missing_ok=True)
+            try:
+                openvino.save_model(model, unfinished, compress_to_fp16=False)
+                unfinished.with_suffix(".bin").replace(file.with_suffix(".bin"))
+                unfinished.replace(file)
+            finally:
+                _delete(unfinished)
+            _tidy(file.parent)
         return model
 
     def _convert(self) -> openvino.Model:
-        import openvino
-        from openvino.preprocess import PrePostProcessor
+        with without_telemetry():
+            import openvino
+            from openvino.preprocess import PrePostProcessor
 
         size = self.preprocessing.size
         example = torch.zeros(self.batch_size, 3, size, size)
@@ -153,6 +159,21 @@ class OpenVINOEngine(Engine):
             [255 * value for value in self.preprocessing.mean]
         ).scale([255 * value for value in self.preprocessing.std])
         return steps.build()
+
+
+def _tidy(directory: Path) -> None:
+    """Delete the oldest graphs, and what processes that were killed have not finished."""
+    kept = sorted(directory.glob("*.xml"), key=lambda path: path.stat().st_mtime)
+    for old in kept[:-GRAPHS_KEPT]:
+        _delete(old)
+    for part in directory.glob("*-*.*"):
+        if time.time() - part.stat().st_mtime > TO_WRITE:
+            part.unlink(missing_ok=True)
+
+
+def _delete(graph: Path) -> None:
+    graph.unlink(missing_ok=True)
+    graph.with_suffix(".bin").unlink(missing_ok=True)
 
 
 def cache_directory() -> Path:

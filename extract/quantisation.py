@@ -26,6 +26,7 @@ from extract.errors import FxError
 from extract.image_source import ImageSource
 from extract.reading import look
 from extract.store import NETWORK_SUFFIXES, FeatureStore
+from extract.without_telemetry import without_telemetry
 
 if TYPE_CHECKING:
     import openvino
@@ -75,7 +76,8 @@ class Quantised:
 
     def at_batch_size(self, batch_size: int) -> openvino.Model:
         """Read the network for batches of one size."""
-        import openvino
+        with without_telemetry():
+            import openvino
 
         model = openvino.Core().read_model(self.graph, self.tensors)
         _, *shape = model.input(0).shape
@@ -155,13 +157,14 @@ def quantise(backbone: Backbone, pixels: Sequence[NDArray[np.uint8]]) -> Quantis
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
         # it greets on stdout, which may be promised to one JSON object
-        with redirect_stdout(io.StringIO()):
+        with redirect_stdout(io.StringIO()), without_telemetry():
             import nncf
     except ImportError as error:
         raise FxError(
             "--precision int8 needs NNCF, which is not installed; pip install 'fx-images[int8]'"
         ) from error
-    import openvino
+    with without_telemetry():
+        import openvino
 
     from extract.openvino_engine import OpenVINOEngine
 

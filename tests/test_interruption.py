@@ -1,5 +1,6 @@
 """SIGINT and SIGTERM end every command in time, with its status, one line and no process left."""
 
+import importlib
 import json
 import os
 import random
@@ -19,7 +20,7 @@ import pytest
 from conftest import Said, write_classes
 from test_store import RUN, SPEC, keys_of, rows_of
 
-from extract import FeatureStore, row_buffer
+from extract import Backbone, FeatureStore, make_engine, row_buffer
 from extract.feature_set import ROW_ARRAYS
 from fx.demo import demo_commands, run_demo
 from fx.interruption import MESSAGE
@@ -464,3 +465,45 @@ def test_every_command_ends_in_time_at_any_moment_and_goes_on(
     assert ended
     done = subprocess.run([sys.executable, *FX, *words], cwd=tmp_path, capture_output=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_converting_a_network_tells_nobody(backbone: Backbone) -> None:
+    # OpenVINO's telemetry forks a process for each, which a signal would leave behind
+    make_engine(backbone.module, backbone.preprocessing, name="openvino", device="cpu").graph()
+    assert importlib.import_module("openvino.tools.ovc.telemetry_utils").tm.__name__ == (
+        "openvino.tools.ovc.telemetry_stub"
+    )
+
+
+def test_a_graph_that_was_not_finished_does_not_stay(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kept, of_another = tmp_path / "fx", tmp_path / "fx" / "0123-1.bin"
+    kept.mkdir()
+    of_another.touch()
+    engine = make_engine(
+        backbone.module,
+        backbone.preprocessing,
+        name="openvino",
+        device="cpu",
+        identity=backbone.identity,
+    )
+    openvino = importlib.import_module("openvino")
+    save_model = openvino.save_model
+
+    def interrupted(*arguments: object, **options: object) -> None:
+        save_model(*arguments, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(openvino, "save_model", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.graph()
+    assert list(kept.iterdir()) == [of_another]
+    # as one that was killed has left it; another may be writing its own
+    os.utime(of_another, (0, 0))
+    of_another.with_name("4567-2.bin").touch()
+    engine.graph()
+    assert sorted(file.suffix for file in kept.iterdir()) == [".bin", ".bin", ".xml"]
+    assert not of_another.exists()
