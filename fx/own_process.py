@@ -58,9 +58,9 @@ def in_own_process(work: Callable[..., Any], *arguments: object, begin: Begin) -
     process = _context().Process(target=_child, args=(sender, work, arguments))  # type: ignore[attr-defined]
     progress: Callable[[int, int], None] | None = None
     try:
+        _start_server()
         # a process that is half begun prints a traceback when the other half does not come
         with deferred(_kill_server):
-            _start_server()
             process.start()
         sender.close()
         while True:
