@@ -29,7 +29,7 @@ MESSAGE = "interrupted; the same command goes on from here"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Seconds from the first signal on: for the command to end by itself, and then for the system to
 # take back the memory of processes that were killed.
-TO_UNWIND, TO_DIE = 1.0, 0.5
+TO_UNWIND, TO_DIE = 0.9, 0.5
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # Linux, sys/prctl.h
 
 

@@ -33,7 +33,7 @@ PRELOADED = [
 ]
 BETWEEN_MESSAGES = 0.1  # seconds
 # Seconds that a process has to end by itself: when its work is done, and when it is told to.
-GOODBYE, NOTICE = 5.0, 0.5
+GOODBYE, NOTICE = 5.0, 0.3
 
 
 def in_own_process(work: Callable[..., Any], *arguments: object, begin: Begin) -> Any:
@@ -79,7 +79,8 @@ def in_own_process(work: Callable[..., Any], *arguments: object, begin: Begin) -
             raise RuntimeError(f"in a process of its own:\n{content[0]}")
         return content[0]
     except EOFError:
-        process.join()
+        if process.pid is not None:
+            process.join()
         raise FxError(
             f"a process that measured ended with status {process.exitcode}; there may be too "
             "little memory: take fewer images, a smaller --size or --batch-size"

@@ -433,13 +433,14 @@ def test_every_command_ends_in_time_at_any_moment_and_goes_on(
     # a network is converted in each
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     before, words = COMMANDS[command]
-    write_classes(tmp_path / "data", 100, ("a", "b", "c"))
+    here = tmp_path / "here"
+    write_classes(here / "data", 100, ("a", "b", "c"))
     for one in before:
-        subprocess.run([sys.executable, *FX, *one], cwd=tmp_path, check=True)
+        subprocess.run([sys.executable, *FX, *one], cwd=here, check=True)
     if command == "predict":
-        (head,) = (tmp_path / "runs").glob("centroid-*")
-        head.rename(tmp_path / "runs" / "centroid")
-    whole = shutil.copytree(tmp_path, tmp_path.with_name("whole"))
+        (head,) = (here / "runs").glob("centroid-*")
+        head.rename(here / "runs" / "centroid")
+    whole = shutil.copytree(here, tmp_path / "whole")
     begun = time.monotonic()
     subprocess.run([sys.executable, *FX, *words], cwd=whole, check=True)
     seconds = time.monotonic() - begun
@@ -447,7 +448,7 @@ def test_every_command_ends_in_time_at_any_moment_and_goes_on(
     for part in range(6):
         # each goes on from where the one before was interrupted
         number, moment = SIGNALS[part % 2], 0.1 + seconds * (part + random.random()) / 6
-        one = Started([*FX, *words], tmp_path)
+        one = Started([*FX, *words], here)
         try:
             with suppress(subprocess.TimeoutExpired):
                 one.process.wait(moment)
@@ -463,7 +464,7 @@ def test_every_command_ends_in_time_at_any_moment_and_goes_on(
         finally:
             kill_all(one)
     assert ended
-    done = subprocess.run([sys.executable, *FX, *words], cwd=tmp_path, capture_output=True)
+    done = subprocess.run([sys.executable, *FX, *words], cwd=here, capture_output=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -1,6 +1,7 @@
 """Work in a process of its own: results, refusals, deaths and progress come back."""
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import subprocess
@@ -88,6 +89,15 @@ def test_what_is_refused_is_refused_here() -> None:
 def test_a_process_that_is_killed_is_told_of() -> None:
     with pytest.raises(FxError, match=r"status -9.*too little memory"):
         in_own_process(dying, begin=unheard)
+
+
+def test_a_process_that_could_not_be_begun_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_a_server(descriptor: int) -> int:
+        raise EOFError("unexpected EOF")
+
+    monkeypatch.setattr(multiprocessing.forkserver, "read_signed", without_a_server)
+    with pytest.raises(FxError, match=r"status None.*too little memory"):
+        in_own_process(of_itself, 7, begin=unheard)
 
 
 def test_memory_of_one_is_not_that_of_the_next() -> None:
