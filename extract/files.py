@@ -15,12 +15,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from extract.errors import FxError, NoRoom
+from extract.errors import CannotWrite, FxError, NoRoom
 
 # how the names end of what zarr, or fx itself, has not finished writing
 UNFINISHED = ".partial"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+_DENIED = (errno.EACCES, errno.EPERM)
+# bytes that are read and written at once
+_AT_ONCE = 1 << 20
 
 
 def sync(*files: Path) -> None:
@@ -88,7 +90,7 @@ def whole_file(path: Path, *, needs: int = 0) -> Iterator[Path]:
     """Give a new file to be written, which then takes the place of another in one step.
 
     Its folder is made where it is missing. Where the writing fails, the old file stays, and nothing
-    of the new one.
+    of the new one, nor an empty folder.
 
     Parameters
     ----------
@@ -99,21 +101,24 @@ def whole_file(path: Path, *, needs: int = 0) -> Iterator[Path]:
     ------
     NoRoom
         If the disk is full.
-    FxError
+    CannotWrite
         If the place cannot be written to.
     """
     unfinished = path.with_name(path.name + UNFINISHED)
     with told_where_it_fails(path, needs=needs):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # somebody's link, or what a killed run has left
-        unfinished.unlink(missing_ok=True)
+        missing = [one for one in path.parents if not one.exists()]
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # somebody's link, or what a killed run has left
+            unfinished.unlink(missing_ok=True)
             yield unfinished
             sync(unfinished)
             unfinished.replace(path)
         except BaseException:
             with suppress(OSError):
                 unfinished.unlink(missing_ok=True)
+                for folder in missing:
+                    folder.rmdir()
             raise
 
 
@@ -138,7 +143,7 @@ def told_where_it_fails(path: Path, *, needs: int = 0) -> Iterator[None]:
     ------
     NoRoom
         If the disk is full.
-    FxError
+    CannotWrite
         If it is read-only, or writing is not allowed.
     """
     try:
@@ -146,35 +151,80 @@ def told_where_it_fails(path: Path, *, needs: int = 0) -> Iterator[None]:
     except FxError:
         raise
     except Exception as error:
-        number = _error_number(error)
-        if number in _FULL:
-            raise NoRoom(_no_room(path, needs)) from error
-        # a file of the user's that may not be read is another matter, and has its own name
-        if number == errno.EROFS or (number in _FORBIDDEN and _is_below(error, path)):
-            raise FxError(
-                f"cannot write {_place(error, path)}: {os.strerror(number)}; "
-                "give a place that can be written to"
-            ) from error
+        if told := why_not_written(error, path, needs=needs):
+            raise told from error
         raise
 
 
+def why_not_written(error: Exception, path: Path, *, needs: int = 0) -> CannotWrite | None:
+    """Say of an error, where it is one of writing, what ``told_where_it_fails`` would raise.
+
+    Parameters are those of ``told_where_it_fails``. None for any other error.
+    """
+    number = _error_number(error)
+    if number in _FULL:
+        return NoRoom(_no_room(path, needs, number))
+    # a file of the user's that may not be read is another matter, and has its own name
+    if number == errno.EROFS or (number in _DENIED and _is_below(error, path)):
+        return CannotWrite(_cannot_write(_place(error, path), os.strerror(number)))
+    return None
+
+
 def check_room(path: Path, needs: int) -> None:
-    """Raise NoRoom unless the disk that a file or folder is to lie on has room for it.
+    """Make sure, before long work, that a file or folder can be written when it is done.
 
     Parameters
     ----------
     path : need not be there yet
     needs : bytes
+
+    Raises
+    ------
+    NoRoom
+        If its disk has less room.
+    CannotWrite
+        If it is read-only, or writing is not allowed.
     """
+    there = _nearest(path)
+    if not os.access(there, os.W_OK):
+        read_only = hasattr(os, "statvfs") and os.statvfs(there).f_flag & os.ST_RDONLY
+        reason = os.strerror(errno.EROFS if read_only else errno.EACCES)
+        raise CannotWrite(_cannot_write(path, reason))
     if free_bytes(path) < needs:
-        raise NoRoom(_no_room(path, needs))
+        raise NoRoom(_no_room(path, needs, errno.ENOSPC))
+
+
+def reserve(file: Path) -> None:
+    """Give a file all the room that its size says, before it is written to through memory.
+
+    A file that was only made so long has no room of its own, and where its disk is full then, the
+    process that writes to the mapped file is killed (SIGBUS).
+
+    Raises
+    ------
+    OSError
+        If there is no room.
+    """
+    with file.open("rb+") as opened:
+        size = os.fstat(opened.fileno()).st_size
+        try:
+            os.posix_fallocate(opened.fileno(), 0, size)
+            return
+        except AttributeError:  # not every system has it
+            pass
+        except OSError as error:  # nor every file system
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+        for begin in range(0, size, _AT_ONCE):
+            opened.seek(begin)
+            content = opened.read(_AT_ONCE)
+            opened.seek(begin)
+            opened.write(content)
 
 
 def free_bytes(path: Path) -> int:
     """Bytes that are free on the disk of a file or folder, which need not be there yet."""
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return shutil.disk_usage(path).free
+    return shutil.disk_usage(_nearest(path)).free
 
 
 def in_units(size: int) -> str:
@@ -185,34 +235,71 @@ def in_units(size: int) -> str:
     return f"{size} bytes"
 
 
-def _no_room(path: Path, needs: int) -> str:
-    free = free_bytes(path)
-    # rounded up to the blocks of a disk, even the smallest file may not fit
-    needed = f"needs {in_units(needs)}" if needs > free else "needs more"
+def _nearest(path: Path) -> Path:
+    """The path itself, or the closest folder above it that is there."""
+    while path != path.parent:
+        with suppress(OSError):  # a folder that must not be looked into
+            if path.exists():
+                break
+        path = path.parent
+    return path
+
+
+def _no_room(path: Path, needs: int, number: int) -> str:
+    needed, reason = in_units(needs), os.strerror(number)
+    if number != errno.ENOSPC:
+        # a quota, or a limit to the size of one file: what is free on the disk says nothing
+        found = f"needs {needed}" if needs else "needs more"
+    elif needs > (free := free_bytes(path)):
+        found = f"needs {needed}, and {in_units(free)} are free"
+    elif _has_no_more_files(path):
+        found = "is one file more than fit on that disk (it has no free inodes)"
+    else:
+        # rounded up to the blocks of a disk, even the smallest file may not fit
+        found = f"needs more than the {in_units(free)} that are free"
     return (
-        f"No space left on device: {path} {needed}, and {in_units(free)} are free; make room and "
-        "run the same command again: it goes on from what is kept"
+        f"{reason}: {path} {found}; make room and run the same command again: it goes on from "
+        "what is kept"
     )
+
+
+def _has_no_more_files(path: Path) -> bool:
+    if not hasattr(os, "statvfs"):  # Windows
+        return False
+    disk = os.statvfs(_nearest(path))
+    # some file systems count none
+    return disk.f_files > 0 and disk.f_favail == 0
+
+
+def _cannot_write(place: Path | str, reason: str) -> str:
+    return f"cannot write {place}: {reason}; give a place that can be written to"
 
 
 def _error_number(error: Exception) -> int:
     if isinstance(error, OSError) and error.errno:
         return error.errno
     # safetensors' and pyarrow's errors have it in their text alone
-    found = re.search(r"(?:os error|Errno|errno:?) (\d+)", str(error))
-    return int(found[1]) if found else 0
+    if found := re.search(r"os error (\d+)", str(error)):
+        return int(found[1])
+    found = re.search(r"(?:Errno|errno:?) (\d+)", str(error))
+    # a permission that is denied there may be one to use the network
+    return int(found[1]) if found and int(found[1]) not in _DENIED else 0
 
 
 def _is_below(error: Exception, path: Path) -> bool:
     name = getattr(error, "filename", None)
     if not isinstance(name, str | bytes):
         return True
+    named, path = Path(os.fsdecode(name)).absolute(), path.absolute()
     return (
-        Path(os.fsdecode(name)).absolute().is_relative_to(path.absolute())
-        or Path(os.fsdecode(name)).absolute() in path.absolute().parents
+        named.is_relative_to(path)
+        or named in path.parents
+        or named == path.with_name(path.name + UNFINISHED)
     )
 
 
 def _place(error: Exception, path: Path) -> str:
     name = getattr(error, "filename", None)
-    return os.fsdecode(name) if isinstance(name, str | bytes) else str(path)
+    if not isinstance(name, str | bytes):
+        return str(path)
+    return os.fsdecode(name).removesuffix(UNFINISHED)
