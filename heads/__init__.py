@@ -2,6 +2,7 @@
 
 from heads.audit import Doubts, doubt_labels
 from heads.estimator import HeadClassifier
+from heads.figures import new_figure, save_png
 from heads.files import load_head, save_head
 from heads.fitting import fit_head
 from heads.head import Head, HeldOut
@@ -27,6 +28,8 @@ __all__ = [
     "load_head",
     "logme",
     "measure_by_resampling",
+    "new_figure",
     "save_head",
+    "save_png",
     "write_plots",
 ]

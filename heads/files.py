@@ -25,6 +25,7 @@ from sklearn.preprocessing import (
 from sklearn.svm import SVC
 
 from extract.errors import FxError
+from extract.files import check_room, write_whole
 from heads.calibration import Calibration
 from heads.head import Head
 from heads.metrics import Metrics
@@ -68,12 +69,16 @@ def save_head(head: Head, directory: str | os.PathLike[str]) -> None:
     ----------
     head : Head
     directory : path of a folder; a head in it is replaced
+
+    Raises
+    ------
+    CannotWrite
+        If there is no room for it, or nothing can be written there.
     """
     # where it is used: it imports all of scikit-learn, which takes as long as torch
     import skops.io
 
     folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
     record = {
         "format": FORMAT,
         "kind": head.kind,
@@ -94,8 +99,11 @@ def save_head(head: Head, directory: str | os.PathLike[str]) -> None:
         "versions": {name: version(name) for name in ("numpy", "scikit-learn", "skops")},
     }
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
-    _replace(folder / MODEL, skops.io.dumps(head.pipeline))
-    _replace(folder / RECORD, text.encode())
+    model = skops.io.dumps(head.pipeline)
+    # one without the other is no head
+    check_room(folder, len(model) + len(text))
+    write_whole(folder / MODEL, model)
+    write_whole(folder / RECORD, text)
 
 
 def load_head(directory: str | os.PathLike[str]) -> Head:
@@ -137,13 +145,6 @@ def load_head(directory: str | os.PathLike[str]) -> Head:
             "; fit it again"
         )
     return head
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_bytes(data)
-    partial.replace(path)
 
 
 def _read(path: Path) -> bytes:

@@ -1,5 +1,6 @@
 """Limits of a head: which pictures are unlike all it has seen, and which labels are possible."""
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extract.errors import FxError
+from extract.files import write_whole
 from heads.folds import Fold
 from heads.learners import Features, Labels
 
@@ -101,15 +103,22 @@ class Limits:
         place = int(np.ceil((n + 1) * coverage))
         return 0.0 if place > n else float(1 - self.nonconformity[place - 1])
 
+    @staticmethod
+    def least_bytes(rows: int, dim: int) -> int:
+        """Bytes that ``save`` writes at least, after so many training rows of so many features."""
+        # folds leave some of the rows out
+        return 4 * dim * min(MOST, rows // 2)
+
     def save(self, directory: Path) -> None:
-        """Write ``limits.npz``."""
-        with (directory / FILE).open("wb") as file:
-            np.savez(
-                file,
-                rows=self.rows,
-                distances=self.distances,
-                nonconformity=self.nonconformity,
-            )
+        """Write ``limits.npz``; raises as ``extract.files.write_whole`` does."""
+        file = io.BytesIO()
+        np.savez(
+            file,
+            rows=self.rows,
+            distances=self.distances,
+            nonconformity=self.nonconformity,
+        )
+        write_whole(directory / FILE, file.getvalue())
 
     @classmethod
     def load(cls, directory: Path) -> "Limits":

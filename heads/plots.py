@@ -6,6 +6,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from heads.figures import new_figure, save_png
 from heads.head import Head
 from heads.search import Candidate
 
@@ -22,18 +23,18 @@ INCHES, DPI = (6.4, 4.0), 150
 def write_plots(head: Head, directory: Path) -> None:
     """Draw ``search.png`` where anything was searched, and ``reliability.png`` of tested heads."""
     if len(head.search) > 1:
-        _draw_search(head).savefig(directory / SEARCH, dpi=DPI)
+        save_png(_draw_search(head, directory), directory / SEARCH, dpi=DPI)
     if head.metrics:
-        _draw_reliability(head).savefig(directory / RELIABILITY, dpi=DPI)
+        save_png(_draw_reliability(head, directory), directory / RELIABILITY, dpi=DPI)
 
 
-def _draw_search(head: Head) -> Figure:
+def _draw_search(head: Head, directory: Path) -> Figure:
     """What C was chosen by on held-out rows, one curve a normalisation and kernel."""
 
     def variant(one: Candidate) -> tuple[str | None, str]:
         return one.kernel, one.normalize
 
-    figure, axes = _figure()
+    figure, axes = _figure(directory)
     chosen = (head.kernel, head.normalize)
     for colour, (name, curve) in zip(COLOURS, groupby(head.search, variant), strict=False):
         points = list(curve)
@@ -59,10 +60,10 @@ def _draw_search(head: Head) -> Figure:
     return figure
 
 
-def _draw_reliability(head: Head) -> Figure:
+def _draw_reliability(head: Head, directory: Path) -> Figure:
     """Accuracy against confidence in bins of equally many test rows, before and after."""
     assert head.metrics is not None
-    figure, axes = _figure()
+    figure, axes = _figure(directory)
     axes.plot([0, 1], [0, 1], color="#666666", linestyle=":", linewidth=1)
     drawn = (
         ("before calibration", head.metrics.reliability_uncalibrated, "s--", COLOURS[1]),
@@ -85,11 +86,8 @@ def _draw_reliability(head: Head) -> Figure:
     return figure
 
 
-def _figure() -> tuple[Figure, Axes]:
-    # here, so that predictions do without it
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=INCHES, layout="constrained")
+def _figure(directory: Path) -> tuple[Figure, Axes]:
+    figure = new_figure(directory, figsize=INCHES, layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
