@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,12 +24,11 @@ from extract import (
     batched,
     look,
 )
+from extract.files import check_room, free_bytes, in_units, is_regular, reserve, whole_file
 from finetune.augmentation import augmented, seed_of
 
 Progress = Callable[[int, int], None]
 Announce = Callable[[str], Progress | None]
-# Space left free on the disk, bytes.
-MARGIN = 1 << 30
 
 
 class TooLarge(FxError):
@@ -108,6 +107,7 @@ def load_activations(
     training: Collection[bytes] = (),
     limit: int | None = None,
     max_image_mb: int = MAX_IMAGE_MB,
+    besides: int = 0,
     announce: Announce | None = None,
 ) -> Activations:
     """Compute the activations of some images, or find those that an interrupted run left.
@@ -124,12 +124,15 @@ def load_activations(
     training : keys of the images that augmented pictures are wanted of
     limit : most bytes that the file may have
     max_image_mb : 2**20 bytes that an image may take as 8-bit RGB
+    besides : bytes that the disk is to have room for, too
     announce : given what is being done and what it takes on the disk, returns a callback
 
     Raises
     ------
     TooLarge
-        If the file would be larger than `limit`, or than the disk has room for.
+        If the file would be larger than `limit`, or a trunk's than the disk has room for.
+    NoRoom
+        If the disk has no room for the pixels.
     FxError
         If an image changed since the snapshot.
     """
@@ -140,13 +143,11 @@ def load_activations(
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for key, count in zip(keys, counts, strict=True):
         digest.update(key + count.to_bytes(4, "big"))
-    folder = cache / digest.hexdigest()[:16]
-    file, done = folder / "activations.npy", folder / "done"
-    if not done.exists():
+    file = cache / f"{digest.hexdigest()[:16]}.npy"
+    if not is_regular(file):
         source = _source_of(rows, root, max_image_mb)
         pictures = _pictures(rows, counts, source, engine, views)
-        _fill(file, pictures, sum(counts), engine, has_trunk, limit, announce)
-        done.touch()
+        _fill(file, pictures, sum(counts), engine, has_trunk, limit, besides, announce)
     return Activations(np.load(file, mmap_mode="r"), keys, counts, views)
 
 
@@ -157,34 +158,35 @@ def _fill(
     engine: Engine,
     has_trunk: bool,
     limit: int | None,
+    besides: int,
     announce: Announce | None,
 ) -> None:
-    array: NDArray[Any] | None = None
-    progress: Progress | None = None
-    position = 0
     batches = batched(pictures, engine.batch_size)
-    for part in engine.run(batches) if has_trunk else batches:
-        if array is None:
-            dtype = np.dtype(np.float16 if has_trunk else np.uint8)
-            shape = (count, *part.shape[1:])
-            size = int(np.prod(shape)) * dtype.itemsize
-            file.parent.mkdir(parents=True, exist_ok=True)
-            _check_room(file.parent, size, limit)
-            if announce:
-                what = "frozen blocks" if has_trunk else "pixels"
-                progress = announce(f"{what}, {size / 1e9:.2f} GB in {file.parent.parent}")
-            array = np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
-        if has_trunk and np.abs(part).max() > np.finfo(np.float16).max:
-            raise FxError(
-                f"activations of {np.abs(part).max():.3g} do not fit the cache's float16; "
-                "unfreeze another number of blocks"
-            )
-        array[position : position + len(part)] = part
-        position += len(part)
-        if progress:
-            progress(position, count)
-    if array is not None:
-        array.flush()  # type: ignore[attr-defined]  # a memmap
+    parts: Iterator[NDArray[Any]] = iter(engine.run(batches) if has_trunk else batches)
+    first = next(parts)
+    dtype = np.dtype(np.float16 if has_trunk else np.uint8)
+    shape = (count, *first.shape[1:])
+    size = int(np.prod(shape)) * dtype.itemsize
+    _check_room(file, size, has_trunk, limit, besides)
+    progress: Progress | None = None
+    if announce:
+        what = "frozen blocks" if has_trunk else "pixels"
+        progress = announce(f"{what}, {in_units(size)} in {file.parent}")
+    with whole_file(file, needs=size) as unfinished:
+        array: np.memmap[Any, Any] = np.lib.format.open_memmap(unfinished, "w+", dtype, shape)
+        reserve(unfinished)
+        position = 0
+        for part in itertools.chain([first], parts):
+            if has_trunk and np.abs(part).max() > np.finfo(np.float16).max:
+                raise FxError(
+                    f"activations of {np.abs(part).max():.3g} do not fit the cache's float16; "
+                    "unfreeze another number of blocks"
+                )
+            array[position : position + len(part)] = part
+            position += len(part)
+            if progress:
+                progress(position, count)
+        array.flush()
 
 
 def _source_of(rows: Sequence[ImageRow], root: Path, max_image_mb: int) -> ImageSource:
@@ -212,15 +214,15 @@ def _pictures(
             yield augmented(same, views.augment, seeds).numpy()
 
 
-def _check_room(folder: Path, needed: int, limit: int | None) -> None:
-    if limit is not None and needed > limit:
+def _check_room(file: Path, size: int, has_trunk: bool, limit: int | None, besides: int) -> None:
+    if limit is not None and size > limit:
         raise TooLarge(
-            f"the activations need {needed / 1e9:.1f} GB; got a --cache-limit of "
-            f"{limit / 1e9:.1f} GB; raise it, unfreeze fewer blocks, or take a smaller --size"
+            f"the activations need {in_units(size)}; got a --cache-limit of {in_units(limit)}; "
+            "raise it, unfreeze fewer blocks, or take a smaller --size"
         )
-    free = shutil.disk_usage(folder).free
-    if free < needed + MARGIN:
+    if has_trunk and free_bytes(file) < size + besides:
         raise TooLarge(
-            f"the activations need {needed / 1e9:.1f} GB below {folder}; {free / 1e9:.1f} GB are "
-            "free; unfreeze fewer blocks, take a smaller --size, or give another --out"
+            f"the activations need {in_units(size)} below {file.parent}, and the training "
+            f"{in_units(besides)}; {in_units(free_bytes(file))} are free"
         )
+    check_room(file, size + besides)

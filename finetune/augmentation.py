@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch.nn.functional import grid_sample
+
+from extract.files import write_whole
 
 # torchvision.transforms.v2 is imported where it is used: it imports torch._dynamo, more than a
 # second. In training that costs nothing, for the optimiser has done so; in fx --help it would.
@@ -141,9 +144,9 @@ def write_contact_sheet(
     for x, column in enumerate(columns):
         for y, picture in enumerate(column.numpy()):
             sheet.paste(Image.fromarray(picture).resize((tile, tile)), (x * step, y * step))
-    unfinished = file.with_name(f"{file.name}.partial")
-    sheet.save(unfinished, format="PNG")
-    unfinished.replace(file)
+    encoded = io.BytesIO()
+    sheet.save(encoded, format="PNG")
+    write_whole(file, encoded.getvalue())
 
 
 def _of_torchvision(name: str) -> Callable[[torch.Tensor], torch.Tensor]:

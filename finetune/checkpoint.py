@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from extract import Backbone, FxError, Preprocessing, load_backbone
+from extract.files import check_room, whole_file, write_whole
 from finetune.network import Network
 
 MODEL_TENSORS = "model.safetensors"
@@ -77,10 +78,13 @@ def save_model(
     network : what is delivered
     backbone : gives the name, the original weights and the preprocessing
     record : JSON values kept beside the tensors: classes, settings, metrics, versions
+
+    Raises
+    ------
+    CannotWrite
+        If there is no room for it, or nothing can be written there.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.cpu() for name, value in network.state_dict().items()}
-    _write_whole(directory / MODEL_TENSORS, tensors, {})
     about = {
         "backbone": backbone.name,
         "weights": backbone.weights,
@@ -89,7 +93,11 @@ def save_model(
         "channels": backbone.channels,
         **record,
     }
-    (directory / MODEL_RECORD).write_text(json.dumps(about, indent=2) + "\n")
+    text = json.dumps(about, indent=2) + "\n"
+    # one without the other is no model
+    check_room(directory, bytes_of(tensors) + len(text))
+    _write_tensors(directory / MODEL_TENSORS, tensors, {})
+    write_whole(directory / MODEL_RECORD, text)
 
 
 def load_model(directory: Path) -> FinetunedModel:
@@ -133,14 +141,20 @@ def load_model(directory: Path) -> FinetunedModel:
 def save_training_state(
     file: Path, state: TrainingState, module: nn.Module, optimiser: torch.optim.Optimizer
 ) -> None:
-    """Write all that the next epoch depends on into one file, whole or not at all."""
+    """Write all that the next epoch depends on into one file, whole or not at all.
+
+    Raises
+    ------
+    CannotWrite
+        If there is no room for it, or nothing can be written there.
+    """
     tensors = {f"module.{name}": value.cpu() for name, value in module.state_dict().items()}
     if state.best_epoch != state.epoch:  # else it is there already
         tensors |= {f"best.{name}": value for name, value in state.best.items()}
     for index, moments in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{name}": value for name, value in moments.items()}
     about = {name: value for name, value in vars(state).items() if name != "best"}
-    _write_whole(file, tensors, {"fx": json.dumps(about)})
+    _write_tensors(file, tensors, {"fx": json.dumps(about)})
 
 
 def load_training_state(
@@ -192,11 +206,14 @@ def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     }
 
 
-def _write_whole(file: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".partial")
-    # not what is channels last; and save_file writes out of the tensors' own memory
-    save_file({name: value.contiguous() for name, value in tensors.items()}, unfinished, metadata)
-    with unfinished.open("rb+") as written:
-        os.fsync(written.fileno())
-    unfinished.replace(file)
+def bytes_of(tensors: Mapping[str, torch.Tensor]) -> int:
+    """Bytes that tensors take in a file."""
+    return sum(value.numel() * value.element_size() for value in tensors.values())
+
+
+def _write_tensors(file: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
+    needs = bytes_of(tensors) + sum(map(len, metadata.values()))
+    with whole_file(file, needs=needs) as unfinished:
+        # not what is channels last; and save_file writes out of the tensors' own memory
+        plain = {name: value.contiguous() for name, value in tensors.items()}
+        save_file(plain, unfinished, metadata)

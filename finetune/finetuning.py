@@ -22,6 +22,7 @@ from extract import (
     look,
     unit_of,
 )
+from extract.files import told_where_it_fails
 from finetune.augmentation import write_contact_sheet
 from finetune.auxiliary import Auxiliaries
 from finetune.checkpoint import save_model
@@ -29,6 +30,7 @@ from finetune.cpu_memory import freed_memory_kept
 from finetune.history import write_history, write_steps
 from finetune.network import Network, TrainedPart
 from finetune.processes import make_accelerator
+from finetune.room import check_room_for_training
 from finetune.settings import FinetuneSettings
 from finetune.split import Resources, SplitNetwork
 from finetune.trainer import Trainer
@@ -114,6 +116,8 @@ def finetune(
 
     Raises
     ------
+    CannotWrite
+        If the disk has no room for what is going to be written, or cannot be written to.
     FxError
         If there are too few images, the network has fewer blocks, or training diverges.
     """
@@ -128,16 +132,27 @@ def finetune(
         resources.device, settings, log_to=resources.log_to, directory=directory
     )
     split = SplitNetwork.of(backbone, len(classes), settings)
+    auxiliaries = None
+    if settings.unfreeze == "all":
+        auxiliaries = Auxiliaries.of(backbone.module, len(classes), seed=settings.seed)
+    rows = resources.activation_rows or [*training, *validation, *data.test]
+    besides = check_room_for_training(
+        directory,
+        split,
+        rows,
+        training,
+        settings=settings,
+        resources=resources,
+        auxiliaries=auxiliaries,
+    )
     if features is not None:
         head = _fit_start(features, training, settings.seed, report("fitting the head"))
         fold(head, split.classifier)
     with accelerator.main_process_first():
-        rows = resources.activation_rows or [*training, *validation, *data.test]
-        activations, part, notes = split.prepared(rows, training, data.root, settings, resources)
+        activations, part, notes = split.prepared(
+            rows, training, data.root, settings, resources, besides
+        )
     begun = time.perf_counter()
-    auxiliaries = None
-    if settings.unfreeze == "all":
-        auxiliaries = Auxiliaries.of(backbone.module, len(classes), seed=settings.seed)
     trainer = Trainer(part, activations, settings, accelerator, split.depth, auxiliaries)
     trainer.notes += notes
     with freed_memory_kept():
@@ -179,7 +194,8 @@ def finetune(
             )
         write_steps(directory, state.steps)
         _deliver(directory, backbone, part, result, trainer.settings, data)
-    accelerator.end_training()
+    with told_where_it_fails(directory):
+        accelerator.end_training()
     return result
 
 
@@ -195,9 +211,20 @@ def fill_activations(
     """Compute the activations that several fine-tunings at one depth will share.
 
     Parameters are those of ``finetune``; ``rows`` are its ``activation_rows``, of which those in
-    ``training`` have augmented views.
+    ``training`` have augmented views. The disk is to have room for one of the fine-tunings, too.
+
+    Raises
+    ------
+    CannotWrite
+        If it has not, or cannot be written to.
+    FxError
+        If an image changed since the snapshot.
     """
-    SplitNetwork.of(backbone, 2, settings).prepared(rows, training, root, settings, resources)
+    split = SplitNetwork.of(backbone, len({row.label for row in training}), settings)
+    besides = check_room_for_training(
+        resources.cache, split, rows, training, settings=settings, resources=resources
+    )
+    split.prepared(rows, training, root, settings, resources, besides)
 
 
 def fold(head: Head, classifier: nn.Linear) -> None:

@@ -1,9 +1,13 @@
 """History of a fine-tuning run on disk: one row an epoch, as a table and as a picture."""
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from extract.files import write_whole
+from heads import new_figure, save_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +27,7 @@ def write_history(directory: Path, history: Sequence[Mapping[str, float | None]]
 
     Parameters
     ----------
-    directory : made where there is none
+    directory : is made where it is missing
     history : one record an epoch, with the keys of `COLUMNS`; None (epoch 0 has no training loss)
         is an empty field and a gap in the line
 
@@ -31,31 +35,32 @@ def write_history(directory: Path, history: Sequence[Mapping[str, float | None]]
     ------
     ValueError
         If a record has a key that is not in `COLUMNS`.
+    CannotWrite
+        If there is no room, or nothing can be written there.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "history.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(history)
+    _write_table(directory / "history.csv", COLUMNS, history)
     _draw(directory / "history.png", history)
 
 
 def write_steps(directory: Path, steps: Sequence[Mapping[str, float | int]]) -> None:
     """Write `steps.csv`: the loss and the learning rate of every step."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "steps.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, ("step", "learning_rate", "loss"))
-        writer.writeheader()
-        writer.writerows(steps)
+    _write_table(directory / "steps.csv", ("step", "learning_rate", "loss"), steps)
+
+
+def _write_table(
+    file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, float | None]]
+) -> None:
+    table = io.StringIO()
+    writer = csv.DictWriter(table, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(file, table.getvalue())
 
 
 def _draw(path: Path, history: Sequence[Mapping[str, float | None]]) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    figure = new_figure(path.parent, figsize=(9, 3.6), layout="constrained")
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(9, 3.6), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
     for position, quantity in enumerate(("loss", "accuracy"), start=1):
         axes = figure.add_subplot(1, 2, position)
         # two of Okabe and Ito's colours, and markers that differ too
@@ -67,7 +72,7 @@ def _draw(path: Path, history: Sequence[Mapping[str, float | None]]) -> None:
         axes.grid(color="#d5dbe1", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
-    figure.savefig(path)
+    save_png(figure, path, dpi=150)
 
 
 def _plot(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.state import AcceleratorState
 
 from extract import FxError
+from extract.files import told_where_it_fails, why_not_written
 from finetune.settings import FinetuneSettings
 
 TRACKERS = ("tensorboard", "mlflow")
@@ -56,6 +58,8 @@ def make_accelerator(
 
     Raises
     ------
+    CannotWrite
+        If the tracker has no room, or cannot write there.
     FxError
         If the tracker is unknown or not installed.
     """
@@ -74,8 +78,17 @@ def make_accelerator(
         ],
     )
     if log_to is not None:
-        accelerator.init_trackers(log_to)
+        with told_where_it_fails(directory or Path()):
+            accelerator.init_trackers(log_to)
+        threading.excepthook = _silent_where_told
     return accelerator
+
+
+def _silent_where_told(ended: threading.ExceptHookArgs) -> None:
+    # a tracker's thread that cannot write; who logs is told by an exception of its own
+    error = ended.exc_value
+    if not isinstance(error, Exception) or not why_not_written(error, Path()):
+        threading.__excepthook__(ended)
 
 
 def gathered(accelerator: Accelerator, mine: torch.Tensor, total: int) -> torch.Tensor:

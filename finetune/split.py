@@ -84,8 +84,11 @@ class SplitNetwork:
         root: Path,
         settings: FinetuneSettings,
         resources: Resources,
+        besides: int,
     ) -> tuple[Activations, TrainedPart, list[str]]:
         """Run the trunk once, or keep the pixels where it is to run anew or there is none.
+
+        ``besides`` are bytes that the disk is to have room for besides.
 
         Returns
         -------
@@ -94,12 +97,14 @@ class SplitNetwork:
         notes: list[str] = []
         if self.trunk is not None:
             try:
-                found = self._activations(self.trunk, rows, training, root, settings, resources)
+                found = self._activations(
+                    self.trunk, rows, training, root, settings, resources, besides
+                )
                 part = TrainedPart(self.tail, self.classifier, None, settings.dropout)
                 return found, part, notes
             except TooLarge as error:
                 notes.append(f"the frozen blocks run for every batch: {error}")
-        found = self._activations(None, rows, training, root, settings, resources)
+        found = self._activations(None, rows, training, root, settings, resources, besides)
         preprocessing = self.backbone.preprocessing
         part = TrainedPart(self.tail, self.classifier, preprocessing, settings.dropout, self.trunk)
         return found, part, notes
@@ -112,6 +117,7 @@ class SplitNetwork:
         root: Path,
         settings: FinetuneSettings,
         resources: Resources,
+        besides: int,
     ) -> Activations:
         preprocessing = self.backbone.preprocessing
         engine = make_engine(
@@ -138,5 +144,6 @@ class SplitNetwork:
             training={row.key for row in training},
             limit=resources.cache_limit,
             max_image_mb=resources.max_image_mb,
+            besides=besides,
             announce=resources.progress,
         )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from extract import FxError
+from extract.files import told_where_it_fails
 from finetune.checkpoint import (
     Tensors,
     TrainingState,
@@ -54,6 +55,8 @@ def train(
 
     Raises
     ------
+    CannotWrite
+        If the state has no room, or cannot be written.
     FxError
         If the loss stops being a number.
     """
@@ -93,7 +96,8 @@ def train(
             save_training_state(state_file, state, trainer.step_module, trainer.optimiser)
             saved = time.monotonic()
         told = {name: value for name, value in state.history[-1].items() if value is not None}
-        trainer.accelerator.log(told, step=epoch)
+        with told_where_it_fails(state_file.parent):
+            trainer.accelerator.log(told, step=epoch)
     part.load_state_dict(state.best)
     part.eval()
     return state

@@ -426,7 +426,7 @@ def test_activations_are_found_again_and_not_those_of_other_views(
     plain = load(Views("none", 0, 0))
     load(Views("none", 0, 1))
     assert len(said) == 1
-    assert " GB in " in said[0]
+    assert " KB in " in said[0]
     flipped = load(Views("flip", 2, 0))
     assert len(said) == 2
     assert len(flipped.array) == 3 * len(plain.array)

@@ -1,0 +1,98 @@
+"""Room on the disk: what a training is going to write, made sure of before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from extract import ImageRow
+from extract.files import check_room
+from finetune.checkpoint import bytes_of
+from finetune.settings import AUTO, FinetuneSettings
+from finetune.split import Resources, SplitNetwork
+
+# What is written besides tensors: about a step, and in tables and pictures.
+BYTES_A_STEP, SMALL_FILES = 150, 4_000_000
+SMALLEST_STEP = 16  # images, where their number is to be found
+
+
+def check_room_for_training(
+    directory: Path,
+    split: SplitNetwork,
+    rows: Sequence[ImageRow],
+    training: Sequence[ImageRow],
+    *,
+    settings: FinetuneSettings,
+    resources: Resources,
+    auxiliaries: nn.Module | None = None,
+) -> int:
+    """Make sure that the disk has room for all that a training writes.
+
+    Parameters
+    ----------
+    directory : of the training
+    split : what trains, and what does not
+    rows : images whose activations are kept
+    training : images that train
+    settings, resources : of the training
+    auxiliaries : what trains along and is not delivered
+
+    Returns
+    -------
+    bytes of all but the activations
+
+    Raises
+    ------
+    NoRoom
+        If there is less room.
+    CannotWrite
+        If nothing can be written there.
+    """
+    kept = (directory / "training.safetensors").exists()
+    besides = _bytes_written(split, auxiliaries, len(training), settings, kept)
+    # of an interrupted run they may be there already
+    activations = 0 if resources.cache.exists() else _least_kept(split, rows, training, settings)
+    check_room(directory, besides + activations)
+    return besides
+
+
+def _bytes_written(
+    split: SplitNetwork,
+    auxiliaries: nn.Module | None,
+    images: int,
+    settings: FinetuneSettings,
+    kept: bool,
+) -> int:
+    delivered = nn.ModuleList([split.tail, split.classifier])
+    along = nn.ModuleList([] if auxiliaries is None else [auxiliaries])
+    trained = [one for part in (delivered, along) for one in part.parameters() if one.requires_grad]
+    moments = 2 * sum(one.numel() * one.element_size() for one in trained)
+    size = SMALLEST_STEP if settings.batch_size == AUTO else settings.step_size
+    steps = settings.epochs * -(-images // size)
+    # with the best epoch's tensors beside the last one's
+    state = 2 * bytes_of(delivered.state_dict()) + bytes_of(along.state_dict()) + moments
+    state += steps * BYTES_A_STEP
+    model = bytes_of(split.backbone.module.state_dict()) + bytes_of(split.classifier.state_dict())
+    # each state is written beside the last one, and the model beside a state
+    return max(state, model) + (0 if kept else state) + SMALL_FILES
+
+
+def _least_kept(
+    split: SplitNetwork,
+    rows: Sequence[ImageRow],
+    training: Sequence[ImageRow],
+    settings: FinetuneSettings,
+) -> int:
+    """Bytes of the activations, or of the pixels, which are kept where they are fewer."""
+    side = split.backbone.preprocessing.size
+    pixels = 3 * side**2 * len(rows)
+    if split.trunk is None:
+        return pixels
+    with torch.inference_mode():
+        # in float16
+        activations: int = 2 * split.trunk(torch.zeros(1, 3, side, side)).numel()
+    views = 0 if settings.augment == "none" else settings.views * len(training)
+    return min(pixels, activations * (len(rows) + views))
