@@ -116,14 +116,15 @@ class OpenVINOEngine(Engine):
             return self._convert()
         about = [self.identity, self.preprocessing.to_dict(), self.batch_size, self.signature()]
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
-        file = cache_directory() / f"{digest}.xml"
-        if file.exists():
-            # a damaged file is only a lost cache
-            with suppress(RuntimeError):
+        # a damaged file is only a lost cache
+        with suppress(OSError, RuntimeError):
+            file = cache_directory() / f"{digest}.xml"
+            if file.exists():
                 return openvino.Core().read_model(file)
         model = self._convert()
         # nor is a folder that cannot be written to anything to stop for
         with suppress(OSError, RuntimeError):
+            file = cache_directory() / f"{digest}.xml"
             unfinished = file.with_name(f"{digest}-{os.getpid()}.xml")
             file.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -177,6 +178,12 @@ def _delete(graph: Path) -> None:
 
 
 def cache_directory() -> Path:
-    """Folder of converted graphs: ``$XDG_CACHE_HOME/fx``, by default ``~/.cache/fx``."""
+    """Folder of converted graphs: ``$XDG_CACHE_HOME/fx``, by default ``~/.cache/fx``.
+
+    Raises
+    ------
+    RuntimeError
+        If there is no home.
+    """
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "fx"

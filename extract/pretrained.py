@@ -84,7 +84,9 @@ def _fit_default(name: str, architecture: Architecture) -> None:
             f"--backbone {name}, or take --weights random or FILE"
         )
     if not name.startswith(TIMM):
-        _fit(architecture, fetch_url(torchvision_weights(name).url, backbone=name))
+        choice = torchvision_weights(name)
+        size = round(choice.meta.get("_file_size", 0) * 2**20)
+        _fit(architecture, fetch_url(choice.url, backbone=name, size=size))
         return
     with importing_timm():
         import timm
@@ -93,7 +95,9 @@ def _fit_default(name: str, architecture: Architecture) -> None:
     if url and (cached_url(url).exists() or not repository):
         path = fetch_url(url, backbone=name)
     elif repository:
-        path = fetch_from_hub(repository, files, backbone=name)
+        tensors = architecture.module.state_dict().values()
+        size = sum(one.numel() * one.element_size() for one in tensors)
+        path = fetch_from_hub(repository, files, backbone=name, size=size)
     else:
         raise FxError(f"timm has no pretrained weights for {name}; use --weights FILE or random")
     # by way of the whole network: timm renames the tensors of some files while it loads them

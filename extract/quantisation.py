@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from extract.backbones import Backbone
 from extract.devices import INT8
 from extract.errors import FxError
+from extract.files import check_room, write_whole
 from extract.image_source import ImageSource
 from extract.reading import look
 from extract.store import NETWORK_SUFFIXES, FeatureStore
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 # Images to calibrate on: more changed nothing in features of the photographs.
 CALIBRATION_IMAGES = 200
+XML_BYTES = 1_500  # of an operation in a graph's file, about
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,9 @@ class Quantised:
         return digest.hexdigest()
 
     def write(self, folder: Path) -> None:
-        """Write the network's two files into a folder."""
+        """Write the network's two files into a folder; raises as ``write_whole`` does."""
         for suffix, data in zip(NETWORK_SUFFIXES, (self.graph, self.tensors), strict=True):
-            (folder / f"network{suffix}").write_bytes(data)
+            write_whole(folder / f"network{suffix}", data)
 
     @classmethod
     def read(cls, folder: Path) -> Quantised:
@@ -150,6 +152,8 @@ def quantise(backbone: Backbone, pixels: Sequence[NDArray[np.uint8]]) -> Quantis
 
     Raises
     ------
+    NoRoom
+        If there is no room for temporary files.
     FxError
         If NNCF is not installed, or there is no image.
     """
@@ -163,9 +167,6 @@ def quantise(backbone: Backbone, pixels: Sequence[NDArray[np.uint8]]) -> Quantis
         raise FxError(
             "--precision int8 needs NNCF, which is not installed; pip install 'fx-images[int8]'"
         ) from error
-    with without_telemetry():
-        import openvino
-
     from extract.openvino_engine import OpenVINOEngine
 
     if not pixels:
@@ -183,7 +184,23 @@ def quantise(backbone: Backbone, pixels: Sequence[NDArray[np.uint8]]) -> Quantis
             # the slow one: with the fast one, heads on mobilenet_v2 lose 0.5 to 1.2 points
             fast_bias_correction=False,
         )
+    # OpenVINO writes to files alone
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.xml"
-        openvino.save_model(model, file, compress_to_fp16=False)
+        _save(model, file)
         return Quantised(file.read_bytes(), file.with_suffix(".bin").read_bytes())
+
+
+def _save(model: openvino.Model, file: Path) -> None:
+    with without_telemetry():
+        import openvino
+
+    try:
+        openvino.save_model(model, file, compress_to_fp16=False)
+    except RuntimeError:
+        # it names neither the place nor the reason
+        operations = model.get_ops()
+        constants = [one for one in operations if one.get_type_name() == "Constant"]
+        needs = sum(one.get_byte_size() for one in constants) + XML_BYTES * len(operations)
+        check_room(file.parent, needs)
+        raise

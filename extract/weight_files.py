@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import re
 import socket
+import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
@@ -13,7 +15,8 @@ from urllib.parse import urlparse
 
 import torch
 
-from extract.errors import FxError
+from extract.errors import CannotWrite, FxError
+from extract.files import UNFINISHED, check_room, sync, told_where_it_fails
 
 _SUFFIXES = (".pth", ".pt", ".safetensors")
 # seconds without an answer or a byte after which a download is given up
@@ -25,14 +28,22 @@ def cached_url(url: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
 
 
-def fetch_url(url: str, *, backbone: str) -> Path:
+def fetch_url(url: str, *, backbone: str, size: int = 0) -> Path:
     """Path of the file in torch.hub's cache, downloaded if it is not there.
 
     A downloaded file's hash is checked against its name; a file that was put there is taken as
     it is, as torch.hub does.
 
+    Parameters
+    ----------
+    url : of the file
+    backbone : whose weights they are, for errors
+    size : bytes of the file; 0 where that is not known
+
     Raises
     ------
+    CannotWrite
+        If there is no room for it, or the cache cannot be written to.
     FxError
         If it cannot be downloaded.
     """
@@ -40,15 +51,28 @@ def fetch_url(url: str, *, backbone: str) -> Path:
     if not path.exists():
         claimed = re.search(r"-([a-f0-9]+)\.", path.name)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with _impatient():
-                # not load_state_dict_from_url, which prints to stdout and unpickles code
-                torch.hub.download_url_to_file(url, str(path), claimed and claimed[1])
+            with told_where_it_fails(path, needs=size):
+                check_room(path, size)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _download(url, path, claimed[1] if claimed else None)
         except (OSError, RuntimeError, http.client.HTTPException) as error:
             raise _no_download(
                 backbone, path.name, f", or put it into {path.parent}", error
             ) from error
     return path
+
+
+def _download(url: str, path: Path, hash_prefix: str | None) -> None:
+    # in a folder of its own: where the disk is full, torch.hub leaves its temporary file behind
+    with (
+        tempfile.TemporaryDirectory(UNFINISHED, f"{path.name}.", path.parent) as folder,
+        _impatient(),
+    ):
+        file = Path(folder) / path.name
+        # not load_state_dict_from_url, which prints to stdout and unpickles code
+        torch.hub.download_url_to_file(url, str(file), hash_prefix)
+        sync(file)
+        file.replace(path)
 
 
 def cached_on_hub(repository: str, names: Sequence[str]) -> Path | None:
@@ -59,11 +83,19 @@ def cached_on_hub(repository: str, names: Sequence[str]) -> Path | None:
     return next((Path(path) for path in found if isinstance(path, str)), None)
 
 
-def fetch_from_hub(repository: str, names: Sequence[str], *, backbone: str) -> Path:
+def fetch_from_hub(repository: str, names: Sequence[str], *, backbone: str, size: int = 0) -> Path:
     """Path of the first of the files that a Hugging Face repository has, downloaded if need be.
+
+    Parameters
+    ----------
+    repository, names : where the files are
+    backbone : whose weights they are, for errors
+    size : bytes of a file, about; 0 where that is not known
 
     Raises
     ------
+    CannotWrite
+        If there is no room for it, or the cache cannot be written to.
     FxError
         If it cannot be downloaded.
     """
@@ -74,16 +106,22 @@ def fetch_from_hub(repository: str, names: Sequence[str], *, backbone: str) -> P
     if cached:
         return cached
     problem: Exception | None = None
+    cache = Path(huggingface_hub.constants.HF_HUB_CACHE)
     try:
         # asked once: without a network the library itself tries for three quarters of a minute
         huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=_PATIENCE)
         for name in names:
             try:
-                return Path(huggingface_hub.hf_hub_download(repository, name))
+                with told_where_it_fails(cache, needs=size), warnings.catch_warnings():
+                    # it warns of a disk that is nearly full, and then tries
+                    warnings.filterwarnings("ignore", "Not enough free disk space")
+                    return Path(huggingface_hub.hf_hub_download(repository, name))
             except LocalEntryNotFoundError:
                 raise
             except EntryNotFoundError as error:
                 problem = error
+    except CannotWrite:
+        raise
     # the library's HTTP client, and with it the exceptions, change between its versions
     except Exception as error:
         problem = error
