@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from fx.interruption import result_follows
-from fx.output import to_json
+from fx.output import all_of_it, to_json
 
 Images = Annotated[
     Path, typer.Argument(help="Folder of class folders, CSV or Parquet table, or one image.")
@@ -104,9 +104,10 @@ def show(record: object, as_json: bool, otherwise: Any) -> None:
     """
     if os.environ.get("RANK", "0") != "0":
         return
-    if as_json:
-        text = to_json(record)
-        result_follows()
-        print(text)
-    else:
-        otherwise()
+    with all_of_it():
+        if as_json:
+            text = to_json(record)
+            result_follows()
+            print(text)
+        else:
+            otherwise()

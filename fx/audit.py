@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from extract.files import write_whole
 from fx.report_page import Section, page, paragraph, text
 from fx.thumbnails import thumbnail
 
@@ -52,10 +54,12 @@ def write_audit(
     labelled = [row for row in snapshot.rows if row.label is not None and row.readable]
     rest = [_record(row, given) for row in labelled if row.path not in audited]
     root = Path(snapshot.root)
-    with (directory / TABLE).open("w", newline="", errors="surrogateescape") as file:
-        table = csv.DictWriter(file, COLUMNS, restval="")
-        table.writeheader()
-        table.writerows(one | {"path": str(root / one["path"])} for one in records + rest)
+    file = io.StringIO()
+    table = csv.DictWriter(file, COLUMNS, restval="")
+    table.writeheader()
+    table.writerows(one | {"path": str(root / one["path"])} for one in records + rest)
+    # with the very bytes of the files' names
+    write_whole(directory / TABLE, file.getvalue().encode(errors="surrogateescape"))
     _write_page(directory / PAGE, root, records, [rows[position].key for position in doubts.rows])
     return {
         "audited": len(records),
@@ -87,7 +91,7 @@ def _write_page(
     pictures = "".join(_picture(root, *one) for one in shown)
     section = Section("pictures", "The most doubtful", f'<div class="pictures">{pictures}</div>\n')
     html = page("fx: labels that may be wrong", head, [section])
-    path.write_text(html, errors="xmlcharrefreplace")
+    write_whole(path, html.encode(errors="xmlcharrefreplace"))
 
 
 def _picture(root: Path, record: dict[str, Any], key: bytes) -> str:

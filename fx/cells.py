@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from extract.files import told_where_it_fails
 from fx.memory import peak_memory_mb, reset_peak_memory
 from fx.options import Options, open_backbone, read_snapshot
 from fx.output import Begin
@@ -97,9 +98,16 @@ def measure_cell(
 
     Raises
     ------
+    CannotWrite
+        If there is no room for what is kept, or nothing can be written.
     FxError
         If the strategy cannot be fitted on so many images.
     """
+    with told_where_it_fails(bench.cell_directory(cell)):
+        return _measure_cell(bench, cell, shared_seconds, begin)
+
+
+def _measure_cell(bench: Bench, cell: Cell, shared_seconds: float, begin: Begin) -> dict[str, Any]:
     opened = _open(bench, begin)
     directory = bench.cell_directory(cell)
     rows = nested_subset(opened.snapshot.split("train"), cell.n_train, cell.seed)

@@ -5,11 +5,14 @@ Commands with many options are in modules of their own; help lists all in the or
 
 from __future__ import annotations
 
+import errno
 import gc
 import io
+import os
 import sys
+import tempfile
 import warnings
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +20,7 @@ import typer
 
 from fx.arguments import (
     DATA,
+    FEATURES,
     MAX_IMAGE_MB,
     RUNS,
     BatchSize,
@@ -87,11 +91,43 @@ def main() -> None:
 
 
 def _explain(error: Exception) -> str:
+    from extract.files import why_not_written
+
+    name = getattr(error, "filename", None)
+    if isinstance(name, str | bytes) and (told := why_not_written(error, Path(os.fsdecode(name)))):
+        return str(told)
     if isinstance(error, OSError) and error.strerror:
-        where = f": {error.filename}" if error.filename else ""
-        return f"{error.strerror}{where}"
+        if name:
+            return f"{error.strerror}: {os.fsdecode(name) if isinstance(name, bytes) else name}"
+        if error.errno == errno.ENOSPC:
+            return f"{error.strerror}; {_fullest()}"
+        if error.strerror.startswith("No usable temporary directory"):
+            return f"{error.strerror}; make room in one of them, or name another in TMPDIR"
+        return error.strerror
     reason = " ".join(str(error).split())
     return f"{type(error).__name__}: {reason}; --debug shows where"
+
+
+def _fullest() -> str:
+    """Say which of the places that a command and its libraries write to has the least room."""
+    from extract.files import free_bytes, in_units
+
+    named = [Path(word) for word in sys.argv[1:]]
+    places = [*named, *(path.parent for path in named)]
+    places += [Path(), RUNS, FEATURES, Path("/dev/shm"), *_homes()]
+    place = min(filter(os.path.exists, places), key=free_bytes)
+    return (
+        f"the least is free on the disk of {place.resolve()}, {in_units(free_bytes(place))}; "
+        "make room and run the same command again: it goes on from what is kept"
+    )
+
+
+def _homes() -> list[Path]:
+    found = []
+    for place in (tempfile.gettempdir, Path.home):
+        with suppress(OSError, RuntimeError):
+            found.append(Path(place()))
+    return found
 
 
 @app.command(epilog="Example: fx demo")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from extract.files import check_room
 from fx.options import Options, choose_sets, read_snapshot
 from fx.output import Begin
 from fx.rows import check_labelled, groups_of, keys_of, labels_of, used_rows
@@ -85,12 +86,14 @@ def fit_head_on_store(
 
     Raises
     ------
+    CannotWrite
+        If there is no room for the head, or nothing can be written there.
     FxError
         If there is no store, too little that is labelled, or features are missing.
     """
     from extract import FeatureStore
     from fx.audit import write_audit
-    from heads import doubt_labels, fit_head
+    from heads import Limits, doubt_labels, fit_head
 
     choices: dict[str, Any] = {
         "kind": kind,
@@ -110,6 +113,8 @@ def fit_head_on_store(
         return before
     begun = time.perf_counter()
     train, validation, test = (stored.snapshot.split(name) for name in ("train", "val", "test"))
+    # before the head is fitted, which may take hours
+    check_room(directory, Limits.least_bytes(len(train), sum(one.dim for one in stored.sets)))
     metrics, notes = _measured_on_folds(stored, choices, options.seed, begin)
     if metrics is not None:
         train = train + test

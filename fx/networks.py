@@ -177,10 +177,19 @@ def check_depths(plan: Plan, backbone: Backbone) -> None:
 def measure(
     network: Prepared, cells: Sequence[Cell], *, begin: Begin
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Measure the cells that are not finished; return all, and those that could not be."""
+    """Measure the cells that are not finished; return all, and those that could not be.
+
+    Raises
+    ------
+    CannotWrite
+        If a disk is full, or cannot be written to: that would befall the other cells, too.
+    """
     from extract import FxError
+    from extract.errors import CannotWrite
+    from extract.files import check_room
 
     bench = network.bench
+    check_room(bench.directory, 0)
     measured: list[dict[str, Any]] = []
     skipped: list[dict[str, Any]] = []
     filled: set[str] = set()
@@ -194,6 +203,8 @@ def measure(
                     filled.add(cell.strategy)
                 found = in_own_process(measure_cell, bench, cell, shared, begin=begin)
             measured.append(found)
+        except CannotWrite:
+            raise
         except FxError as error:
             # what one strategy cannot do at one size shall not cost the others
             skipped.append({**cell._asdict(), "reason": str(error)})

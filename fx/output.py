@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, TextIO
 
 from fx.report_cells import cells_of, sizes_of
@@ -106,6 +107,36 @@ def to_json(value: object) -> str:
     if not isinstance(plain, dict):
         raise TypeError(f"a command prints one JSON object, got {type(value).__name__}")
     return json.dumps(plain, indent=2, allow_nan=False)
+
+
+@contextmanager
+def all_of_it() -> Iterator[None]:
+    """Print to stdout, and tell where there is no room for all of it: it may be a file.
+
+    Raises
+    ------
+    NoRoom
+        If the disk of that file is full.
+    """
+    stdout = sys.stdout
+    try:
+        yield
+        if stdout:
+            stdout.flush()
+    except OSError as error:
+        from extract.files import why_not_written
+
+        # a file that has a name is another
+        of_stdout = stdout is sys.__stdout__ and not error.filename
+        if not of_stdout or not error.errno:
+            raise
+        number = stdout.fileno()
+        told = why_not_written(error, Path(f"/proc/self/fd/{number}").resolve())
+        if told is None:
+            raise
+        # the rest of it is not to be tried again when the process ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+        raise told from error
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from extract.files import write_whole
 from fx.report_cells import cells_of, sizes_of, styles_of
 from fx.report_page import page
 from fx.report_sections import SECTIONS, head
@@ -50,9 +51,8 @@ def write_report(
     found = [section(shown) for section in SECTIONS]
     sections = [section for section in found if section is not None]
     document = page(title, head(comparison, title), sections, plotly=get_plotlyjs())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A file name need not be Unicode; what of it is not is shown as its escape.
-    path.write_text(document, encoding="utf-8", errors="backslashreplace", newline="\n")
+    # a file name need not be Unicode; what of it is not is shown as its escape
+    write_whole(path, document)
     return path
 
 
@@ -68,15 +68,14 @@ def learning_curve_png(path: Path, comparison: dict[str, Any]) -> Path:
     -------
     path : the file written
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import NullLocator
+    from heads import new_figure, save_png
 
     cells = cells_of(comparison)
     styles = styles_of(list(cells))
     sizes = sizes_of(cells)
-    figure = Figure(figsize=(7.5, 4.5), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(path.parent, figsize=(7.5, 4.5), layout="constrained")
+    from matplotlib.ticker import NullLocator
+
     axes = figure.add_subplot()
     for strategy, row in cells.items():
         style = styles[strategy]
@@ -108,6 +107,5 @@ def learning_curve_png(path: Path, comparison: dict[str, Any]) -> Path:
     axes.spines[["top", "right"]].set_visible(False)
     if cells:
         axes.legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    save_png(figure, path, dpi=160)
     return path

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from extract.errors import FxError
+from extract.files import write_whole
 from fx.output import to_json
 
 RESULT = "result.json"
@@ -53,14 +53,14 @@ def finished(directory: Path, *, fresh: bool = False) -> dict[str, Any] | None:
 
 
 def finish(directory: Path, result: object) -> dict[str, Any]:
-    """Write a run's result, which makes it finished, and return it as JSON values."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """Write a run's result, which makes it finished, and return it as JSON values.
+
+    Raises
+    ------
+    CannotWrite
+        If there is no room, or nothing can be written there.
+    """
     text = to_json(result)
-    unfinished = directory / f"{RESULT}.partial"
-    with unfinished.open("w") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(directory / RESULT)
+    write_whole(directory / RESULT, text + "\n")
     record: dict[str, Any] = json.loads(text)
     return record

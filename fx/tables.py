@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from extract.files import told_where_it_fails, write_whole
 from fx.output import to_json
 
 _TOLD = ("results", "skipped", "estimates", "differences", "pairs", "crossover", "forecasts")
@@ -25,12 +27,13 @@ def write_results(directory: Path, record: Mapping[str, Any]) -> None:
         for cell in record["results"]
     ]
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    with (directory / "results.csv").open("w", newline="") as file:
-        table = csv.DictWriter(file, columns, restval="")
-        table.writeheader()
-        table.writerows(rows)
+    file = io.StringIO()
+    table = csv.DictWriter(file, columns, restval="")
+    table.writeheader()
+    table.writerows(rows)
+    write_whole(directory / "results.csv", file.getvalue())
     told = {name: record[name] for name in _TOLD}
-    (directory / "results.json").write_text(to_json(told) + "\n")
+    write_whole(directory / "results.json", to_json(told) + "\n")
 
 
 def log_results(directory: Path, record: Mapping[str, Any], tracker: str) -> None:
@@ -44,6 +47,8 @@ def log_results(directory: Path, record: Mapping[str, Any], tracker: str) -> Non
 
     Raises
     ------
+    CannotWrite
+        If it has no room, or cannot write there.
     FxError
         If the tracker is unknown or not installed.
     """
@@ -53,12 +58,13 @@ def log_results(directory: Path, record: Mapping[str, Any], tracker: str) -> Non
     accelerator = make_accelerator(
         resolve_device("cpu"), FinetuneSettings(), log_to=tracker, directory=directory
     )
-    for cell in sorted(record["results"], key=lambda cell: int(cell["n_train"])):
-        name = f"{cell['strategy']}/seed {cell['seed']}".replace(":", "-")
-        numbers = {
-            f"{name}/{key}": cell[key]
-            for key in ("accuracy", "macro_f1", "log_loss", "ece", "seconds", "peak_memory_mb")
-            if cell.get(key) is not None
-        }
-        accelerator.log(numbers, step=int(cell["n_train"]))
-    accelerator.end_training()
+    with told_where_it_fails(directory):
+        for cell in sorted(record["results"], key=lambda cell: int(cell["n_train"])):
+            name = f"{cell['strategy']}/seed {cell['seed']}".replace(":", "-")
+            numbers = {
+                f"{name}/{key}": cell[key]
+                for key in ("accuracy", "macro_f1", "log_loss", "ece", "seconds", "peak_memory_mb")
+                if cell.get(key) is not None
+            }
+            accelerator.log(numbers, step=int(cell["n_train"]))
+        accelerator.end_training()
