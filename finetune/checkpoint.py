@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from extract import Backbone, FxError, Preprocessing, load_backbone
-from extract.files import check_room, whole_file, write_whole
+from extract.files import check_room, open_regular, whole_file, write_whole
+from extract.records import check_depth, read_record
 from finetune.network import Network
+from heads import Metrics
 
 MODEL_TENSORS = "model.safetensors"
 MODEL_RECORD = "model.json"
+# bytes of tensors, which are in memory only as far as the network has them
+LARGEST_FILE = 2**36
 
 
 Tensors = dict[str, torch.Tensor]
@@ -93,11 +99,13 @@ def save_model(
         "channels": backbone.channels,
         **record,
     }
-    text = json.dumps(about, indent=2) + "\n"
     # one without the other is no model
-    check_room(directory, bytes_of(tensors) + len(text))
+    check_room(directory, bytes_of(tensors) + len(json.dumps(about, indent=2)))
     _write_tensors(directory / MODEL_TENSORS, tensors, {})
-    write_whole(directory / MODEL_RECORD, text)
+    with (directory / MODEL_TENSORS).open("rb") as written:
+        # a run that is killed between the two leaves no record with another's tensors
+        about["model_sha256"] = _sha256(written)
+    write_whole(directory / MODEL_RECORD, json.dumps(about, indent=2) + "\n")
 
 
 def load_model(directory: Path) -> FinetunedModel:
@@ -110,32 +118,79 @@ def load_model(directory: Path) -> FinetunedModel:
     """
     file = directory / MODEL_RECORD
     try:
-        record = json.loads(file.read_text())
-        name, classes = str(record["backbone"]), tuple(str(label) for label in record["classes"])
-        preprocessing = Preprocessing.from_dict(record["preprocessing"])
-        # older records do not say
-        channels = int(record.get("channels", 3))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = read_record(file, _Record)
+        record = read_record(file, dict[str, Any])
+        check_depth(record)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise FxError(
-            f"{file} is no model of fx ({type(error).__name__}: {error}); "
-            "give the folder that fx finetune wrote"
+            f"{file} is no model of fx ({reason}); give the folder that fx finetune wrote"
         ) from error
-    backbone = load_backbone(name, weights="random", size=preprocessing.size, channels=channels)
-    network = Network(backbone.module, nn.Linear(backbone.dim, len(classes)))
     tensors = directory / MODEL_TENSORS
     try:
-        # into the network's own dictionary: MNASNet looks for the version that only that one holds
-        own, kept = network.state_dict(), load_file(tensors)
-        if own.keys() != kept.keys():
-            raise RuntimeError(f"{len(own.keys() ^ kept.keys())} tensors too many or too few")
-        own.update(kept)
-        network.load_state_dict(own)
+        with open_regular(tensors, LARGEST_FILE) as (opened, _):
+            network = _read_network(tensors, found)
+            if found.model_sha256 not in (None, _sha256(opened)):
+                raise RuntimeError(f"it does not fit {MODEL_RECORD}")
     except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise FxError(
             f"{tensors} cannot be read ({reason}); fine-tune again with --fresh"
         ) from error
-    return FinetunedModel(network.eval(), preprocessing, classes, record)
+    return FinetunedModel(network.eval(), found.preprocessing, found.classes, record)
+
+
+class _Record(msgspec.Struct, frozen=True):
+    """What model.json says; only what builds the network must be there."""
+
+    backbone: str
+    classes: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    preprocessing: Preprocessing
+    # older records do not say
+    channels: Literal[1, 3] = 3
+    model_sha256: str | None = None
+    weights: str = ""
+    weights_hash: str = ""
+    unfreeze: int | str = ""
+    settings: dict[str, str | int | float | bool | None] = {}
+    epochs: int = 0
+    best_epoch: int = 0
+    n_train: int = 0
+    n_validation: int = 0
+    trainable_parameters: int = 0
+    metrics: Metrics | None = None
+    snapshot_fingerprint: str = ""
+    versions: dict[str, str] = {}
+
+
+def _sha256(file: Any) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_network(file: Path, record: _Record) -> Network:
+    """Build a network, once the file is known to have its classifier, and read its tensors."""
+    with safe_open(file, framework="pt") as opened:
+        names = opened.keys()
+        kept = {name: tuple(opened.get_slice(name).get_shape()) for name in names}
+    if (found := kept.get("classifier.weight", ())[:1]) != (len(record.classes),):
+        raise RuntimeError(f"a classifier of {found} for {len(record.classes)} classes")
+    backbone = load_backbone(
+        record.backbone,
+        weights="random",
+        size=record.preprocessing.size,
+        channels=record.channels,
+    )
+    network = Network(backbone.module, nn.Linear(backbone.dim, len(record.classes)))
+    # into the network's own dictionary: MNASNet looks for the version that only that one holds
+    own = network.state_dict()
+    if own.keys() != kept.keys():
+        raise RuntimeError(f"{len(own.keys() ^ kept.keys())} tensors too many or too few")
+    for name, tensor in own.items():
+        if tuple(tensor.shape) != kept[name]:
+            raise RuntimeError(f"{name} has the shape {kept[name]}, not {tuple(tensor.shape)}")
+    own.update(load_file(file))
+    network.load_state_dict(own)
+    return network
 
 
 def save_training_state(
@@ -168,8 +223,9 @@ def load_training_state(
         If the file is damaged.
     """
     try:
-        with safe_open(file, framework="pt") as opened:
-            about = json.loads(opened.metadata()["fx"])
+        with open_regular(file, LARGEST_FILE), safe_open(file, framework="pt") as opened:
+            # not as other records: before the first epoch, the best loss is infinite
+            about = msgspec.convert(json.loads(opened.metadata()["fx"]), _About)
         tensors = load_file(file)
         trained = _below("module.", tensors)
         module.load_state_dict(trained)
@@ -179,11 +235,26 @@ def load_training_state(
             moments.setdefault(int(index), {})[moment] = value
         _check_shapes(moments, optimiser)
         optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
-        last_is_best = about["best_epoch"] == about["epoch"]
+        last_is_best = about.best_epoch == about.epoch
         best = _below("part.", trained) if last_is_best else _below("best.", tensors)
+        if _shapes(best) != _shapes(_below("part.", trained)):
+            raise RuntimeError("the tensors of the best epoch are another network's")
     except (OSError, SafetensorError, RuntimeError, LookupError, ValueError, TypeError) as error:
-        raise FxError(f"{file} cannot be read ({error}); begin again with --fresh") from error
-    return TrainingState(best=best, **about)
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise FxError(f"{file} cannot be read ({reason}); begin again with --fresh") from error
+    return TrainingState(best=best, **msgspec.structs.asdict(about))
+
+
+class _About(msgspec.Struct):
+    """What is kept of a `TrainingState` besides its tensors."""
+
+    epoch: Annotated[int, msgspec.Meta(ge=0)]
+    history: list[dict[str, float | int | None]]
+    steps: list[dict[str, float | int]]
+    best_epoch: Annotated[int, msgspec.Meta(ge=0)]
+    best_loss: float
+    found: dict[str, Any]
+    notes: list[str]
 
 
 def _check_shapes(
@@ -196,6 +267,10 @@ def _check_shapes(
             if value.dim() and value.shape != trained[index].shape:
                 shapes = f"{tuple(value.shape)}, not {tuple(trained[index].shape)}"
                 raise RuntimeError(f"{name} {index} is {shapes}")
+
+
+def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in tensors.items()}
 
 
 def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
 
 from fx.options import Options, open_engine
 
@@ -15,6 +17,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from extract import Engine
+
+
+# sets of features whose networks are open at once
+MOST_SETS = 32
 
 
 @dataclass(frozen=True)
@@ -62,22 +68,24 @@ def folder_of(model: Path) -> Path:
 
 
 def _open_head(folder: Path, options: Options) -> OpenModel:
-    from extract import Quantised, channels_of, load_backbone, make_spec, resolve_device
+    from extract import FxError, Quantised, load_backbone, make_spec, resolve_device
     from heads import load_head
 
     head = load_head(folder)
-    specs = head.spec.get("features", [head.spec])
-    sources = head.source.get("features", [head.source])
-    engines, found = [], []
-    for spec, made in zip(specs, sources, strict=True):
-        layer, crops = str(spec["layer"]), int(spec["crops"])
+    try:
+        wanted = _wanted(head.spec, head.source)
+    except ValueError as error:
+        raise FxError(
+            f"head cannot be read; got {error} in {folder / 'head.json'}; fit it again"
+        ) from error
+    engines, found, dim = [], [], 0
+    for spec, made in wanted:
+        layer, crops = spec.layer, int(spec.crops)
         backbone = load_backbone(
-            str(spec["backbone"]),
-            weights=str(made["weights"]),
-            size=int(spec["size"]),
-            channels=channels_of(spec),
+            spec.backbone, weights=made.weights, size=spec.size, channels=spec.channels
         ).at_layers([layer])
-        precision = str(spec["numerics"])
+        dim += backbone.dim
+        precision = spec.numerics
         on_cpu = resolve_device(options.device).type == "cpu"
         asked = options
         if options.precision == "auto" and not (on_cpu and precision == "fp16"):
@@ -95,7 +103,38 @@ def _open_head(folder: Path, options: Options) -> OpenModel:
             )
         )
     head.check_spec(found[0] if len(found) == 1 else {"features": found})
+    if dim != head.dim:
+        raise FxError(
+            f"head cannot be read; got a model of {head.dim} numbers an image in {folder} where "
+            f"head.json means features of {dim}; fit it again"
+        )
     return OpenModel(engines, head.predict_proba, head.classes)
+
+
+class _Spec(msgspec.Struct, frozen=True):
+    """What of a head's spec is needed to compute its features."""
+
+    backbone: str
+    layer: str
+    size: Annotated[int, msgspec.Meta(ge=16)]
+    crops: Literal[1, 5, 10]
+    numerics: str
+    channels: Literal[1, 3] = 3
+
+
+class _Source(msgspec.Struct, frozen=True):
+    """Where a head's backbone comes from."""
+
+    weights: str
+
+
+def _wanted(spec: dict[str, Any], source: dict[str, Any]) -> list[tuple[_Spec, _Source]]:
+    """Pair the specs of a head with their sources; raises ValueError where they are none."""
+    specs = msgspec.convert(spec.get("features", [spec]), list[_Spec])
+    sources = msgspec.convert(source.get("features", [source]), list[_Source])
+    if not 0 < len(specs) <= MOST_SETS:
+        raise ValueError(f"{len(specs)} sets of features, where 1 to {MOST_SETS} can be joined")
+    return list(zip(specs, sources, strict=True))
 
 
 def _open_network(folder: Path, options: Options) -> OpenModel:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict
 
 from extract.errors import FxError
 from extract.files import write_whole
+from extract.records import check_depth, read_record
 from fx.output import to_json
 
 RESULT = "result.json"
@@ -35,7 +36,7 @@ def finished(directory: Path, *, fresh: bool = False) -> dict[str, Any] | None:
     Raises
     ------
     FxError
-        If the result is damaged.
+        If the result is damaged, or no result.
     """
     file = directory / RESULT
     if fresh:
@@ -44,12 +45,50 @@ def finished(directory: Path, *, fresh: bool = False) -> dict[str, Any] | None:
     if not file.exists():
         return None
     try:
-        result = json.loads(file.read_text())
-    except ValueError as error:
-        raise FxError(f"{file} is damaged ({error}); repeat the run with --fresh") from error
-    if not isinstance(result, dict):
-        raise FxError(f"{file} is damaged (no object); repeat the run with --fresh")
+        read_record(file, _Result)
+        result = read_record(file, dict[str, Any])
+        check_depth(result)
+    except (OSError, ValueError) as error:
+        raise FxError(
+            f"{file} is damaged ({getattr(error, 'strerror', None) or error}); "
+            "repeat the run with --fresh"
+        ) from error
     return result
+
+
+class _Result(TypedDict, total=False):
+    """What is printed or compared of a result, where it is there."""
+
+    seconds: Required[float]
+    backbone: str
+    path: str
+    classes: list[str]
+    notes: list[str]
+    strategy: str
+    seed: int
+    n_train: int
+    n_test: int
+    epochs: int
+    best_epoch: int
+    trainable_parameters: int
+    c: float
+    accuracy: float
+    accuracy_ci: tuple[float, float]
+    majority: float
+    balanced_accuracy: float
+    macro_f1: float
+    top5: float | None
+    log_loss: float
+    ece: float
+    measured_by: str
+    confusion: list[list[int]]
+    predicted: list[int]
+    confidence: list[float]
+    truth: list[int]
+    shared_seconds: float
+    peak_memory_mb: float
+    deployed_mb: float
+    predict_ms: float
 
 
 def finish(directory: Path, result: object) -> dict[str, Any]:

@@ -1,16 +1,21 @@
 """A head on disk: `head.skops` (plain scikit-learn, no pickle) and `head.json` (all the rest).
 
-Loading constructs nothing until every type in the file is one that fx itself writes.
+Loading constructs nothing until every type in the file is one that fx itself writes, and the model
+is the one that the record was written with.
 """
 
-import io
+import hashlib
 import json
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-from zipfile import ZipFile
+from typing import Annotated, Any, BinaryIO
+from zipfile import BadZipFile, ZipFile, ZipInfo
 
+import msgspec
 import numpy as np
 from sklearn.kernel_approximation import Nystroem
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
@@ -24,8 +29,16 @@ from sklearn.preprocessing import (
 )
 from sklearn.svm import SVC
 
+from extract.archives import stored_entries
 from extract.errors import FxError
-from extract.files import check_room, write_whole
+from extract.files import (
+    check_room,
+    open_regular,
+    read_regular,
+    refuse_holes,
+    write_whole,
+)
+from extract.records import LARGEST_RECORD, check_depth, decoded
 from heads.calibration import Calibration
 from heads.head import Head
 from heads.metrics import Metrics
@@ -35,6 +48,9 @@ from heads.support_vectors import KERNELS
 
 MODEL, RECORD = "head.skops", "head.json"
 FORMAT = 3
+# bytes: of a model, which keeps 200,000 rows at most, and of what tells how it is built
+LARGEST_MODEL = 2**32
+LARGEST_SCHEMA = 2**20
 
 NORMALISERS = {"standard": StandardScaler, "l2": Normalizer, "none": FunctionTransformer}
 
@@ -60,6 +76,35 @@ TRUSTED = {
     "builtins.tuple": {"TupleNode"},
     "builtins.str": {"JsonNode", "TypeNode"},
 }
+
+
+class _Format(msgspec.Struct, frozen=True):
+    """Of what version a head.json is."""
+
+    format: int
+
+
+class _Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What head.json says; the fields are those of `Head`, and what they may be."""
+
+    kind: str
+    kernel: str | None
+    normalize: str
+    class_weight: str | None
+    classes: tuple[str, ...]
+    c: Annotated[float, msgspec.Meta(gt=0)]
+    folds: Annotated[int, msgspec.Meta(ge=0)]
+    protocol: str | None
+    n_train: Annotated[int, msgspec.Meta(ge=1)]
+    notes: tuple[str, ...]
+    calibration: Calibration
+    search: tuple[Candidate, ...]
+    metrics: Metrics | None
+    spec: dict[str, Any]
+    source: dict[str, Any]
+    versions: dict[str, str] = {}
+    # heads of older versions do not say
+    model_sha256: str | None = None
 
 
 def save_head(head: Head, directory: str | os.PathLike[str]) -> None:
@@ -98,8 +143,10 @@ def save_head(head: Head, directory: str | os.PathLike[str]) -> None:
         "source": head.source,
         "versions": {name: version(name) for name in ("numpy", "scikit-learn", "skops")},
     }
-    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     model = skops.io.dumps(head.pipeline)
+    # a run that is killed between the two leaves no record with another's model
+    record["model_sha256"] = hashlib.sha256(model).hexdigest()
+    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     # one without the other is no head
     check_room(folder, len(model) + len(text))
     write_whole(folder / MODEL, model)
@@ -117,93 +164,121 @@ def load_head(directory: str | os.PathLike[str]) -> Head:
     folder = Path(directory)
     model, record = folder / MODEL, folder / RECORD
     fields = _read_record(record)
-    pipeline = _read_model(model)
-    try:
-        head = Head(
-            kind=fields["kind"],
-            kernel=fields["kernel"],
-            normalize=fields["normalize"],
-            class_weight=fields["class_weight"],
-            classes=tuple(fields["classes"]),
-            pipeline=pipeline,
-            calibration=Calibration(**fields["calibration"]),
-            c=fields["c"],
-            search=tuple(Candidate(**candidate) for candidate in fields["search"]),
-            folds=fields["folds"],
-            protocol=fields["protocol"],
-            notes=tuple(fields["notes"]),
-            n_train=fields["n_train"],
-            spec=fields["spec"],
-            source=fields["source"],
-            metrics=Metrics(**fields["metrics"]) if fields["metrics"] else None,
-        )
-    except (KeyError, TypeError) as error:
-        raise FxError(f"head cannot be read; got {error!r} in {record}; fit it again") from error
-    if not _is_consistent(head):
-        raise FxError(
-            f"head cannot be read; got a model in {model} that does not fit {record.name}"
-            "; fit it again"
-        )
+    pipeline = _read_model(model, fields.model_sha256)
+    head = Head(
+        kind=fields.kind,
+        kernel=fields.kernel,
+        normalize=fields.normalize,
+        class_weight=fields.class_weight,
+        classes=fields.classes,
+        pipeline=pipeline,
+        calibration=fields.calibration,
+        c=fields.c,
+        search=fields.search,
+        folds=fields.folds,
+        protocol=fields.protocol,
+        notes=fields.notes,
+        n_train=fields.n_train,
+        spec=fields.spec,
+        source=fields.source,
+        metrics=fields.metrics,
+    )
+    if not _is_consistent(head) or not _predicts(head):
+        raise FxError(_DOES_NOT_FIT.format(model))
     return head
 
 
-def _read(path: Path) -> bytes:
-    """Read a file of a head, or raise FxError."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise FxError(
-            f"head cannot be read; got {error.strerror} for {path}; give the folder that "
-            "`fx fit-head` wrote"
-        ) from error
-
-
-def _read_record(path: Path) -> dict[str, Any]:
+def _read_record(path: Path) -> _Record:
     """Parse head.json."""
-    try:
-        fields = json.loads(_read(path))
-        if fields["format"] == FORMAT:
-            return dict(fields)
-        got = f"format {fields['format']!r} instead of {FORMAT}"
-    except (ValueError, KeyError, TypeError) as error:
-        got = f"{error!r}"
-    raise FxError(f"head cannot be read; got {got} in {path}; fit it again")
+    with _told(path):
+        data = read_regular(path, LARGEST_RECORD)
+        found = decoded(data, _Format).format
+        if found != FORMAT:
+            raise ValueError(f"format {found!r} instead of {FORMAT}")
+        fields = decoded(data, _Record)
+        check_depth(fields.spec)
+        check_depth(fields.source)
+        if not fields.calibration.temperature > 0:
+            raise ValueError(f"a temperature of {fields.calibration.temperature:g}")
+        return fields
 
 
-def _read_model(path: Path) -> Any:
+def _read_model(path: Path, sha256: str | None) -> Any:
     """Construct what head.skops holds, after every type in it has been checked."""
     import skops.io
 
-    data = _read(path)
+    with _told(path), open_regular(path, LARGEST_MODEL) as (file, status):
+        refuse_holes(status)
+        opened: Any = file  # both libraries' types want less or more of it than they use
+        schema = _schema(file, stored_entries(file))
+        strange = _strange_types(schema) or skops.io.get_untrusted_types(file=opened)
+        if strange:
+            raise FxError(
+                f"head refused; got the type {strange[0]} in {path}, which fx does not write; do "
+                "not use this file unless you know who made it"
+            )
+        file.seek(0)
+        if sha256 not in (None, hashlib.file_digest(opened, "sha256").hexdigest()):
+            raise FxError(_DOES_NOT_FIT.format(path))
+        return skops.io.load(opened, trusted=[])
+
+
+_DOES_NOT_FIT = f"head cannot be read; got a model in {{}} that does not fit {RECORD}; fit it again"
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Tell in one line what is wrong with a file of a head."""
     try:
-        schema = json.loads(ZipFile(io.BytesIO(data)).read("schema.json"))
-        strange = _strange_types(schema) or skops.io.get_untrusted_types(data=data)
-    except Exception as error:  # a damaged archive fails in as many ways as there are bytes
-        raise FxError(f"head cannot be read; got {error!r} from {path}; fit it again") from error
-    if strange:
+        yield
+    except FxError:
+        raise
+    except OSError as error:
         raise FxError(
-            f"head refused; got the type {strange[0]} in {path}, which fx does not write; do not "
-            "use this file unless you know who made it"
-        )
-    try:
-        return skops.io.loads(data, trusted=[])
-    except Exception as error:
-        raise FxError(f"head cannot be read; got {error!r} from {path}; fit it again") from error
+            f"head cannot be read; got {error.strerror or error} for {path}; give the folder that "
+            "`fx fit-head` wrote"
+        ) from error
+    except Exception as error:  # a damaged archive fails in as many ways as there are bytes
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise FxError(f"head cannot be read; got {reason} in {path}; fit it again") from error
+
+
+def _schema(file: BinaryIO, entries: list[ZipInfo]) -> Any:
+    """Read how a model is built; each of its arrays may be used once."""
+    with ZipFile(file) as archive:
+        (entry,) = (entry for entry in entries if entry.filename == "schema.json")
+        if entry.file_size > LARGEST_SCHEMA:
+            raise BadZipFile(f"a schema of {entry.file_size:,} bytes")
+        schema = json.loads(archive.read(entry))
+    used: dict[str, set[str]] = {}
+    for node in _nodes(schema):
+        if "file" in node:
+            used.setdefault(str(node["file"]), set()).add(str(node.get("__id__")))
+    if any(len(by) > 1 for by in used.values()):
+        raise BadZipFile("arrays that are used several times")
+    return schema
+
+
+def _nodes(schema: Any) -> Iterator[dict[str, Any]]:
+    """Give every dictionary in a schema."""
+    waiting = [schema]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            yield node
+            waiting.extend(node.values())
+        elif isinstance(node, list):
+            waiting.extend(node)
 
 
 def _strange_types(schema: Any) -> list[str]:
     """Name the types in a skops schema that are not in TRUSTED, or come by another loader."""
-    strange, nodes = set(), [schema]
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, dict):
-            nodes.extend(node.values())
-            if "__loader__" in node or "__class__" in node:
-                name = f"{node.get('__module__')}.{node.get('__class__')}"
-                if node.get("__loader__") not in TRUSTED.get(name, ()):
-                    strange.add(name)
-        elif isinstance(node, list):
-            nodes.extend(node)
+    strange = set()
+    for node in _nodes(schema):
+        if "__loader__" in node or "__class__" in node:
+            name = f"{node.get('__module__')}.{node.get('__class__')}"
+            if node.get("__loader__") not in TRUSTED.get(name, ()):
+                strange.add(name)
     return sorted(strange)
 
 
@@ -243,9 +318,12 @@ def _is_consistent(head: Head) -> bool:
             if classifier.kernel != head.kernel or head.kernel not in KERNELS:
                 return False
             s = int(np.sum(classifier._n_support))
+            if np.min(classifier._n_support) < 0:
+                return False
             shapes += [
                 (classifier.support_vectors_, (s, d)),
                 (classifier._n_support, (k,)),
+                (classifier.support_, (s,)),
                 (classifier._dual_coef_, (k - 1, s)),
                 (classifier._intercept_, (k * (k - 1) // 2,)),
             ]
@@ -256,8 +334,20 @@ def _is_consistent(head: Head) -> bool:
             shapes += [(classifier.centroids_, (k, d))]
         else:
             return False
-    except AttributeError:
+    # what is none of the arrays that it ought to be
+    except (AttributeError, TypeError, ValueError):
         return False
     return all(np.shape(array) == shape for array, shape in shapes) and (
         list(classifier.classes_) == list(head.classes)
     )
+
+
+def _predicts(head: Head) -> bool:
+    """Whether the head gives probabilities; what else its model may lack or be shows here."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = head.predict_proba(np.zeros((2, head.dim), dtype=np.float32))
+    except Exception:
+        return False
+    return found.shape == (2, len(head.classes)) and bool(np.isfinite(found).all())

@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from extract.archives import stored_entries
 from extract.errors import FxError
-from extract.files import write_whole
+from extract.files import open_regular, refuse_holes, write_whole
 from heads.folds import Fold
 from heads.learners import Features, Labels
 
 FILE = "limits.npz"
 NEAREST = 5  # training rows whose mean distance says how unlike a picture is
+LARGEST_FILE = 2**30  # bytes
 MOST = 2_000  # training rows that distances are measured to
 
 
@@ -71,7 +73,17 @@ class Limits:
         from CIFAR-10 pictures by it (area under the ROC curve 0.999), and not by Euclidean or
         Mahalanobis distances (0.05 to 0.26: what a network hardly knows has short features), nor
         by cosines seen from the rows' mean (0.05).
+
+        Raises
+        ------
+        FxError
+            Where the features have another width.
         """
+        if features.shape[1] != self.rows.shape[1]:
+            raise FxError(
+                f"{FILE} is of another head; got rows of {self.rows.shape[1]} numbers for features "
+                f"of {features.shape[1]}; fit the head again"
+            )
         return _distance(self.rows, features)
 
     def farthest(self, rate: float) -> float:
@@ -132,12 +144,28 @@ class Limits:
         path = directory / FILE
         names = ("rows", "distances", "nonconformity")
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return cls(*(arrays[name] for name in names))
+            with open_regular(path, LARGEST_FILE) as (file, status):
+                refuse_holes(status)
+                stored_entries(file)
+                with np.load(file, allow_pickle=False) as arrays:
+                    limits = cls(*(arrays[name] for name in names))
         except FileNotFoundError as error:
             raise FxError(f"no {path}; only what fx fit-head wrote knows its limits") from error
         except Exception as error:  # a damaged archive fails in as many ways as there are bytes
-            raise FxError(f"{path} cannot be read ({error}); fit the head again") from error
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise FxError(f"{path} cannot be read ({reason}); fit the head again") from error
+        if not limits.is_sound:
+            raise FxError(f"{path} cannot be read (no limits of a head); fit the head again")
+        return limits
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether they are arrays such as `of` makes, with something in each."""
+        arrays = (self.rows, self.distances, self.nonconformity)
+        return [array.ndim for array in arrays] == [2, 1, 1] and all(
+            array.dtype == np.float32 and array.size and np.isfinite(array).all()
+            for array in arrays
+        )
 
 
 def _directions(rows: Features) -> Features:

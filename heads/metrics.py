@@ -50,7 +50,7 @@ class Metrics:
     top5: float | None
     log_loss: float
     ece: float
-    per_class: list[dict[str, Any]]
+    per_class: list[dict[str, str | int | float | None]]
     reliability: list[list[float]]
     reliability_uncalibrated: list[list[float]]
     n_test: int
