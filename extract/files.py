@@ -265,7 +265,7 @@ def _no_room(path: Path, needs: int, number: int) -> str:
         found = "is one file more than fit on that disk (it has no free inodes)"
     else:
         # rounded up to the blocks of a disk, even the smallest file may not fit
-        found = f"needs more than the {in_units(free)} that are free"
+        found = f"needs more, and {in_units(free)} are free"
     return (
         f"{reason}: {path} {found}; make room and run the same command again: it goes on from "
         "what is kept"

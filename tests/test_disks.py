@@ -380,7 +380,7 @@ def test_a_sample_whose_download_has_no_room_leaves_no_half_of_it(
     assert said.status == 1
     (line,) = said.err.splitlines()
     place = f"{disk}/datasets"
-    assert line.startswith(f"fx: error: No space left on device: {place} needs more than the ")
+    assert line.startswith(f"fx: error: No space left on device: {place} needs more, and ")
     assert files_on(disk) == {"datasets/other"}
 
 
@@ -430,7 +430,7 @@ def test_output_to_a_full_disk_is_told(small_disk: Disk, tmp_path: Path) -> None
     assert said.returncode == 1
     (line,) = said.stderr.splitlines()
     place = f"{disk}/answer.json"
-    assert line.startswith(f"fx: error: No space left on device: {place} needs more than the ")
+    assert line.startswith(f"fx: error: No space left on device: {place} needs more, and ")
 
 
 def test_a_full_disk_that_nobody_named_is_looked_for(
