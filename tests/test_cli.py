@@ -187,6 +187,8 @@ def test_one_class_is_refused(here: Path, fx: Fx) -> None:
 def test_a_store_that_is_none_is_refused(here: Path, fx: Fx) -> None:
     assert "no feature store at features.zarr" in one_line(fx("fit-head", "svm"))
     (here / "features.zarr").mkdir()
+    assert "holds no features yet; fill it with fx extract" in one_line(fx("fit-head", "svm"))
+    (here / "features.zarr" / "notes.txt").write_text("mine")
     assert "is not a feature store" in one_line(fx("fit-head", "svm"))
     (here / "text.zarr").write_text("hello")
     assert "is not a feature store" in one_line(fx("store", "ls", "text.zarr"))
