@@ -27,7 +27,7 @@ from extract.snapshot import Snapshot
 from extract.sources import find_images
 from extract.splits import TEST_SHARE, position, unit_of
 from extract.store import FeatureStore
-from extract.without_compiler import importing_timm
+from extract.without_compiler import import_compiler, importing_timm
 
 __all__ = [
     "MAX_IMAGE_MB",
@@ -59,6 +59,7 @@ __all__ = [
     "find_garbage",
     "find_images",
     "image_size",
+    "import_compiler",
     "importing_timm",
     "list_backbones",
     "load_backbone",

@@ -280,7 +280,7 @@ def _has_no_more_files(path: Path) -> bool:
     return disk.f_files > 0 and disk.f_favail == 0
 
 
-def _cannot_write(place: Path | str, reason: str) -> str:
+def _cannot_write(place: Path, reason: str) -> str:
     return f"cannot write {place}: {reason}; give a place that can be written to"
 
 
@@ -307,8 +307,10 @@ def _is_below(error: Exception, path: Path) -> bool:
     )
 
 
-def _place(error: Exception, path: Path) -> str:
+def _place(error: Exception, path: Path) -> Path:
     name = getattr(error, "filename", None)
     if not isinstance(name, str | bytes):
-        return str(path)
-    return os.fsdecode(name).removesuffix(UNFINISHED)
+        return path
+    named = Path(os.fsdecode(name).removesuffix(UNFINISHED))
+    # a file in it may be a temporary one, whose name says nothing
+    return path if named.absolute().is_relative_to(path.absolute()) else named

@@ -1,8 +1,14 @@
-"""Importing torchvision and timm without torch's compiler, which takes longer than all the rest."""
+"""Importing torchvision and timm without torch's compiler, which takes longer than all the rest.
+
+And importing that one without a temporary folder, where torch does so by itself.
+"""
 
 import contextlib
+import importlib
+import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 from unittest.mock import patch
@@ -34,6 +40,18 @@ def importing_timm() -> Iterator[None]:
     """
     with patch.object(torch.compiler, "disable", _unmarked):
         yield
+
+
+def import_compiler() -> None:
+    """Import torch's compiler, before torch does so on its way to trace or to train a network.
+
+    It begins by making a folder for its cache among the temporary ones, which fails where a disk is
+    full or read-only. Nothing is compiled here, so that any folder does that is there.
+    """
+    if "torch._dynamo" not in sys.modules:
+        there = str(Path(torch.__file__).parent)
+        with patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=there):
+            importlib.import_module("torch._dynamo")
 
 
 def _unmarked(fn: Callable[..., Any] | None = None, *_: object, **__: object) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from extract import MAX_IMAGE_MB, Backbone, ImageRow, make_engine
+from extract import MAX_IMAGE_MB, Backbone, ImageRow, import_compiler, make_engine
 from finetune.activations import Activations, TooLarge, Views, load_activations
 from finetune.blocks import cut, depths
 from finetune.network import TrainedPart
@@ -63,6 +63,7 @@ class SplitNetwork:
     @classmethod
     def of(cls, backbone: Backbone, classes: int, settings: FinetuneSettings) -> SplitNetwork:
         """Freeze the trunk, make the rest trainable, and put a classifier on it."""
+        import_compiler()
         module = backbone.module.eval().requires_grad_(False)
         trunk, tail = cut(module, backbone.trained_size, settings.unfreeze)
         tail.requires_grad_(True)

@@ -12,7 +12,7 @@ import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from extract import FxError, importing_timm
+from extract import FxError, import_compiler, importing_timm
 
 with importing_timm():
     import timm.layers
@@ -99,6 +99,7 @@ class _Recorder(torch.fx.Interpreter):
 
 
 def run_without_data(graph_module: torch.fx.GraphModule, size: int, count_flops: bool) -> _Recorder:
+    import_compiler()
     recorder = _Recorder(graph_module)
     # counting doubles the time
     counting = recorder.counter if count_flops else nullcontext()

@@ -317,6 +317,22 @@ def test_figures_are_drawn_where_matplotlib_can_keep_nothing(useless: Path, tmp_
     assert file.read_bytes().startswith(b"\x89PNG")
 
 
+TRACE = """
+import sys, tempfile
+tempfile._candidate_tempdir_list = lambda: [sys.argv[1]]
+from fx.listing import describe_backbone
+print(len(describe_backbone("small_cnn")["blocks"]))
+"""
+
+
+@pytest.mark.slow
+def test_networks_are_traced_where_no_temporary_folder_can_be_written_to(useless: Path) -> None:
+    traced = subprocess.run(
+        [sys.executable, "-c", TRACE, str(useless)], capture_output=True, text=True
+    )
+    assert (traced.stdout, traced.stderr) == ("4\n", "")
+
+
 def test_a_quantised_network_without_room_for_temporary_files_is_told(small_disk: Disk) -> None:
     from openvino import opset13
 
