@@ -1,12 +1,13 @@
 """What turns a decoded picture into a network's input: it belongs to the weights."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 # Pixels a side: a network as small as efficientnet_lite0 takes 1.3 GB for one such image.
 MAX_SIZE = 2048
+# of a mean or a standard deviation
+MOST = 10_000
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,10 @@ class Preprocessing:
             raise ValueError(
                 f"interpolation must be 'bilinear' or 'bicubic', got {self.interpolation!r}"
             )
-        if len(self.mean) != 3 or not all(math.isfinite(value) for value in self.mean):
-            raise ValueError(f"mean must be three finite numbers, got {self.mean}")
-        if len(self.std) != 3 or not all(0 < value < math.inf for value in self.std):
-            raise ValueError(f"std must be three finite numbers above 0, got {self.std}")
+        if len(self.mean) != 3 or not all(abs(value) < MOST for value in self.mean):
+            raise ValueError(f"mean must be three numbers within {MOST:g}, got {self.mean}")
+        if len(self.std) != 3 or not all(1 / MOST < value < MOST for value in self.std):
+            raise ValueError(f"std must be three numbers from 1/{MOST:g} on, got {self.std}")
         if self.version < 1:
             raise ValueError(f"version must be at least 1, got {self.version}")
 

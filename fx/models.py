@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -116,7 +116,7 @@ class _Spec(msgspec.Struct, frozen=True):
 
     backbone: str
     layer: str
-    size: Annotated[int, msgspec.Meta(ge=16)]
+    size: int
     crops: Literal[1, 5, 10]
     numerics: str
     channels: Literal[1, 3] = 3
@@ -130,10 +130,15 @@ class _Source(msgspec.Struct, frozen=True):
 
 def _wanted(spec: dict[str, Any], source: dict[str, Any]) -> list[tuple[_Spec, _Source]]:
     """Pair the specs of a head with their sources; raises ValueError where they are none."""
+    from extract.preprocessing import MAX_SIZE
+
     specs = msgspec.convert(spec.get("features", [spec]), list[_Spec])
     sources = msgspec.convert(source.get("features", [source]), list[_Source])
     if not 0 < len(specs) <= MOST_SETS:
         raise ValueError(f"{len(specs)} sets of features, where 1 to {MOST_SETS} can be joined")
+    for one in specs:
+        if not 16 <= one.size <= MAX_SIZE:
+            raise ValueError(f"images of {one.size} pixels, where 16 to {MAX_SIZE} are possible")
     return list(zip(specs, sources, strict=True))
 
 

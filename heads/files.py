@@ -39,7 +39,7 @@ from extract.files import (
     write_whole,
 )
 from extract.records import LARGEST_RECORD, check_depth, decoded
-from heads.calibration import Calibration
+from heads.calibration import COOLEST, HOTTEST, Calibration
 from heads.head import Head
 from heads.metrics import Metrics
 from heads.nystroem import NYSTROEM
@@ -198,7 +198,7 @@ def _read_record(path: Path) -> _Record:
         fields = decoded(data, _Record)
         check_depth(fields.spec)
         check_depth(fields.source)
-        if not fields.calibration.temperature > 0:
+        if not COOLEST / 10 <= fields.calibration.temperature <= 10 * HOTTEST:
             raise ValueError(f"a temperature of {fields.calibration.temperature:g}")
         return fields
 
@@ -292,8 +292,10 @@ def _is_consistent(head: Head) -> bool:
     if type(normaliser) is not NORMALISERS.get(head.normalize):
         return False
     try:
+        if np.shape(classifier.classes_) != (k,):
+            return False
         d = pipeline.n_features_in_
-        shapes: list[tuple[Any, tuple[int, ...]]] = [(classifier.classes_, (k,))]
+        shapes: list[tuple[Any, tuple[int, ...]]] = []
         if head.normalize == "standard":
             shapes += [(normaliser.mean_, (d,)), (normaliser.scale_, (d,))]
         elif head.normalize == "none" and (normaliser.func, normaliser.inverse_func) != (
@@ -337,9 +339,9 @@ def _is_consistent(head: Head) -> bool:
     # what is none of the arrays that it ought to be
     except (AttributeError, TypeError, ValueError):
         return False
-    return all(np.shape(array) == shape for array, shape in shapes) and (
-        list(classifier.classes_) == list(head.classes)
-    )
+    fits = all(np.shape(array) == shape for array, shape in shapes)
+    real = all(np.asarray(array).dtype.kind in "fiu" for array, _ in shapes)
+    return fits and real and list(classifier.classes_) == list(head.classes)
 
 
 def _predicts(head: Head) -> bool:

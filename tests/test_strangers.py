@@ -1,23 +1,44 @@
 """Files of strangers: each is read, or refused in one line, and takes no memory that it has not."""
 
+import copy
+import functools
 import io
+import json
 import os
 import pickle
+import re
+import shutil
 import struct
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Said
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
+from extract import Backbone, Quantised, load_backbone, make_spec
 from extract.archives import stored_entries
 from extract.errors import FxError
 from extract.weights import read_state_dict
+from finetune.checkpoint import (
+    TrainingState,
+    load_training_state,
+    save_model,
+    save_training_state,
+)
+from finetune.network import Network
 from fx.memory import peak_memory_mb, reset_peak_memory
+from fx.models import open_model
+from fx.options import Options
+from fx.runs import finished
+from heads import Limits, fit_head, load_head, save_head
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -168,8 +189,6 @@ def test_what_is_sparse_is_not_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["zip", "old", "safetensors"])
 def test_every_kind_of_checkpoint_is_read(kind: str, tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     tensors = {"a.weight": torch.randn(3, 4), "a.bias": torch.randn(3).half()}
     file = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pt")
     if kind == "safetensors":
@@ -239,3 +258,435 @@ def test_an_archive_s_directory_is_bounded(tmp_path: Path) -> None:
         file.write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, 3 * GB, 0, 0))
         with pytest.raises(zipfile.BadZipFile, match="a directory of"), little_memory():
             stored_entries(file)
+
+
+SIZE = 32
+DEEP = "[" * 100_000 + "]" * 100_000
+# of no field: what each is changed to, besides being left out
+WRONG = [None, 7.5, -3, True, "x", "", [], [[{"a": [1]}]], {}, 10**400, float("nan"), float("inf")]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, backbone: Backbone) -> dict[str, Path]:
+    """A head with its limits, and a network, of one backbone."""
+    root = tmp_path_factory.mktemp("models")
+    rng = np.random.default_rng(0)
+    labels = np.array(["a", "b"] * 20)
+    features = rng.normal(size=(40, backbone.dim)).astype(np.float32) + (labels == "a")[:, None]
+    spec, source = make_spec(backbone, "fp32"), {"weights": backbone.weights}
+    head = fit_head(features, labels, kind="logreg", spec=spec, source=source, c=0.1)
+    save_head(head.tested(features, labels), root / "head")
+    held_out = head.held_out
+    assert held_out is not None
+    limits = Limits.of(features, held_out.splits, held_out.probabilities, held_out.labels)
+    limits.save(root / "head")
+    save_model(root / "net", network_of(backbone, 2), backbone, {"classes": ["a", "b"]})
+    return {kind: root / kind for kind in ("head", "net")}
+
+
+def network_of(backbone: Backbone, classes: int) -> Network:
+    return Network(backbone.module, torch.nn.Linear(backbone.dim, classes))
+
+
+def copied(model: Path, to: Path) -> Path:
+    shutil.copytree(model, to / model.name)
+    return to / model.name
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Give where the values of a record are, those of a list's first one for all of it."""
+    if at:
+        yield at
+    if isinstance(value, dict):
+        for name in value:
+            yield from places(value[name], (*at, name))
+    elif isinstance(value, list) and value:
+        yield from places(value[0], (*at, 0))
+
+
+def changed(record: Any, at: tuple[Any, ...], value: Any) -> str:
+    """Write a record with another value somewhere; `...` leaves it out."""
+    record = copy.deepcopy(record)
+    within = record
+    for name in at[:-1]:
+        within = within[name]
+    if value is ...:
+        del within[at[-1]]
+    else:
+        within[at[-1]] = value
+    return json.dumps(record).replace(f'"{DEEP}"', DEEP)
+
+
+def kind_of(value: Any) -> type:
+    return float if isinstance(value, int | float) and not isinstance(value, bool) else type(value)
+
+
+def refusal(work: Callable[[], object]) -> str | None:
+    """Say in one line why it was refused; None where it was not."""
+    try:
+        work()
+    except FxError as error:
+        said = str(error)
+    else:
+        return None
+    assert "\n" not in said
+    assert 0 < len(said) < 700
+    return said
+
+
+RECORDS = {"head": "head.json", "net": "model.json"}
+# what may be left out, or be something else
+OPTIONAL = {"kernel", "class_weight", "protocol", "metrics", "top5", "precision", "recall"}
+OPTIONAL |= {
+    "model_sha256",
+    "versions",
+    "measured_by",
+    "method",
+    "channels",
+    "weights",
+    "weights_hash",
+    "version",
+}
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_every_wrong_type_in_a_model_s_record_is_one_error(
+    kind: str, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied(models[kind], tmp_path)
+    file = folder / RECORDS[kind]
+    record = json.loads(file.read_text())
+    # one network for all
+    kept = functools.cache(lambda items: load_backbone(**dict(items)))
+
+    def cached(name: str, **choices: Any) -> Backbone:
+        return kept(tuple(sorted({"name": name, **choices}.items())))
+
+    monkeypatch.setattr("extract.load_backbone", cached)
+    monkeypatch.setattr("finetune.checkpoint.load_backbone", cached)
+    opened, refused = [], 0
+    for at in places(record):
+        value = record
+        for name in at:
+            value = value[name]
+        for wrong in [*WRONG, DEEP, ...]:
+            file.write_text(changed(record, at, wrong))
+            said = refusal(lambda: open_model(folder, Options(engine="torch")))
+            refused += said is not None
+            if said is None:
+                opened.append((at, wrong, value))
+    for at, wrong, value in opened:
+        name = next((part for part in reversed(at) if isinstance(part, str)), "")
+        assert wrong is not DEEP, at
+        # numbers for numbers and words for words may be those of another model
+        alike = wrong is not ... and (kind_of(wrong) is kind_of(value) or wrong is value)
+        left_out = wrong is ... and at[0] == "search"  # some of it came with later versions
+        free = name in OPTIONAL or isinstance(at[-1], int) or {"per_class", "versions"} & {*at}
+        assert alike or left_out or free, (at, wrong)
+        assert not isinstance(wrong, float) or np.isfinite(wrong), (at, wrong)
+    assert refused > len(opened)
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{", b"[1]", b"null", b"\xff\xfe", b'{"format": 3, "kind": "\xff"}', b"{}" + bytes(99)],
+)
+def test_what_is_no_record_is_one_error(
+    kind: str, data: bytes, models: dict[str, Path], tmp_path: Path, folder: Path, fx: Fx
+) -> None:
+    model = copied(models[kind], tmp_path)
+    (model / RECORDS[kind]).write_bytes(data)
+    said = fx("predict", model, folder)
+    assert said.status == 1
+    (line,) = said.err.splitlines()
+    assert line.startswith("fx: error: ")
+    assert RECORDS[kind] in line
+
+
+BOMBS = {
+    "head": [
+        (("spec", "size"), 20_000, "images of 20000 pixels"),
+        (("spec", "size"), 8, "images of 8 pixels"),
+        (("spec", "crops"), 10**6, "crops"),
+        (("spec",), {"features": []}, "0 sets of features"),
+        (("source", "weights"), "/dev/zero", "no regular file"),
+        (("source", "weights"), "~no such user/w.pt", "no weights"),
+        (("source", "weights"), "a\0b", "no weights"),
+    ],
+    "net": [
+        (("preprocessing", "size"), 20_000, "size must be at most 2048 pixels, got 20000"),
+        (("preprocessing", "resize"), 20_000, "resize must be at most 128, got 20000"),
+        (("preprocessing", "mean"), [1e30, 0, 0], "mean must be"),
+        (("classes",), [str(n) for n in range(300_000)], "for 300000 classes"),
+        (("classes",), ["a"], "for 1 classes"),
+        (("classes",), [], "classes"),
+        (("channels",), 1, "shape"),
+        (("backbone",), "resnet18", "tensors too many or too few"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "at", "value", "message"),
+    [(kind, *one) for kind, several in BOMBS.items() for one in several],
+)
+def test_a_record_of_gigabytes_is_refused_before_they_are_taken(
+    kind: str, at: tuple[str], value: Any, message: str, models: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = copied(models[kind], tmp_path)
+    file = folder / RECORDS[kind]
+    file.write_text(changed(json.loads(file.read_text()), at, value))
+    with pytest.raises(FxError, match=message), little_memory(150):
+        open_model(folder, Options(engine="torch"))
+
+
+def test_a_record_of_many_lists_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
+    folder = copied(models["head"], tmp_path)
+    record = json.loads((folder / "head.json").read_text())
+    record["source"]["more"] = [[]] * 3_000_000
+    (folder / "head.json").write_text(json.dumps(record))
+    with pytest.raises(FxError, match="too many lists"), little_memory():
+        load_head(folder)
+
+
+@pytest.mark.parametrize("kind", NO_FILES[:3])
+@pytest.mark.parametrize(
+    "name", ["head.json", "head.skops", "limits.npz", "model.json", "model.safetensors"]
+)
+def test_what_is_no_file_in_a_model_s_folder_is_refused_at_once(
+    kind: str, name: str, models: dict[str, Path], tmp_path: Path, folder: Path, fx: Fx
+) -> None:
+    model = copied(models["net" if name.startswith("model") else "head"], tmp_path)
+    (model / name).unlink()
+    no_file(kind, model / name)
+    said = fx("predict", model, folder, "--engine", "torch", "--reject", "0.1")
+    assert said.status == 1
+    (line,) = said.err.splitlines()[-1:]
+    assert re.search("not a regular file|Is a directory", line), line
+    assert str(model / name) in line
+
+
+@pytest.mark.parametrize("kind", NO_FILES[:3])
+@pytest.mark.parametrize("name", ["network.xml", "network.bin"])
+def test_a_quantised_network_that_is_no_file_is_refused_at_once(
+    kind: str, name: str, tmp_path: Path
+) -> None:
+    Quantised(b"<net/>", b"1").write(tmp_path)
+    (tmp_path / name).unlink()
+    no_file(kind, tmp_path / name)
+    with pytest.raises(FxError, match=f"{name} cannot be read"):
+        Quantised.read(tmp_path)
+
+
+def rewritten(
+    file: Path, change: Callable[[dict[str, bytes]], None], compression: int = zipfile.ZIP_STORED
+) -> None:
+    """Change the parts of an archive."""
+    with zipfile.ZipFile(file) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    change(parts)
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, data in parts.items():
+            archive.writestr(name, data)
+
+
+def array_file(shape: tuple[int, ...], dtype: str = "<f8") -> bytes:
+    """Begin a .npy file."""
+    file = io.BytesIO()
+    header = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue()
+
+
+def first_array(parts: dict[str, bytes]) -> str:
+    return next(name for name in parts if name.endswith(".npy"))
+
+
+def of_zeros(parts: dict[str, bytes]) -> None:
+    parts[first_array(parts)] = array_file((2**25,)) + bytes(2**28)
+
+
+def of_many_uses(parts: dict[str, bytes]) -> None:
+    name = first_array(parts)
+    parts[name] = array_file((2**21,)) + bytes(2**24)
+    schema = json.loads(parts["schema.json"])
+    node = {"__class__": "ndarray", "__module__": "numpy", "__loader__": "NdArrayNode"}
+    uses = [node | {"type": "numpy", "file": name, "__id__": n} for n in range(20)]
+    of = {"__class__": "list", "__module__": "builtins", "__loader__": "ListNode", "__id__": 99}
+    schema["content"]["content"]["more"] = of | {"content": uses}
+    parts["schema.json"] = json.dumps(schema).encode()
+
+
+def of_lists(parts: dict[str, bytes]) -> None:
+    parts["schema.json"] = b'{"more": [' + b"[]," * 3_000_000 + b"[]]}"
+
+
+SKOPS = {
+    "of zeros": (of_zeros, zipfile.ZIP_DEFLATED, "is compressed"),
+    "of one array used often": (of_many_uses, zipfile.ZIP_STORED, "used several times"),
+    "of lists": (of_lists, zipfile.ZIP_STORED, "a schema of"),
+    "of an absurd shape": (
+        lambda parts: parts.update({first_array(parts): array_file((2**40,))}),
+        zipfile.ZIP_STORED,
+        "cannot be read",
+    ),
+    "of no end of brackets": (
+        lambda parts: parts.update({"schema.json": b"[" * 100_000}),
+        zipfile.ZIP_STORED,
+        "cannot be read",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SKOPS)
+def test_a_head_s_model_is_refused_before_it_takes_memory(
+    name: str, models: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = copied(models["head"], tmp_path)
+    change, compression, message = SKOPS[name]
+    rewritten(folder / "head.skops", change, compression)
+    with pytest.raises(FxError, match=message), little_memory():
+        load_head(folder)
+
+
+@pytest.mark.parametrize("sparse", ["head.skops", "limits.npz"])
+def test_a_sparse_file_in_a_head_s_folder_is_not_read(
+    sparse: str, models: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = copied(models["head"], tmp_path)
+    os.truncate(folder / sparse, 1_000_000_000)
+    with pytest.raises(FxError, match=r"1\.0 GB are holes"), little_memory():
+        load_head(folder) if sparse == "head.skops" else Limits.load(folder)
+
+
+LIMITS = {
+    "of zeros": (
+        lambda parts: parts.update({"rows.npy": array_file((2**16, 1024), "<f4") + bytes(2**28)}),
+        "is compressed",
+    ),
+    "of words": (
+        lambda parts: parts.update({"rows.npy": array_file((0,), "<U5")}),
+        "no limits of a head",
+    ),
+    "of nothing": (
+        lambda parts: parts.update({"distances.npy": array_file((0,), "<f4")}),
+        "no limits of a head",
+    ),
+    "without rows": (lambda parts: parts.pop("rows.npy"), "cannot be read"),
+    "of another width": (
+        lambda parts: parts.update({"rows.npy": array_file((1, 7), "<f4") + bytes(28)}),
+        "of another head; got rows of 7 numbers for features of 1280",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_limits_of_strangers_are_refused_in_one_line(
+    name: str, models: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = copied(models["head"], tmp_path)
+    change, message = LIMITS[name]
+    compression = zipfile.ZIP_DEFLATED if name == "of zeros" else zipfile.ZIP_STORED
+    rewritten(folder / "limits.npz", change, compression)
+    with pytest.raises(FxError, match=message), little_memory():
+        Limits.load(folder).distance(np.ones((1, 1280), dtype=np.float32))
+
+
+def test_a_head_of_wrong_arrays_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
+    head = load_head(models["head"])
+    good = head.pipeline[-1].coef_
+    for wrong in (np.full_like(good, np.nan), good.astype(str), good[:, :-1], good.astype(complex)):
+        head.pipeline[-1].coef_ = wrong
+        save_head(head, tmp_path)
+        with pytest.raises(FxError, match=r"does not fit head\.json"):
+            load_head(tmp_path)
+    head.pipeline[-1].coef_ = good
+    save_head(head, tmp_path)
+    load_head(tmp_path)
+
+
+def test_a_record_is_not_paired_with_another_s_model(
+    models: dict[str, Path], tmp_path: Path, backbone: Backbone
+) -> None:
+    head, net = copied(models["head"], tmp_path), copied(models["net"], tmp_path)
+    records = {folder: (folder / RECORDS[folder.name]).read_bytes() for folder in (head, net)}
+    # as a run leaves them that is killed between the two files
+    other = load_head(head)
+    other.pipeline[-1].coef_ = -other.pipeline[-1].coef_
+    save_head(other, head)
+    save_model(net, network_of(backbone, 2), backbone, {"classes": ["a", "b"]})
+    for folder, record in records.items():
+        (folder / RECORDS[folder.name]).write_bytes(record)
+        with pytest.raises(FxError, match=r"does not fit (head|model)\.json"):
+            open_model(folder, Options())
+
+
+def test_models_of_older_versions_say_no_hash_and_are_read(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    for kind, name in RECORDS.items():
+        folder = copied(models[kind], tmp_path)
+        record = json.loads((folder / name).read_text())
+        del record["model_sha256"]
+        (folder / name).write_text(json.dumps(record))
+        assert open_model(folder, Options(engine="torch")).classes == ("a", "b")
+
+
+def test_labels_that_are_no_utf_8_are_read(tmp_path: Path) -> None:
+    labels = np.array(["caf\udce9", "b"] * 20)
+    features = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+    save_head(fit_head(features, labels, kind="centroid"), tmp_path)
+    assert load_head(tmp_path).classes == ("b", "caf\udce9")
+
+
+RESULTS = {
+    "no object": b"[]",
+    "nothing": b"",
+    "no UTF-8": b'{"seconds": 1, "notes": ["\xff"]}',
+    "deep": b'{"seconds": 1, "x": ' + DEEP.encode() + b"}",
+    "too deep to print": b'{"seconds": 1, "x": ' + b"[" * 500 + b"]" * 500 + b"}",
+    "no number": b'{"seconds": NaN}',
+    "nothing of it": b"{}",
+    "words for numbers": b'{"seconds": 1, "accuracy": "high"}',
+    "one end of an interval": b'{"seconds": 1, "accuracy_ci": [0.5]}',
+    "null": b'{"seconds": null}',
+}
+
+
+@pytest.mark.parametrize("what", RESULTS)
+def test_a_result_of_wrong_types_is_one_error(what: str, tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_bytes(RESULTS[what])
+    with pytest.raises(FxError, match=r"result\.json is damaged \(.*\); repeat .* --fresh"):
+        finished(tmp_path)
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_a_result_that_is_no_file_is_refused_at_once(kind: str, tmp_path: Path) -> None:
+    no_file(kind, tmp_path / "result.json")
+    with pytest.raises(FxError, match=r"result\.json is damaged"):
+        finished(tmp_path)
+    module = torch.nn.Linear(2, 2)
+    optimiser = torch.optim.SGD(module.parameters())
+    state_file = no_file(kind, tmp_path / "training.safetensors")
+    with pytest.raises(FxError, match=r"training\.safetensors cannot be read"):
+        load_training_state(state_file, module, optimiser)
+
+
+def test_a_training_s_state_of_wrong_types_is_one_error(tmp_path: Path) -> None:
+    module = torch.nn.Linear(2, 2)
+    optimiser = torch.optim.SGD(module.parameters())
+    file = tmp_path / "training.safetensors"
+    save_training_state(file, TrainingState(), module, optimiser)
+    with safe_open(file, "pt") as opened:
+        about = json.loads(opened.metadata()["fx"])
+    tensors = load_file(file)
+    wrong = [changed(about, at, value) for at in places(about) for value in ({}, "x", None, ...)]
+    for text_ in [*wrong, DEEP, "[]", ""]:
+        save_file(tensors, file, {"fx": text_})
+        said = refusal(lambda: load_training_state(file, module, optimiser))
+        assert (said is None) == (text_ == changed(about, ("found",), {}))
+    about |= {"best_epoch": 1, "epoch": 2}
+    save_file(tensors | {"best.w": torch.ones(1)}, file, {"fx": json.dumps(about)})
+    with pytest.raises(FxError, match="another network's"):
+        load_training_state(file, module, optimiser)
