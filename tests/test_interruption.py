@@ -51,8 +51,8 @@ class Started:
     """A command as a process, in a session of its own, by which all that it began is known."""
 
     def __init__(self, words: Iterable[object], directory: Path) -> None:
-        self.temporary = directory / "temporary"
-        self.temporary.mkdir(exist_ok=True)
+        # of a short name: a socket's may have a hundred letters, and those of tests are long
+        self.temporary = Path(tempfile.mkdtemp(prefix="fx"))
         self.process = subprocess.Popen(
             [sys.executable, *map(str, words)],
             cwd=directory,
