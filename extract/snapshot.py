@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +21,8 @@ from numpy.typing import NDArray
 
 from extract.errors import FxError
 from extract.image_row import FileStamp, ImageRow
+from extract.parquet import cells, open_parquet
+from extract.records import decoded
 from extract.splits import has_given_test
 
 SPLITS = ("train", "val", "test")
@@ -26,6 +30,15 @@ SPLITS = ("train", "val", "test")
 _TEXTS = ("path", "label", "group", "note")
 _PLAIN = ("key", "split", "readable")
 _STAMP = ("inode", "size", "mtime_ns", "ctime_ns")
+_TYPES = {
+    **dict.fromkeys((*_TEXTS, "key"), pa.binary()),
+    **{"split": pa.string(), "readable": pa.bool_()},
+    **dict.fromkeys(("size", "mtime_ns", "ctime_ns"), pa.int64()),
+    "inode": pa.uint64(),
+}
+_COMPRESSIONS = ("SNAPPY", "UNCOMPRESSED")
+# a row has a path of its own, and next to always a key
+MOST_ROWS_A_BYTE = 1
 
 
 @dataclass(frozen=True)
@@ -107,17 +120,10 @@ class Snapshot:
             **{name: [getattr(row, name) for row in self.rows] for name in _PLAIN},
             **{name: [getattr(row.stamp, name, None) for row in self.rows] for name in _STAMP},
         }
-        number = pa.int64()
-        types = {
-            **dict.fromkeys((*_TEXTS, "key"), pa.binary()),
-            **{"split": pa.string(), "readable": pa.bool_()},
-            **dict.fromkeys(("size", "mtime_ns", "ctime_ns"), number),
-            "inode": pa.uint64(),
-        }
         about = {"root": self.root, "split_seed": self.split_seed, "taken_ns": self.taken_ns}
-        schema = pa.schema(list(types.items()), metadata={"fx": json.dumps(about)})
+        schema = pa.schema(list(_TYPES.items()), metadata={"fx": json.dumps(about)})
         sink = io.BytesIO()
-        arrays = [_array(columns[name], kind) for name, kind in types.items()]
+        arrays = [_array(columns[name], kind) for name, kind in _TYPES.items()]
         pq.write_table(pa.Table.from_arrays(arrays, schema=schema), sink)
         return sink.getvalue()
 
@@ -131,23 +137,68 @@ class Snapshot:
             If the bytes are no snapshot.
         """
         try:
-            # not read_table, which would import pandas
-            table = pq.ParquetFile(io.BytesIO(data)).read()
-            about = json.loads(table.schema.metadata[b"fx"])
-            columns = {n: table.column(n).to_pylist() for n in (*_TEXTS, *_PLAIN, *_STAMP)}
-        except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-            raise FxError(f"snapshot {name} cannot be read ({error}); run fx extract") from error
-        columns |= {n: [_text(value) for value in columns[n]] for n in _TEXTS}
-        stamps = [
-            None if values[0] is None else FileStamp(*values)
-            for values in zip(*(columns[n] for n in _STAMP), strict=True)
-        ]
-        names = (*_TEXTS, *_PLAIN)
-        rows = tuple(
-            ImageRow(**dict(zip(names, values, strict=True)), stamp=stamp)
-            for *values, stamp in zip(*(columns[n] for n in names), stamps, strict=True)
-        )
-        return cls(about["root"], rows, about["split_seed"], about["taken_ns"], name)
+            with open_parquet(io.BytesIO(data)) as file:
+                return _read(name, file, len(data))
+        except Exception as error:  # damaged files fail in as many ways as there are bytes
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise FxError(f"snapshot {name} cannot be read ({reason}); run fx extract") from error
+
+
+class _About(msgspec.Struct, frozen=True):
+    """What a snapshot's table says of itself."""
+
+    root: str
+    split_seed: int
+    taken_ns: int
+
+
+def _read(name: str, file: pq.ParquetFile, size: int) -> Snapshot:
+    if file.metadata.num_rows > MOST_ROWS_A_BYTE * size:
+        raise ValueError(f"{file.metadata.num_rows:,} rows in {size:,} bytes")
+    for group in range(file.metadata.num_row_groups):
+        for number in range(file.metadata.num_columns):
+            if file.metadata.row_group(group).column(number).compression not in _COMPRESSIONS:
+                raise ValueError("compressed in another way than snapshots are")
+    # not read_table, which would import pandas
+    table = file.read()
+    kinds = {field.name: _plain(field.type) for field in table.schema}
+    if kinds != _TYPES or len(table.schema) > len(_TYPES):
+        raise ValueError("columns of other types than a snapshot's")
+    about = decoded(table.schema.metadata[b"fx"], _About)
+    columns = {n: cells(table.column(n), _text) for n in _TEXTS}
+    columns |= {n: cells(table.column(n), lambda value: value) for n in ("key", "split")}
+    columns |= {n: table.column(n).to_pylist() for n in ("readable", *_STAMP)}
+    if not _are_rows(columns):
+        raise ValueError("a row that is no image's")
+    stamps = [
+        None if values[0] is None else FileStamp(*values)
+        for values in zip(*(columns[n] for n in _STAMP), strict=True)
+    ]
+    names = (*_TEXTS, *_PLAIN)
+    rows = tuple(
+        ImageRow(**dict(zip(names, values, strict=True)), stamp=stamp)
+        for *values, stamp in zip(*(columns[n] for n in names), stamps, strict=True)
+    )
+    return Snapshot(about.root, rows, about.split_seed, about.taken_ns, name)
+
+
+def _are_rows(columns: dict[str, list[Any]]) -> bool:
+    """Whether values that are of their types are those of images' rows."""
+    keys, readable = columns["key"], columns["readable"]
+    without_stamp = [[value is None for value in columns[name]] for name in _STAMP]
+    return (
+        all(columns["path"])
+        and not any(None in columns[name] for name in ("note", "key", "readable"))
+        and {*columns["split"]} <= {None, *SPLITS}
+        # of what cannot be read at all, there is none
+        and {*map(len, keys)} <= {0, 32}
+        and all(map(len, itertools.compress(keys, readable)))
+        and all(one == without_stamp[0] for one in without_stamp)
+    )
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
