@@ -1,5 +1,7 @@
 """The protocol of Kornblith et al., against the same done with scikit-learn."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
@@ -73,10 +75,10 @@ def test_too_few_images_for_validation_rows_are_an_error_that_names_the_class() 
         fit_head(features[rows], y[rows], kind="logreg", protocol="kornblith")
 
 
-def test_the_search_is_drawn_by_what_it_chose_by() -> None:
+def test_the_search_is_drawn_by_what_it_chose_by(tmp_path: Path) -> None:
     features, y = digits()
     head = fit_head(features[:500], y[:500], kind="logreg", protocol="kornblith")
-    (axes,) = _draw_search(head).axes
+    (axes,) = _draw_search(head, tmp_path).axes
     assert axes.get_ylabel() == "accuracy of held-out rows"
     drawn = axes.lines[0].get_ydata()
     assert drawn.max() == head.search[[one.c for one in head.search].index(head.c)].accuracy
