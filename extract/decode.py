@@ -20,13 +20,16 @@ What a file may take
     8 more for a TIFF's strip, 18 for WebP.
 """
 
+import ctypes
 import io
 import re
+import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -57,6 +60,7 @@ _MAX_SIDE = 2**20  # pixels; Pillow keeps an address for every row
 _MAX_SCANS = 500
 _MAX_TILE = 2**24  # pixels of a TIFF's tile that is larger than the picture
 _START_OF_SCAN = b"\xff\xda"
+_SMALL = 2**23  # pixels, whose memory need not be known exactly
 MB = 2**20
 # how often a pixel's three bytes count
 _WEIGHTS = {"WEBP": 4}
@@ -102,8 +106,8 @@ def decode(
     """
     if at_least is not None and at_least < 1:
         raise ValueError(f"at_least must be at least 1 pixel, got {at_least}")
-    with _decoded(data, at_least, max_image_mb, remainder=False) as (image, _):
-        return image
+    with ExitStack() as memory:
+        return _decoded(data, at_least, max_image_mb, memory, remainder=False)[0]
 
 
 def read_pixels(
@@ -139,8 +143,13 @@ def read_pixels(
         As `decode` does.
     """
     least = 2 * preprocessing.resize
-    with _decoded(data, least, max_image_mb, remainder=True, alone=alone) as (image, extent):
-        return prepare(image, preprocessing, crops, extent=extent)
+    with ExitStack() as memory:
+        held = None if alone else memory
+        image, extent = _decoded(data, least, max_image_mb, held, remainder=True)
+        pixels = prepare(image, preprocessing, crops, extent=extent)
+        # before others may take its memory
+        del image
+    return pixels
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -163,36 +172,37 @@ def image_size(path: Path) -> tuple[int, int]:
             raise UnreadableImage(_reason(error)) from error
 
 
-@contextmanager
 def _decoded(
-    data: bytes, at_least: int | None, max_image_mb: int, *, remainder: bool, alone: bool = False
-) -> Iterator[tuple[Image.Image, tuple[float, float]]]:
-    """Give the picture, and its width and height in the pixels of what was decoded.
+    data: bytes,
+    at_least: int | None,
+    max_image_mb: int,
+    memory: ExitStack | None,
+    *,
+    remainder: bool,
+) -> tuple[Image.Image, tuple[float, float]]:
+    """Return the picture, and its width and height in the pixels of what was decoded.
 
-    Other pictures wait for its memory.
+    Other pictures wait for its memory until `memory` is left; None where they wait already.
     """
     if not data:
         raise UnreadableImage("empty file")
-    with ExitStack() as memory:
-        with _pillow_kept_quiet(), _pillow_lets_in(max_image_mb * MB // 3):
-            try:
-                image, turn, extent = _read(
-                    data, at_least, remainder, max_image_mb, None if alone else memory
-                )
-                if turn is not None:
-                    image = image.transpose(turn)
-                    extent = image.size
-            except (MemoryError, UnreadableImage):
-                raise
-            except Image.DecompressionBombError as error:
-                found = re.search(r"\((\d+) pixels\)", str(error))
-                said = f": {int(found[1]):,} pixels" if found else ""
-                raise UnreadableImage(
-                    f"too large{said}; the limit is {max_image_mb:,} MB as 8-bit RGB"
-                ) from error
-            except Exception as error:  # damaged bytes make Pillow raise nearly anything
-                raise UnreadableImage(_reason(error)) from error
-        yield image, extent
+    with _pillow_kept_quiet(), _pillow_lets_in(max_image_mb * MB // 3):
+        try:
+            image, turn, extent = _read(data, at_least, remainder, max_image_mb, memory)
+            if turn is None:
+                return image, extent
+            image = image.transpose(turn)
+            return image, image.size
+        except (MemoryError, UnreadableImage):
+            raise
+        except Image.DecompressionBombError as error:
+            found = re.search(r"\((\d+) pixels\)", str(error))
+            said = f": {int(found[1]):,} pixels" if found else ""
+            raise UnreadableImage(
+                f"too large{said}; the limit is {max_image_mb:,} MB as 8-bit RGB"
+            ) from error
+        except Exception as error:  # damaged bytes make Pillow raise nearly anything
+            raise UnreadableImage(_reason(error)) from error
 
 
 def _read(
@@ -269,7 +279,11 @@ def _bytes_taken(image: Image.Image, extent: tuple[float, float], data: bytes) -
     pixels = image.width * image.height
     if image.format == "WEBP":
         return 18 * pixels
-    turned = _orientation(image) in _UPRIGHT
+    if image.format == "PNG":
+        # its EXIF data may lie behind its pixels, which Pillow would decode to find it
+        turned = pixels > _SMALL and b"eXIf" in data
+    else:
+        turned = _orientation(image) in _UPRIGHT
     plain = image.mode == "RGB" and not image.has_transparency_data and not turned
     taken = (4 if plain else 8) * pixels
     if image.format == "TIFF":
@@ -281,7 +295,7 @@ def _bytes_taken(image: Image.Image, extent: tuple[float, float], data: bytes) -
         encoded = int(extent[0] * extent[1])
         # all coefficients are kept until the last scan; of small pictures that is nothing
         several = image.info.get("progressive") or (
-            encoded > 2**23 and data.count(_START_OF_SCAN) > 1
+            encoded > _SMALL and data.count(_START_OF_SCAN) > 1
         )
         taken += 2 * len(image.getbands()) * encoded if several else 0
     return taken
@@ -328,8 +342,19 @@ def memory_for(taken: int) -> Iterator[None]:
     try:
         yield
     finally:
+        if wanted > 1 and (trim := _malloc_trim()):
+            # glibc would keep it for this thread, while another one takes as much
+            trim(0)
         for _ in range(wanted):
             _parts.release()
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    if sys.platform != "linux":
+        return None
+    trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return trim
 
 
 def _orientation(image: Image.Image) -> int:
