@@ -38,7 +38,7 @@ from fx.extract_cli import extract
 from fx.finetune_cli import finetune
 from fx.head_cli import fit_head
 from fx.interruption import Interrupted, received, result_follows
-from fx.output import print_table, printable, progress_bars, to_json
+from fx.output import all_of_it, print_table, printable, progress_bars, to_json
 from fx.store_cli import store_app
 
 app = typer.Typer(
@@ -84,7 +84,9 @@ def main() -> None:
         print(f"fx: error: {printable(message)}", file=sys.stderr)
         if "--json" in arguments:
             result_follows()
-            print(to_json({"error": message}))
+            # where there is no room for that either, it was said
+            with suppress(FxError), all_of_it():
+                print(to_json({"error": message}))
         sys.exit(1)
     finally:
         gc.set_threshold(*thresholds)

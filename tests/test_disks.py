@@ -192,9 +192,9 @@ def test_what_finds_a_full_disk_while_it_trains_leaves_nothing_unfinished(
 def test_whatever_room_is_left_it_is_told_and_costs_no_result(
     command: str, small_disk: Disk, tmp_path: Path
 ) -> None:
-    rooms = [*np.linspace(0, 1.3, 14)]
-    if command == "finetune":
-        # for a state, and another beside it
+    rooms = [*np.linspace(0, 1.3, 10)]
+    if command in ("finetune", "compare"):
+        # for a state, for another beside it, and for the network
         rooms += [3, 5, 7]
     assert check_rooms(command, small_disk, tmp_path, rooms) == {0, 1}
 
@@ -435,18 +435,21 @@ def test_half_a_sample_is_no_images(small_disk: Disk, fx: Fx) -> None:
     assert "1797 images of 10 classes" in fx("sample", "digits", disk / "digits").out
 
 
-def test_output_to_a_full_disk_is_told(small_disk: Disk, tmp_path: Path) -> None:
+@pytest.mark.parametrize("there", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_output_to_a_full_disk_is_told(there: bool, small_disk: Disk, tmp_path: Path) -> None:
     disk = begin(small_disk, 0)
-    (tmp_path / "digits").mkdir()
-    # a sample that is there already
-    (tmp_path / "digits" / ".fx-sample").write_text("digits")
+    place = tmp_path / "digits" if there else disk / "digits"
+    place.mkdir()
+    if there:
+        # a sample that is finished
+        (place / ".fx-sample").write_text("digits")
     with (disk / "answer.json").open("w") as file:
-        words = [sys.executable, "-m", "fx", "sample", "digits", str(tmp_path / "digits"), "--json"]
+        words = [sys.executable, "-m", "fx", "sample", "digits", str(place), "--json"]
         said = subprocess.run(words, stdout=file, stderr=subprocess.PIPE, text=True)
     assert said.returncode == 1
     (line,) = said.stderr.splitlines()
-    place = f"{disk}/answer.json"
-    assert line.startswith(f"fx: error: No space left on device: {place} needs more, and ")
+    needing = f"{disk}/answer.json needs more" if there else f"{place}/.fx-sample needs 17 bytes"
+    assert line.startswith(f"fx: error: No space left on device: {needing}, and 0 bytes are free")
 
 
 def test_a_full_disk_that_nobody_named_is_looked_for(
