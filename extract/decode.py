@@ -20,24 +20,22 @@ What a file may take
     8 more for a TIFF's strip, 18 for WebP.
 """
 
-import ctypes
 import io
 import re
-import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from extract.crops import bands, prepare
+from extract.decoding_memory import memory_for
 from extract.files import open_regular
 from extract.image_source import MAX_IMAGE_MB
 from extract.preprocessing import Preprocessing
@@ -59,13 +57,12 @@ _ROWS_PER_STRIP, _TILE_WIDTH, _TILE_LENGTH = 278, 322, 323
 _MAX_SIDE = 2**20  # pixels; Pillow keeps an address for every row
 _MAX_SCANS = 500
 _MAX_TILE = 2**24  # pixels of a TIFF's tile that is larger than the picture
+_JPEG = ("JPEG", "MPO")
 _START_OF_SCAN = b"\xff\xda"
 _SMALL = 2**23  # pixels, whose memory need not be known exactly
 MB = 2**20
 # how often a pixel's three bytes count
 _WEIGHTS = {"WEBP": 4}
-# Of all threads or processes together. Pictures take parts of them, a larger one all of them.
-BYTES_AT_ONCE, PARTS = 2**30, 16
 _PILLOW_WARNS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
@@ -219,11 +216,14 @@ def _read(
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         _refuse_bombs(image, data, max_image_mb)
         extent: tuple[float, float] = image.size
+        encoded = image.width * image.height
+        is_jpeg = image.format in _JPEG
+        turn = _UPRIGHT.get(_orientation(image)) if is_jpeg else None
         # nothing else can be decoded smaller
-        if at_least is not None and image.format in ("JPEG", "MPO"):
+        if at_least is not None and is_jpeg:
             width, height = image.size
             # turned, the pixels that show more than the picture would not be the last ones
-            remainder = remainder and _orientation(image) not in _UPRIGHT
+            remainder = remainder and turn is None
             for part in (8, 4, 2):
                 whole = width % part == height % part == 0
                 if (whole or remainder) and min(image.size) >= part * at_least:
@@ -234,29 +234,31 @@ def _read(
             # Pillow would compare a colour key of 16 bits with samples that it has cut to 8
             image.info.pop("transparency", None)
         if memory is not None:
-            memory.enter_context(memory_for(_bytes_taken(image, extent, data)))
+            memory.enter_context(memory_for(_bytes_taken(image, turn, encoded, data)))
         image.load()
-        return _to_rgb(image), _UPRIGHT.get(_orientation(image)), extent
+        if not is_jpeg:
+            # of a PNG it may lie behind the pixels, and Pillow turns a TIFF itself
+            turn = _UPRIGHT.get(_orientation(image))
+        return _to_rgb(image), turn, extent
 
 
 def _refuse_bombs(image: Image.Image, data: bytes, max_image_mb: int) -> None:
     """Refuse what a few bytes would make cost gigabytes or minutes."""
-    said = f"too large: {image.width:,} by {image.height:,} pixels"
     weight = _WEIGHTS.get(str(image.format), 1)
     taken = 3 * weight * image.width * image.height
     if taken > max_image_mb * MB:
         raise UnreadableImage(
-            f"{said} take {taken / MB:,.0f} MB"
+            f"too large: {image.width:,} by {image.height:,} pixels take {taken / MB:,.0f} MB"
             + (f" ({image.format} counts {weight} times)" if weight > 1 else "")
             + f"; the limit is {max_image_mb:,} MB as 8-bit RGB"
         )
     if max(image.size) > _MAX_SIDE:
-        raise UnreadableImage(said)
+        raise UnreadableImage(f"too large: {image.width:,} by {image.height:,} pixels")
     if image.format == "TIFF":
         width, height = _tile(image)
         if width * height > max(_MAX_TILE, image.width * image.height):
             raise UnreadableImage(f"too large: tiles of {width:,} by {height:,} pixels")
-    if image.format not in ("JPEG", "MPO"):
+    if image.format not in _JPEG:
         return
     # libjpeg makes what is missing grey and says nothing; 64 pixels have a bit at the least
     if image.width * image.height > 8 * 64 * len(data):
@@ -274,16 +276,17 @@ def _tile(image: Image.Image) -> tuple[int, int]:
     return image.width, min(int(tags.get(_ROWS_PER_STRIP, image.height)), image.height)
 
 
-def _bytes_taken(image: Image.Image, extent: tuple[float, float], data: bytes) -> int:
-    """Bytes at the peak of decoding and scaling, from the header; `extent` as it was encoded."""
+def _bytes_taken(
+    image: Image.Image, turn: Image.Transpose | None, encoded: int, data: bytes
+) -> int:
+    """Bytes at the peak of decoding and scaling, from the header; `encoded` is in pixels."""
     pixels = image.width * image.height
     if image.format == "WEBP":
         return 18 * pixels
-    if image.format == "PNG":
-        # its EXIF data may lie behind its pixels, which Pillow would decode to find it
-        turned = pixels > _SMALL and b"eXIf" in data
-    else:
+    if image.format == "TIFF":
         turned = _orientation(image) in _UPRIGHT
+    else:  # a PNG that may be is counted as turned
+        turned = turn is not None or (encoded > _SMALL and b"eXIf" in data)
     plain = image.mode == "RGB" and not image.has_transparency_data and not turned
     taken = (4 if plain else 8) * pixels
     if image.format == "TIFF":
@@ -291,70 +294,13 @@ def _bytes_taken(image: Image.Image, extent: tuple[float, float], data: bytes) -
         bits = tags.get(_BITS_PER_SAMPLE, (8,))
         width, height = _tile(image)
         taken += width * height * max(4, sum(bits) // 8)
-    elif image.format in ("JPEG", "MPO"):
-        encoded = int(extent[0] * extent[1])
+    elif image.format in _JPEG:
         # all coefficients are kept until the last scan; of small pictures that is nothing
         several = image.info.get("progressive") or (
             encoded > _SMALL and data.count(_START_OF_SCAN) > 1
         )
         taken += 2 * len(image.getbands()) * encoded if several else 0
     return taken
-
-
-class Synchroniser(Protocol):
-    """A lock or a semaphore, of threads or of processes."""
-
-    def acquire(self) -> bool: ...
-
-    def release(self) -> None: ...
-
-
-_turn: Synchroniser = threading.Lock()
-_parts: Synchroniser = threading.Semaphore(PARTS)
-
-
-def share_memory(turn: Synchroniser, parts: Synchroniser) -> None:
-    """Let the processes that are given these decode together what the threads of one may.
-
-    Parameters
-    ----------
-    turn : a lock
-    parts : a semaphore of ``PARTS``
-    """
-    global _turn, _parts
-    _turn, _parts = turn, parts
-
-
-@contextmanager
-def memory_for(taken: int) -> Iterator[None]:
-    """Wait until the pictures that others decode leave room for so many bytes.
-
-    Who waits must hold none.
-    """
-    wanted = min(PARTS, -(-taken * PARTS // BYTES_AT_ONCE))
-    # one after the other, so that small pictures do not keep a large one waiting for ever
-    _turn.acquire()
-    try:
-        for _ in range(wanted):
-            _parts.acquire()
-    finally:
-        _turn.release()
-    try:
-        yield
-    finally:
-        if wanted > 1 and (trim := _malloc_trim()):
-            # glibc would keep it for this thread, while another one takes as much
-            trim(0)
-        for _ in range(wanted):
-            _parts.release()
-
-
-@cache
-def _malloc_trim() -> Callable[[int], int] | None:
-    if sys.platform != "linux":
-        return None
-    trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    return trim
 
 
 def _orientation(image: Image.Image) -> int:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from extract.decode import PARTS, Synchroniser, share_memory
+from extract.decoding_memory import PARTS, Synchroniser, share_memory
 from extract.errors import FxError
 from extract.image_source import ImageEntry
 from extract.looked import Looked

@@ -14,7 +14,8 @@ import joblib
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.decode import BYTES_AT_ONCE, MB, UnreadableImage, memory_for, read_pixels
+from extract.decode import MB, UnreadableImage, read_pixels
+from extract.decoding_memory import BYTES_AT_ONCE, memory_for
 from extract.files import open_regular
 from extract.image_row import FileStamp, ImageRow
 from extract.image_source import ImageEntry, ImageSource

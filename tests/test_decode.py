@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, JpegImagePlugin, TiffImagePlugin
+from PIL import Image, ImageFile, JpegImagePlugin, TiffImagePlugin
 from torch.nn.functional import interpolate
 from torchvision.transforms import InterpolationMode, functional
 
@@ -425,6 +425,30 @@ def test_threads_that_ask_for_more_lift_pillow_s_limit_together(
         for image in pool.map(lambda _: decode(FILES["png"]), range(200)):
             assert image.size == SCENE.size
     assert Image.MAX_IMAGE_PIXELS == 500
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_nothing_is_decoded_before_its_memory_is_asked_for(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+    module = sys.modules["extract.decode"]
+    memory_for, load = module.memory_for, ImageFile.ImageFile.load
+
+    def asked(taken: int) -> object:
+        happened.append("asked")
+        assert taken >= 4 * SCENE.width * SCENE.height
+        return memory_for(taken)
+
+    def loaded(image: ImageFile.ImageFile) -> object:
+        happened.append("loaded")
+        return load(image)
+
+    monkeypatch.setattr(module, "memory_for", asked)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", loaded)
+    decode(FILES[name])
+    assert happened[0] == "asked"
+    assert "loaded" in happened
 
 
 def test_failures_of_memory_are_not_the_image_s(monkeypatch: pytest.MonkeyPatch) -> None:

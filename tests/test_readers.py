@@ -18,6 +18,7 @@ from extract import (
     FeatureStore,
     FxError,
     decode,
+    decoding_memory,
     extract,
     find_images,
     look,
@@ -221,7 +222,7 @@ def test_an_exception_that_is_kept_keeps_no_lock(
 
 
 def test_pictures_share_the_memory_whoever_decodes_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules["extract.decode"]
+    module = decoding_memory
     for name in ("_turn", "_parts"):
         monkeypatch.setattr(module, name, getattr(module, name))
     monkeypatch.setattr(module, "BYTES_AT_ONCE", 4 * 4 * 48 * 48)
