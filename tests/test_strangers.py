@@ -4,6 +4,7 @@ import copy
 import functools
 import io
 import json
+import math
 import os
 import pickle
 import re
@@ -33,11 +34,15 @@ from extract import (
     Snapshot,
     find_images,
     load_backbone,
+    look,
     make_spec,
+    reading,
 )
 from extract.archives import stored_entries
+from extract.engine import default_batch_size
 from extract.errors import FxError
 from extract.image_row import FileStamp
+from extract.preprocessing import MAX_SIZE, Preprocessing
 from extract.weights import read_state_dict
 from finetune.checkpoint import (
     TrainingState,
@@ -938,3 +943,36 @@ def test_a_link_in_the_place_of_an_unfinished_file_is_not_followed(
     save_training_state(model / "training.safetensors", TrainingState(), module, optimiser)
     assert victim.read_text() == "precious"
     assert all((model / name).is_file() and not (model / name).is_symlink() for name in names)
+
+
+def test_large_images_are_few_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    batches = {
+        size: (default_batch_size(cpu, "torch", size), default_batch_size(cuda, "torch", size))
+        for size in (32, 224, 384, 1024, MAX_SIZE)
+    }
+    assert batches[32] == batches[224] == batches[384] == (32, 128)
+    assert batches[1024] == (4, 18)
+    assert batches[MAX_SIZE] == (1, 4)
+    ahead = []
+    readers_ = reading.readers
+
+    def watched(work: Any, cores: int, ahead_: int, shape: tuple[int, ...], images: int) -> Any:
+        ahead.append(ahead_ * math.prod(shape))
+        return readers_(work, cores, ahead_, shape, images)
+
+    monkeypatch.setattr(reading, "readers", watched)
+    large = Preprocessing(MAX_SIZE, MAX_SIZE, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    source = find_images(folder / "a" / "000.png")
+    for crops in (1, 10):
+        (looked,) = look(source, large, crops=crops)
+        assert looked.row.readable
+    assert max(ahead) < 600_000_000
+
+
+def test_a_network_for_large_images_is_built_without_running_it() -> None:
+    with little_memory(400):
+        backbone = load_backbone("small_cnn", weights="random", size=MAX_SIZE)
+    assert backbone.dim == load_backbone("small_cnn", weights="random", size=64).dim
+    with pytest.raises(FxError, match="size must be at most 2048 pixels, got 2049"):
+        load_backbone("small_cnn", weights="random", size=MAX_SIZE + 1)
