@@ -314,7 +314,8 @@ def _is_consistent(head: Head) -> bool:
             shapes += [
                 (landmarks.components_, (m, d)),
                 (landmarks.normalization_, (m, m)),
-                (classifier.coef_, (vectors, m)),
+                # of two classes, scikit-learn's versions have one vector or a row of it
+                (np.atleast_2d(classifier.coef_), (vectors, m)),
             ]
         elif head.kind == "svm" and isinstance(classifier, SVC):
             if classifier.kernel != head.kernel or head.kernel not in KERNELS:

@@ -93,6 +93,15 @@ def test_a_head_reads_back_bit_for_bit(kind: str, k: int, tmp_path: Path) -> Non
             assert getattr(again, name) == getattr(head, name), name
 
 
+@pytest.mark.parametrize("k", [2, 3])
+def test_an_approximated_machine_reads_back_bit_for_bit(k: int, tmp_path: Path) -> None:
+    head = fitted("svm", k, kernel="nystroem")
+    save_head(head, tmp_path)
+    features, _ = blobs(k, 100, seed=2)
+    again = load_head(tmp_path).predict_proba(features)
+    assert np.array_equal(again, head.predict_proba(features))
+
+
 def test_the_record_tells_how_the_head_came_about(head: Head, tmp_path: Path) -> None:
     save_head(head, tmp_path)
     record = json.loads((tmp_path / "head.json").read_text())
