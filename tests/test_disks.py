@@ -122,6 +122,7 @@ def check_told(ended: dict, disk: Path) -> None:
     assert line.endswith(
         " are free; make room and run the same command again: it goes on from what is kept"
     ), line
+    assert ended["out"].startswith("{"), ended
     assert json.loads(ended["out"]) == {"error": line.removeprefix("fx: error: ")}
 
 
@@ -140,6 +141,7 @@ def check_rooms(
     # what is measured once is kept: nothing changes the store of this folder any more
     undisturbed = warm_process().run(run_in, here, disk, words, checked)
     assert undisturbed.answer["status"] == 0, undisturbed.answer
+    assert undisturbed.answer["out"].startswith("{"), undisturbed.answer
     expected, files = without_times(json.loads(undisturbed.answer["out"])), files_on(disk)
     taken = shutil.disk_usage(disk).used // 1024
     seen = set()
@@ -154,6 +156,7 @@ def check_rooms(
             small_disk("300m")
             ended = warm_process().run(run_in, here, disk, words, checked)
         assert ended.answer["status"] == 0, (share, ended.answer)
+        assert ended.answer["out"].startswith("{"), (share, ended.answer)
         found = without_times(json.loads(ended.answer["out"]))
         if command != "extract":  # which tells what it has found there
             assert found == expected, share
