@@ -20,7 +20,7 @@ from extract import Backbone, FxError, Preprocessing, load_backbone
 from extract.files import check_room, open_regular, whole_file, write_whole
 from extract.records import check_depth, read_record
 from finetune.network import Network
-from heads import Metrics
+from heads import Calibration, Metrics
 
 MODEL_TENSORS = "model.safetensors"
 MODEL_RECORD = "model.json"
@@ -37,14 +37,17 @@ class TrainingState:
 
     Attributes
     ----------
+    calibration : of the best epoch, on the validation rows
     epoch : epochs that are finished
     history : a record an epoch, from epoch 0 on
     steps : a record a step: ``step``, from 1, ``learning_rate``, ``loss``
-    best_epoch, best_loss, best : the epoch of the least validation log loss, and its tensors
+    best_epoch, best_loss, best : the epoch of the least calibrated validation log loss, and its
+        tensors, before calibration
     found : settings that were found by trial
     notes : what was not as asked for
     """
 
+    calibration: Calibration
     epoch: int = 0
     history: list[dict[str, float | int | None]] = field(default_factory=list)
     steps: list[dict[str, float | int]] = field(default_factory=list)
@@ -157,6 +160,7 @@ class _Record(msgspec.Struct, frozen=True):
     best_epoch: int = 0
     n_train: int = 0
     n_validation: int = 0
+    calibration: Calibration | None = None
     trainable_parameters: int = 0
     metrics: Metrics | None = None
     snapshot_fingerprint: str = ""
@@ -209,6 +213,7 @@ def save_training_state(
     for index, moments in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{name}": value for name, value in moments.items()}
     about = {name: value for name, value in vars(state).items() if name != "best"}
+    about["calibration"] = state.calibration.as_dict()
     _write_tensors(file, tensors, {"fx": json.dumps(about)})
 
 
@@ -251,6 +256,7 @@ class _About(msgspec.Struct):
     epoch: Annotated[int, msgspec.Meta(ge=0)]
     history: list[dict[str, float | int | None]]
     steps: list[dict[str, float | int]]
+    calibration: Calibration
     best_epoch: Annotated[int, msgspec.Meta(ge=0)]
     best_loss: float
     found: dict[str, Any]

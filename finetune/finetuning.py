@@ -36,7 +36,7 @@ from finetune.split import Resources, SplitNetwork
 from finetune.trainer import Trainer
 from finetune.training import train
 from finetune.validation import set_validation_aside
-from heads import Head, Metrics, evaluate, fit_head
+from heads import Calibration, Head, Metrics, evaluate, fit_head
 
 Features = Callable[[Sequence[bytes]], NDArray[np.float32]]
 
@@ -69,6 +69,8 @@ class Finetuned:
     ----------
     metrics : on the test rows, which chose nothing
     probabilities : float64 array of shape (n_test, classes), of the test rows
+    calibration : of the delivered network on the validation rows; of a head on its own held-out
+        rows. Its temperature is in the network's last layer
     classes : in the order of the probabilities' columns
     trainable_parameters : how many numbers trained
     epochs, best_epoch : passes made, and the one delivered; 0 is the head, refitted on all rows
@@ -80,6 +82,7 @@ class Finetuned:
 
     metrics: Metrics
     probabilities: NDArray[np.float64]
+    calibration: Calibration
     classes: tuple[str, ...]
     trainable_parameters: int
     epochs: int
@@ -168,15 +171,23 @@ def finetune(
     seconds = time.perf_counter() - begun
     if auxiliaries is not None:
         auxiliaries.close()
+    calibration = state.calibration
     if state.best_epoch == 0 and features is not None:
         # nothing was gained by training: deliver the head that all labelled rows give
         everything = [*training, *validation]
-        fold(_fit_start(features, everything, settings.seed, None), part.classifier)
-    logits = trainer.logits(activations.positions(data.test))
-    probabilities = torch.softmax(logits.double(), dim=1).numpy()
+        head = _fit_start(features, everything, settings.seed, None)
+        fold(head, part.classifier)
+        calibration = head.calibration
+    else:
+        cool(part.classifier, calibration.temperature)
+    logits = trainer.logits(activations.positions(data.test)).double()
+    probabilities = torch.softmax(logits, dim=1).numpy()
+    uncalibrated = torch.softmax(logits * calibration.temperature, dim=1).numpy()
+    truth = _numbers(data.test, classes)
     result = Finetuned(
-        metrics=evaluate(probabilities, _numbers(data.test, classes), classes),
+        metrics=evaluate(probabilities, truth, classes, uncalibrated=uncalibrated),
         probabilities=probabilities,
+        calibration=calibration,
         classes=classes,
         trainable_parameters=sum(p.numel() for p in part.parameters() if p.requires_grad),
         epochs=state.epoch,
@@ -233,6 +244,13 @@ def fold(head: Head, classifier: nn.Linear) -> None:
     with torch.no_grad():
         classifier.weight.copy_(torch.from_numpy(np.asarray(weight)))
         classifier.bias.copy_(torch.from_numpy(np.asarray(bias)))
+
+
+def cool(classifier: nn.Linear, temperature: float) -> None:
+    """Divide a linear layer's logits by a temperature, which changes no label."""
+    with torch.no_grad():
+        for tensor in classifier.parameters():
+            tensor.div_(temperature)
 
 
 def _fit_start(
@@ -302,6 +320,7 @@ def _deliver(
         "best_epoch": result.best_epoch,
         "n_train": result.n_train,
         "n_validation": result.n_validation,
+        "calibration": result.calibration.as_dict(),
         "trainable_parameters": result.trainable_parameters,
         "metrics": result.metrics.as_dict(),
         "snapshot_fingerprint": data.fingerprint,

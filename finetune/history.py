@@ -17,6 +17,8 @@ COLUMNS = (
     "train_loss",
     "train_accuracy",
     "validation_loss",
+    "calibrated_loss",
+    "temperature",
     "validation_accuracy",
     "learning_rate",
 )
@@ -63,9 +65,12 @@ def _draw(path: Path, history: Sequence[Mapping[str, float | None]]) -> None:
 
     for position, quantity in enumerate(("loss", "accuracy"), start=1):
         axes = figure.add_subplot(1, 2, position)
-        # two of Okabe and Ito's colours, and markers that differ too
-        _plot(axes, history, "train", quantity, "#0072B2", "o-")
-        _plot(axes, history, "validation", quantity, "#D55E00", "s--")
+        # Okabe and Ito's colours, and markers that differ too
+        _plot(axes, history, f"train_{quantity}", "training", "#0072B2", "o-")
+        _plot(axes, history, f"validation_{quantity}", "validation", "#D55E00", "s--")
+        if quantity == "loss":
+            name = "validation, calibrated"
+            _plot(axes, history, "calibrated_loss", name, "#009E73", "^-.")
         axes.set_xlabel("epoch")
         axes.set_ylabel(quantity)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -78,17 +83,17 @@ def _draw(path: Path, history: Sequence[Mapping[str, float | None]]) -> None:
 def _plot(
     axes: "Axes",
     history: Sequence[Mapping[str, float | None]],
-    side: str,
-    quantity: str,
+    column: str,
+    label: str,
     colour: str,
     line: str,
 ) -> None:
-    values = [record.get(f"{side}_{quantity}") for record in history]
+    values = [record.get(column) for record in history]
     axes.plot(
         [float(record["epoch"] or 0) for record in history],
         [float("nan") if value is None else value for value in values],
         line,
         color=colour,
         markersize=4,
-        label="training" if side == "train" else side,
+        label=label,
     )

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from extract import FxError
 from extract.files import told_where_it_fails
@@ -26,10 +25,13 @@ from finetune.network import TrainedPart
 from finetune.optimiser import rate_at
 from finetune.trainer import Trainer
 from finetune.tuning import tune
+from heads import Calibration, calibrate
 
 Progress = Callable[[int, int], None]
 # A killed run may lose this much work, in seconds, and the epoch that it was in.
 SAVE_INTERVAL = 20.0
+# Of log temperatures, as a prior: those of trained networks lay between 0.47 and 3.6.
+TEMPERATURE_SPREAD = 1.0
 
 
 def train(
@@ -43,6 +45,10 @@ def train(
     progress: Progress | None = None,
 ) -> TrainingState:
     """Train until the validation log loss stops falling; the part ends as its best epoch.
+
+    It is the log loss at the epoch's own best temperature: training moves how sure a network is
+    far from how sure it may be (with label smoothing below, without it above), which says nothing
+    of how well it tells classes apart and is put right at the end.
 
     Parameters
     ----------
@@ -62,10 +68,10 @@ def train(
     """
     part = trainer.part
 
-    def validate() -> tuple[float, float]:
-        logits = trainer.logits(validation_rows)
-        loss = nn.functional.cross_entropy(logits, torch.from_numpy(validation_labels)).item()
-        return loss, float((logits.argmax(1).numpy() == validation_labels).mean())
+    def validate() -> tuple[Calibration, float]:
+        logits = trainer.logits(validation_rows).double().numpy()
+        accuracy = float((logits.argmax(axis=1) == validation_labels).mean())
+        return calibrate(logits, validation_labels, spread=TEMPERATURE_SPREAD), accuracy
 
     if state_file.exists():
         state = load_training_state(state_file, trainer.step_module, trainer.optimiser)
@@ -73,12 +79,13 @@ def train(
         trainer.notes = state.notes
     else:
         tune(trainer, train_rows, train_labels)
-        loss, accuracy = validate()
-        state = TrainingState(best=_copy_of(part), notes=trainer.notes)
+        calibration, accuracy = validate()
+        state = TrainingState(best=_copy_of(part), calibration=calibration, notes=trainer.notes)
         for name in ("learning_rate", "batch_size"):
             state.found[name] = getattr(trainer.settings, name)
-        state.best_loss = math.inf if trainer.settings.from_scratch else loss
-        state.history.append(_record(0, None, None, loss, accuracy, 0.0))
+        if not trainer.settings.from_scratch:
+            state.best_loss = calibration.log_loss_after
+        state.history.append(_record(0, None, None, calibration, accuracy, 0.0))
     settings = trainer.settings
     saved = time.monotonic()
     while state.epoch < settings.epochs and not _has_settled(state, trainer):
@@ -86,12 +93,14 @@ def train(
         train_loss, train_accuracy = _train_epoch(
             trainer, state, train_rows, train_labels, epoch, progress
         )
-        loss, accuracy = validate()
+        calibration, accuracy = validate()
         rate = state.steps[-1]["learning_rate"]
-        state.history.append(_record(epoch, train_loss, train_accuracy, loss, accuracy, rate))
+        record = _record(epoch, train_loss, train_accuracy, calibration, accuracy, rate)
+        state.history.append(record)
         state.epoch = epoch
-        if loss < state.best_loss:
-            state.best_epoch, state.best_loss, state.best = epoch, loss, _copy_of(part)
+        if calibration.log_loss_after < state.best_loss:
+            state.best_epoch, state.best_loss = epoch, calibration.log_loss_after
+            state.best, state.calibration = _copy_of(part), calibration
         if trainer.accelerator.is_main_process and time.monotonic() - saved > SAVE_INTERVAL:
             save_training_state(state_file, state, trainer.step_module, trainer.optimiser)
             saved = time.monotonic()
@@ -116,7 +125,7 @@ def _has_settled(state: TrainingState, trainer: Trainer) -> bool:
 
 
 def _loss_of(record: dict[str, float | int | None]) -> float:
-    loss = record["validation_loss"]
+    loss = record["calibrated_loss"]
     return math.inf if loss is None else float(loss)
 
 
@@ -173,7 +182,7 @@ def _record(
     epoch: int,
     train_loss: float | None,
     train_accuracy: float | None,
-    validation_loss: float,
+    calibration: Calibration,
     validation_accuracy: float,
     learning_rate: float,
 ) -> dict[str, float | int | None]:
@@ -181,7 +190,9 @@ def _record(
         "epoch": epoch,
         "train_loss": train_loss,
         "train_accuracy": train_accuracy,
-        "validation_loss": validation_loss,
+        "validation_loss": calibration.log_loss_before,
+        "calibrated_loss": calibration.log_loss_after,
+        "temperature": calibration.temperature,
         "validation_accuracy": validation_accuracy,
         "learning_rate": learning_rate,
     }

@@ -198,6 +198,7 @@ def _measure_network(
         "trainable_parameters": result.trainable_parameters,
         "epochs": result.epochs,
         "best_epoch": result.best_epoch,
+        "calibration": result.calibration.as_dict(),
         "history": result.history,
         **_answers(result.probabilities, _numbers(snapshot.split("test"), result.classes)),
     }, 1 + result.epochs  # one recipe, of which an epoch is chosen

@@ -16,6 +16,7 @@ _MAX_IN_LEGEND = 20
 _FRONT = "#7F7F7F"
 _TRAIN = Style("#0072B2", "solid", "circle")
 _VALIDATION = Style("#D55E00", "dash", "square")
+_CALIBRATED = Style("#009E73", "dashdot", "triangle-up")
 
 
 def learning_curve(
@@ -171,8 +172,13 @@ def training(run: dict[str, Any], quantity: str, name: str) -> Figure:
     epochs = [entry.get("epoch", index) for index, entry in enumerate(history)]
     data = []
     last = []
-    for side, style in (("training", _TRAIN), ("validation", _VALIDATION)):
-        key = f"{'train' if side == 'training' else side}_{quantity}"
+    lines = [
+        ("training", f"train_{quantity}", _TRAIN),
+        ("validation", f"validation_{quantity}", _VALIDATION),
+    ]
+    if quantity == "loss":
+        lines.append(("validation, calibrated", "calibrated_loss", _CALIBRATED))
+    for side, key, style in lines:
         values = [finite(entry.get(key)) for entry in history]
         data.append(
             {

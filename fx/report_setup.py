@@ -55,7 +55,7 @@ def training(comparison: dict[str, Any]) -> Section | None:
         return None
     note = (
         "Epoch 0 is the network before it was trained; a dotted line marks the epoch that was "
-        "kept for its validation loss."
+        "kept for its calibrated validation loss: that at the best temperature of its logits."
     )
     return Section("training", "How the networks trained", paragraph(note) + "".join(parts), plots)
 

@@ -1,6 +1,7 @@
 """Heads: classifiers on features, chosen and calibrated inside their training rows."""
 
 from heads.audit import Doubts, doubt_labels
+from heads.calibration import Calibration, calibrate
 from heads.estimator import HeadClassifier
 from heads.figures import new_figure, save_png
 from heads.files import load_head, save_head
@@ -15,12 +16,14 @@ from heads.transferability import h_score, logme
 
 __all__ = [
     "KINDS",
+    "Calibration",
     "Doubts",
     "Head",
     "HeadClassifier",
     "HeldOut",
     "Limits",
     "Metrics",
+    "calibrate",
     "doubt_labels",
     "evaluate",
     "fit_head",

@@ -1,4 +1,4 @@
-"""One calibration for every head: scores divided by a temperature, fitted on held-out scores.
+"""One calibration for heads and networks: a temperature of the scores, fitted on held-out rows.
 
 A temperature leaves the ranking of the classes as it is (Guo et al., "On Calibration of Modern
 Neural Networks", ICML 2017), so that it changes no prediction and folds into linear weights.
@@ -19,7 +19,7 @@ COOLEST, HOTTEST = 0.05, 20.0
 
 @dataclass(frozen=True)
 class Calibration:
-    """The temperature of a head, and what it did to the held-out rows it was fitted on.
+    """A temperature, and what it did to the held-out rows that it was fitted on.
 
     Attributes
     ----------
@@ -46,7 +46,13 @@ def log_losses(scores: NDArray[np.float64], labels: NDArray[np.intp]) -> NDArray
     return losses
 
 
-def fit_temperature(scores: NDArray[np.float64], labels: NDArray[np.intp]) -> float:
+def fit_temperature(
+    scores: NDArray[np.float64],
+    labels: NDArray[np.intp],
+    *,
+    weights: NDArray[np.float64] | None = None,
+    spread: float | None = None,
+) -> float:
     """Find the temperature with the least log loss on held-out rows.
 
     Where the least lies at the end of the range, the rows do not determine it (none is mistaken,
@@ -56,11 +62,16 @@ def fit_temperature(scores: NDArray[np.float64], labels: NDArray[np.intp]) -> fl
     ----------
     scores : float64 array of shape (n, k), of rows that the scoring models were not fitted on
     labels : int array of shape (n,)
+    weights : float64 array of shape (n,), optional; what each row counts
+    spread : float, optional; the temperature is drawn towards 1 as by a normal prior of its
+        logarithm with this standard deviation, which many rows outweigh
     """
     ends = np.log([COOLEST, HOTTEST])
 
     def loss(log_temperature: float) -> float:
-        return float(log_losses(scores * np.exp(-log_temperature), labels).mean())
+        losses = log_losses(scores * np.exp(-log_temperature), labels)
+        drawn = 0.0 if spread is None else (log_temperature / spread) ** 2 / (2 * len(labels))
+        return float(np.average(losses, weights=weights)) + drawn
 
     found = minimize_scalar(loss, bounds=ends, method="bounded", options={"xatol": 1e-6})
     if min(loss(end) for end in ends) <= found.fun + 1e-6:
@@ -68,14 +79,24 @@ def fit_temperature(scores: NDArray[np.float64], labels: NDArray[np.intp]) -> fl
     return float(np.exp(found.x))
 
 
-def calibrate(scores: NDArray[np.float64], labels: NDArray[np.intp]) -> Calibration:
-    """Fit the temperature on held-out scores (n, k), and measure them before and after."""
-    temperature = fit_temperature(scores, labels)
+def calibrate(
+    scores: NDArray[np.float64],
+    labels: NDArray[np.intp],
+    *,
+    weights: NDArray[np.float64] | None = None,
+    spread: float | None = None,
+) -> Calibration:
+    """Fit the temperature on held-out scores, and measure them before and after.
+
+    Parameters are those of `fit_temperature`; weights count in the log losses.
+    """
+    temperature = fit_temperature(scores, labels, weights=weights, spread=spread)
     cooled = scores / temperature
+    before, after = log_losses(scores, labels), log_losses(cooled, labels)
     return Calibration(
         temperature=temperature,
-        log_loss_before=float(log_losses(scores, labels).mean()),
-        log_loss_after=float(log_losses(cooled, labels).mean()),
+        log_loss_before=float(np.average(before, weights=weights)),
+        log_loss_after=float(np.average(after, weights=weights)),
         ece_before=expected_calibration_error(softmax(scores, axis=1), labels),
         ece_after=expected_calibration_error(softmax(cooled, axis=1), labels),
     )

@@ -1,5 +1,6 @@
 """Fine-tuning: it starts as the head, what is frozen stays bitwise, killed runs end the same."""
 
+import json
 import os
 import signal
 import subprocess
@@ -18,6 +19,8 @@ from extract import (
     Backbone,
     FeatureStore,
     FxError,
+    ImageRow,
+    Preprocessing,
     Snapshot,
     extract,
     find_images,
@@ -35,7 +38,7 @@ from finetune import (
 )
 from finetune.network import TrainedPart
 from finetune.optimiser import schedule
-from finetune.trainer import set_training_mode
+from finetune.trainer import Trainer, set_training_mode
 from heads import fit_head
 
 CPU = torch.device("cpu")
@@ -57,6 +60,16 @@ FAMILIES = [
     pytest.param("convnext_tiny", 64, marks=pytest.mark.slow),
     pytest.param("timm/legacy_xception", 96, marks=pytest.mark.slow),
 ]
+
+
+def pixels_of(rows: list[ImageRow], preprocessing: Preprocessing, root: Path) -> torch.Tensor:
+    """Normalised pixels of some rows, (n, 3, s, s)."""
+    wanted = {row.path: index for index, row in enumerate(rows)}
+    looked = [one for one in look(find_images(root), preprocessing) if one.row.path in wanted]
+    looked.sort(key=lambda one: wanted[one.row.path])
+    return normalise(
+        torch.from_numpy(np.concatenate([one.pixels for one in looked])), preprocessing
+    )
 
 
 @pytest.mark.parametrize(("name", "size"), FAMILIES)
@@ -170,6 +183,75 @@ def test_the_delivered_network_says_from_pixels_what_was_measured(
     assert {"model.safetensors", "model.json", "history.csv", "history.png"} <= names
 
 
+def test_epochs_are_judged_by_their_calibrated_log_loss(
+    backbone: Backbone, store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = training_data(store).train
+    _, validation = set_validation_aside(rows, 0)
+    truth = np.array(["abc".index(str(row.label)) for row in validation])
+    n, one_wrong, three_wrong = len(truth), truth.copy(), truth.copy()
+    one_wrong[:1], three_wrong[:3] = (truth[:1] + 1) % 3, (truth[:3] + 1) % 3
+    # of each epoch how sure it is, and of what: the head, then one that is better and far too sure
+    said = [(1.5, three_wrong), (30.0, one_wrong), (1.0, three_wrong)]
+    actual = Trainer.logits
+
+    def logits(self: Trainer, positions: np.ndarray) -> torch.Tensor:
+        if not said or len(positions) != n:
+            return actual(self, positions)
+        sure, predicted = said.pop(0)
+        return sure * nn.functional.one_hot(torch.from_numpy(predicted), 3).float()
+
+    monkeypatch.setattr(Trainer, "logits", logits)
+    result = finetuned(backbone, store, tmp_path, unfreeze=1)
+    raw = [record["validation_loss"] for record in result.history]
+    calibrated = [record["calibrated_loss"] for record in result.history]
+    assert raw.index(min(raw)) == 0
+    assert calibrated.index(min(calibrated)) == result.best_epoch == 1
+    assert result.calibration.temperature == result.history[1]["temperature"] > 5
+    assert result.calibration.log_loss_before == raw[1]
+    assert result.calibration.log_loss_after == calibrated[1]
+    # and the temperature is that of the network that is kept
+    weight = load_model(tmp_path).network.classifier.weight
+    monkeypatch.setattr("finetune.finetuning.cool", lambda *_: None)
+    said += [(1.5, three_wrong), (30.0, one_wrong), (1.0, three_wrong)]
+    hot = finetuned(backbone, store, tmp_path / "hot", unfreeze=1)
+    same = load_model(tmp_path / "hot").network.classifier.weight
+    torch.testing.assert_close(weight * result.calibration.temperature, same)
+    assert (hot.probabilities.argmax(1) == result.probabilities.argmax(1)).all()
+    record = json.loads((tmp_path / "model.json").read_text())
+    assert record["calibration"] == result.calibration.as_dict()
+
+
+@pytest.mark.parametrize("scratch", [False, True])
+def test_delivered_probabilities_are_those_at_the_temperature(
+    backbone: Backbone,
+    store: FeatureStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scratch: bool,
+) -> None:
+    # a head that tells nothing, so that an epoch is delivered
+    monkeypatch.setattr("finetune.finetuning.fold", lambda *_: None)
+    result = finetuned(
+        backbone,
+        store,
+        tmp_path,
+        unfreeze="all" if scratch else 1,
+        from_scratch=scratch,
+        learning_rate=1e-3,
+    )
+    assert result.best_epoch > 0
+    record = result.history[result.best_epoch]
+    assert result.calibration.temperature == record["temperature"] != 1
+    _, validation = set_validation_aside(training_data(store).train, 0)
+    pixels = pixels_of(validation, load_model(tmp_path).preprocessing, training_data(store).root)
+    with torch.inference_mode():
+        logits = load_model(tmp_path).network(pixels)
+    truth = torch.tensor(["abc".index(str(row.label)) for row in validation])
+    loss = nn.functional.cross_entropy(logits.double(), truth).item()
+    assert loss == pytest.approx(float(record["calibrated_loss"] or 0), rel=2e-2)
+
+
 def test_where_no_epoch_beats_the_head_the_refitted_head_is_delivered(
     backbone: Backbone, store: FeatureStore, tmp_path: Path
 ) -> None:
@@ -181,6 +263,7 @@ def test_where_no_epoch_beats_the_head_the_refitted_head_is_delivered(
     head = fit_head(read([r.key for r in rows]), [str(r.label) for r in rows], kind="logreg")
     expected = head.predict_proba(read([row.key for row in training_data(store).test]))
     np.testing.assert_allclose(result.probabilities, expected, atol=1e-2)
+    assert result.calibration == head.calibration
     for name, tensor in load_model(tmp_path).network.backbone.state_dict().items():
         assert torch.equal(tensor, backbone.module.state_dict()[name]), name
 

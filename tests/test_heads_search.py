@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 import heads.learners
 from extract.errors import FxError
 from heads import fit_head
-from heads.calibration import calibrate, log_losses
+from heads.calibration import calibrate, fit_temperature, log_losses
 from heads.folds import make_folds
 from heads.kinds import learner_for
 from heads.learners import Logistic, Trial
@@ -322,6 +322,42 @@ def test_temperature_undoes_overconfidence(seed: int, heat: float) -> None:
     calibration = calibrate(honest * heat, y)
     assert calibration.temperature == pytest.approx(heat, rel=0.15)
     assert calibration.log_loss_after == pytest.approx(log_losses(honest, y).mean(), abs=0.01)
+
+
+@given(seed=st.integers(0, 10**6), classes=st.integers(2, 6), heat=st.floats(0.3, 5))
+@settings(max_examples=30, deadline=None)
+def test_a_temperature_drawn_to_one_is_so_by_few_rows_and_not_by_many(
+    seed: int, classes: int, heat: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    honest = rng.normal(size=(4000, classes)) * 2
+    p = np.exp(honest) / np.exp(honest).sum(axis=1, keepdims=True)
+    y = (rng.random(4000)[:, None] > p.cumsum(axis=1)).sum(axis=1).clip(0, classes - 1)
+    free, drawn = fit_temperature(honest, y), fit_temperature(honest, y, spread=1)
+    assert drawn == pytest.approx(free, rel=0.01)
+    assert fit_temperature(3 * honest, y, spread=1) == pytest.approx(3, rel=0.15)
+    some = slice(0, 10)
+    free, drawn = (
+        fit_temperature(heat * honest[some], y[some], spread=spread) for spread in (None, 0.2)
+    )
+    assert abs(np.log(drawn)) <= abs(np.log(free)) + 1e-6 or free == 1
+    calibration = calibrate(heat * honest, y, spread=1)
+    cooled = heat * honest / calibration.temperature
+    assert (cooled.argmax(axis=1) == honest.argmax(axis=1)).all()
+
+
+def test_rows_count_by_their_weights_in_a_temperature() -> None:
+    rng = np.random.default_rng(0)
+    scores, y = rng.normal(size=(200, 3)), rng.integers(0, 3, 200)
+    scores[np.arange(200), y] += 1.5
+    weights = rng.integers(1, 4, 200)
+    repeated = np.repeat(np.arange(200), weights)
+    once, often = (
+        calibrate(scores, y, weights=weights.astype(float)),
+        calibrate(scores[repeated], y[repeated]),
+    )
+    assert once.temperature == pytest.approx(often.temperature, rel=1e-4)
+    assert once.log_loss_after == pytest.approx(often.log_loss_after)
 
 
 def test_a_temperature_that_the_rows_do_not_determine_stays_one() -> None:

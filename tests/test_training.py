@@ -42,6 +42,7 @@ from finetune.optimiser import make_optimiser, rate_at
 from finetune.processes import make_accelerator
 from finetune.trainer import Trainer
 from finetune.training import _has_settled
+from heads import Calibration
 
 CPU = torch.device("cpu")
 
@@ -270,8 +271,9 @@ def test_two_phases_are_counted_apart(
 def test_training_stops_by_its_own_epochs_and_not_by_the_head_it_began_with(
     losses: list[float], settled: bool
 ) -> None:
-    history = [{"epoch": n, "validation_loss": loss} for n, loss in enumerate(losses)]
-    state = TrainingState(best={}, epoch=len(losses) - 1, history=history)
+    history = [{"epoch": n, "calibrated_loss": loss} for n, loss in enumerate(losses)]
+    none = Calibration(1.0, 0.0, 0.0, 0.0, 0.0)
+    state = TrainingState(none, epoch=len(losses) - 1, history=history)
     trainer = SimpleNamespace(settings=FinetuneSettings(patience=2))
     assert _has_settled(state, trainer) == settled
 
