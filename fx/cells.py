@@ -6,6 +6,7 @@ Each is measured in a process of its own, alone, so that its memory and its time
 from __future__ import annotations
 
 import dataclasses
+import io
 import shutil
 import time
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from extract.files import told_where_it_fails
+from extract.files import told_where_it_fails, write_whole
 from fx.memory import peak_memory_mb, reset_peak_memory
 from fx.options import Options, open_backbone, read_snapshot
 from fx.output import Begin
@@ -115,12 +116,14 @@ def _measure_cell(bench: Bench, cell: Cell, shared_seconds: float, begin: Begin)
     reset_peak_memory()
     begun = time.perf_counter()
     measure = _measure_head if cell.strategy in KINDS else _measure_network
-    measured, searched = measure(opened, cell.strategy, rows, cell.seed, directory)
+    measured, searched, probabilities = measure(opened, cell.strategy, rows, cell.seed, directory)
+    _keep_probabilities(directory, probabilities)
     record = {
         "strategy": cell.strategy,
         "n_train": len(rows),
         "seed": cell.seed,
         **measured,
+        **_answers(probabilities, _numbers(opened.snapshot.split("test"), measured["classes"])),
         "settings_tried": searched,
         "seconds": time.perf_counter() - begun,
         # of the frozen blocks over all images, once for all cells at this depth, as extraction is
@@ -152,7 +155,7 @@ def fill_shared(bench: Bench, strategy: str, *, begin: Begin) -> float:
 
 def _measure_head(
     opened: _Opened, strategy: str, rows: list[ImageRow], seed: int, directory: Path
-) -> tuple[dict[str, Any], int]:
+) -> tuple[dict[str, Any], int, NDArray[np.float64]]:
     from heads import evaluate, fit_head, save_head
 
     validation, test = opened.snapshot.split("val"), opened.snapshot.split("test")
@@ -169,39 +172,50 @@ def _measure_head(
     )
     save_head(head, directory)
     probabilities = head.predict_proba(read(keys_of(test)))
-    numbers = _numbers(test, head.classes)
-    metrics = evaluate(probabilities, numbers, head.classes)
-    return {
+    metrics = evaluate(probabilities, _numbers(test, head.classes), head.classes)
+    measured = {
         **metrics.as_dict(),
+        "classes": head.classes,
         "c": head.c,
+        "calibration": head.calibration.as_dict(),
         "trainable_parameters": head.parameters,
-        **_answers(probabilities, numbers),
-    }, len(head.search)
+    }
+    return measured, len(head.search), probabilities
 
 
 def _measure_network(
     opened: _Opened, strategy: str, rows: list[ImageRow], seed: int, directory: Path
-) -> tuple[dict[str, Any], int]:
+) -> tuple[dict[str, Any], int, NDArray[np.float64]]:
     from finetune import finetune
 
-    snapshot = opened.snapshot
     result = finetune(
         network_of(opened.bench, strategy, seed),
-        training_data(snapshot, rows),
+        training_data(opened.snapshot, rows),
         None if strategy in FROM_SCRATCH else opened.features.features,
         settings=settings_of(opened.bench, strategy, seed),
         directory=directory,
         resources=_resources(opened),
     )
-    return {
+    measured = {
         **result.metrics.as_dict(),
+        "classes": result.classes,
         "trainable_parameters": result.trainable_parameters,
         "epochs": result.epochs,
         "best_epoch": result.best_epoch,
         "calibration": result.calibration.as_dict(),
         "history": result.history,
-        **_answers(result.probabilities, _numbers(snapshot.split("test"), result.classes)),
-    }, 1 + result.epochs  # one recipe, of which an epoch is chosen
+    }
+    # one recipe, of which an epoch is chosen
+    return measured, 1 + result.epochs, result.probabilities
+
+
+def _keep_probabilities(directory: Path, probabilities: NDArray[np.float64]) -> None:
+    """Write ``probabilities.npy``: float32 of shape (test images, classes)."""
+    import numpy as np
+
+    file = io.BytesIO()
+    np.save(file, probabilities.astype(np.float32))
+    write_whole(directory / "probabilities.npy", file.getvalue())
 
 
 def _answers(probabilities: NDArray[np.float64], truth: NDArray[np.int64]) -> dict[str, Any]:

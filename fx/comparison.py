@@ -32,7 +32,8 @@ from fx.verdict import (
 if TYPE_CHECKING:
     from extract import ImageSource
 
-_RAW = ("predicted", "confidence", "truth")  # one number a picture; kept in the cells' own records
+# of single pictures, and how to read it; kept in the cells' own records
+_RAW = ("classes", "predicted", "confidence", "truth")
 
 
 def compare(

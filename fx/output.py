@@ -19,6 +19,11 @@ Begin = Callable[[str], Progress]  # given what is being done, begins a bar for 
 _SECONDS_BETWEEN_LINES = 10.0
 _MAX_SIZES = 6
 _NOTHING = "\N{EN DASH}"
+_COMPARED = {
+    "accuracy": "accuracy on the test images",
+    "log_loss": "log loss",
+    "ece": "calibration error",
+}
 
 
 def print_table(
@@ -63,8 +68,9 @@ def print_table(
 def print_comparison(comparison: dict[str, Any], *, file: TextIO | None = None) -> None:
     """Print a comparison in at most 80 columns: strategies down, training images across.
 
-    Of more than six sizes, six are shown that are spread evenly, the largest among them; the
-    seconds are those at the largest.
+    A table each of accuracies, log losses and calibration errors, means over the seeds. Of more
+    than six sizes, six are shown that are spread evenly, the largest among them; the seconds are
+    those at the largest.
 
     Parameters
     ----------
@@ -78,17 +84,20 @@ def print_comparison(comparison: dict[str, Any], *, file: TextIO | None = None) 
         shown = [sizes[round(index * step)] for index in range(_MAX_SIZES)]
     else:
         shown = sizes
-    rows: list[list[object]] = []
-    for strategy, row in cells.items():
-        at = {cell.n_train: cell for cell in row}
-        largest = at.get(shown[-1])
-        seconds = largest.mean("seconds") if largest else None
-        accuracies = [at[size].mean("accuracy") if size in at else None for size in shown]
-        rows.append([strategy, *accuracies, None if seconds is None else f"{seconds:,.1f}"])
-    title = "accuracy on the test images, by training images"
+    of = "by training images"
     if shown != sizes:
-        title += f" ({len(shown)} of {len(sizes)} sizes)"
-    print_table(["strategy", *(f"{n:,}" for n in shown), "seconds"], rows, title=title, file=file)
+        of += f" ({len(shown)} of {len(sizes)} sizes)"
+    for name, title in _COMPARED.items():
+        columns = ["strategy", *(f"{n:,}" for n in shown)]
+        rows: list[list[object]] = []
+        for strategy, row in cells.items():
+            at = {cell.n_train: cell for cell in row}
+            rows.append([strategy, *(at[n].mean(name) if n in at else None for n in shown)])
+            if name == "accuracy":
+                seconds = at[shown[-1]].mean("seconds") if shown[-1] in at else None
+                rows[-1].append(None if seconds is None else f"{seconds:,.1f}")
+        columns += ["seconds"] * (name == "accuracy")
+        print_table(columns, rows, title=f"{title}, {of}", file=file)
 
 
 def to_json(value: object) -> str:

@@ -485,7 +485,7 @@ def test_a_comparison_fits_eighty_columns(capsys: pytest.CaptureFixture[str]) ->
     sizes = [40, 80, 160, 320, 640, 1280, 2560, 5120, 10240, 20480]
     wide["results"] = [
         {"strategy": strategy, "n_train": n, "seed": 0, "accuracy": 0.5 + n / 50_000}
-        | {"seconds": 12_345.6}
+        | {"seconds": 12_345.6, "log_loss": 0.25, "ece": 0.0125}
         for strategy in ("logreg", "finetune:all")
         for n in sizes
         if (strategy, n) != ("finetune:all", 20480)
@@ -494,10 +494,15 @@ def test_a_comparison_fits_eighty_columns(capsys: pytest.CaptureFixture[str]) ->
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     assert "6 of 10 sizes" in lines[0]
-    [logreg] = [line.split() for line in lines if "logreg" in line]
+    logreg, of_loss, of_ece = [line.split() for line in lines if "logreg" in line]
     assert (logreg[1], logreg[-2], logreg[-1]) == ("0.501", "0.910", "12,345.6")
-    [tuned] = [line.split() for line in lines if "finetune:all" in line]
+    assert of_loss == ["logreg"] + ["0.250"] * 6
+    assert of_ece[-1] in ("0.013", "0.012")
+    tuned, of_loss, _ = [line.split() for line in lines if "finetune:all" in line]
     assert tuned[-2:] == ["\N{EN DASH}"] * 2
+    assert of_loss[-1] == "\N{EN DASH}"
+    titles = [line for line in lines if "by training images" in line]
+    assert [title.split(",")[0] for title in titles[1:]] == ["log loss", "calibration error"]
 
 
 def test_a_table_loses_no_text_and_obeys_no_markup() -> None:
