@@ -3,16 +3,16 @@
 from finetune.blocks import Block, cut, find_blocks
 from finetune.checkpoint import FinetunedModel, load_model
 from finetune.finetuning import (
-    Features,
     Finetuned,
     TrainingData,
     fill_activations,
     finetune,
-    fold,
 )
+from finetune.flips import FlipTrial, try_flips
 from finetune.processes import TRACKERS, check_tracker, joined, make_accelerator
 from finetune.settings import RECIPES, FinetuneSettings
 from finetune.split import Resources
+from finetune.starting_head import Features, fold, starting_head
 from finetune.timing import Timing, time_training
 from finetune.validation import VALIDATION_SHARE, set_validation_aside
 
@@ -25,6 +25,7 @@ __all__ = [
     "FinetuneSettings",
     "Finetuned",
     "FinetunedModel",
+    "FlipTrial",
     "Resources",
     "Timing",
     "TrainingData",
@@ -38,5 +39,7 @@ __all__ = [
     "load_model",
     "make_accelerator",
     "set_validation_aside",
+    "starting_head",
     "time_training",
+    "try_flips",
 ]

@@ -21,11 +21,12 @@ from extract import (
     ImageEntry,
     ImageRow,
     ImageSource,
+    Preprocessing,
     batched,
     look,
 )
 from extract.files import check_room, free_bytes, in_units, is_regular, reserve, whole_file
-from finetune.augmentation import augmented, seed_of
+from finetune.augmentation import augmented, is_mirrored, mirrored, seed_of
 
 Progress = Callable[[int, int], None]
 Announce = Callable[[str], Progress | None]
@@ -43,7 +44,7 @@ class Views:
     ----------
     augment : a name of ``finetune.augmentation``
     count : pictures of each image that are kept, beside the one that is not augmented; 0 where
-        pixels are kept, which are augmented anew in every epoch
+        pixels are kept, which are augmented anew in every epoch; 1 where they are flipped
     seed : what the pictures are drawn with
     """
 
@@ -86,12 +87,15 @@ class Activations:
         """Read some images as an epoch trains on them: augmented, the same for the same epoch."""
         if self.views.augment == "none":
             return self.take(positions)
+        seeds = [seed_of(self.views.seed, self._keys[one], epoch) for one in positions]
+        if self.views.count and self.views.augment == "flip":
+            mirrored = np.array([is_mirrored(seed) for seed in seeds], dtype=np.int64)
+            return torch.from_numpy(self.array[self._starts[positions] + mirrored])
         if self.views.count:
             # all views in turn, each image beginning with another
             turn = 1 + (epoch + positions) % (self._counts[positions] - 1)
             rows = self.array[self._starts[positions] + turn]
             return torch.from_numpy(np.ascontiguousarray(rows))
-        seeds = [seed_of(self.views.seed, self._keys[one], epoch) for one in positions]
         return augmented(self.take(positions), self.views.augment, seeds)
 
 
@@ -140,20 +144,23 @@ def load_activations(
     wanted = set(training) if views.augment != "none" and views.count else set()
     counts = [1 + views.count * (key in wanted) for key in keys]
     about = identity | {"views": asdict(views) if wanted else None}
+    if wanted and views.augment == "flip":
+        # whatever the seed, they are the same two
+        about["views"] = "flip"
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for key, count in zip(keys, counts, strict=True):
         digest.update(key + count.to_bytes(4, "big"))
     file = cache / f"{digest.hexdigest()[:16]}.npy"
     if not is_regular(file):
-        source = _source_of(rows, root, max_image_mb)
-        pictures = _pictures(rows, counts, source, engine, views)
-        _fill(file, pictures, sum(counts), engine, has_trunk, limit, besides, announce)
+        found = pictures(rows, root, engine.preprocessing, max_image_mb)
+        seen = _with_views(found, rows, counts, views)
+        _fill(file, seen, sum(counts), engine, has_trunk, limit, besides, announce)
     return Activations(np.load(file, mmap_mode="r"), keys, counts, views)
 
 
 def _fill(
     file: Path,
-    pictures: Iterator[NDArray[np.uint8]],
+    seen: Iterator[NDArray[np.uint8]],
     count: int,
     engine: Engine,
     has_trunk: bool,
@@ -161,7 +168,7 @@ def _fill(
     besides: int,
     announce: Announce | None,
 ) -> None:
-    batches = batched(pictures, engine.batch_size)
+    batches = batched(seen, engine.batch_size)
     parts: Iterator[NDArray[Any]] = iter(engine.run(batches) if has_trunk else batches)
     first = next(parts)
     dtype = np.dtype(np.float16 if has_trunk else np.uint8)
@@ -189,28 +196,39 @@ def _fill(
         array.flush()
 
 
-def _source_of(rows: Sequence[ImageRow], root: Path, max_image_mb: int) -> ImageSource:
+def pictures(
+    rows: Sequence[ImageRow], root: Path, preprocessing: Preprocessing, max_image_mb: int
+) -> Iterator[NDArray[np.uint8]]:
+    """Decode the images of rows: each a uint8 array of shape (1, size, size, 3).
+
+    Raises
+    ------
+    FxError
+        If an image changed since the snapshot.
+    """
     entries = tuple(ImageEntry(row.path, row.label, row.split, row.group) for row in rows)
-    return ImageSource(root, "classes", entries, (), max_image_mb)
+    source = ImageSource(root, "classes", entries, (), max_image_mb)
+    for row, one in zip(rows, look(source, preprocessing), strict=True):
+        if one.pixels is None or one.row.key != row.key:
+            what = one.row.note or "its bytes changed"
+            raise FxError(f"{root / row.path}: {what} since the snapshot; run fx extract again")
+        yield one.pixels
 
 
-def _pictures(
+def _with_views(
+    found: Iterator[NDArray[np.uint8]],
     rows: Sequence[ImageRow],
     counts: Sequence[int],
-    source: ImageSource,
-    engine: Engine,
     views: Views,
 ) -> Iterator[NDArray[np.uint8]]:
     """Give each image's own picture and its augmented ones: (count, size, size, 3)."""
-    looked = look(source, engine.preprocessing)
-    for row, count, one in zip(rows, counts, looked, strict=True):
-        if one.pixels is None or one.row.key != row.key:
-            file, what = source.root / row.path, one.row.note or "its bytes changed"
-            raise FxError(f"{file}: {what} since the snapshot; run fx extract again")
-        yield one.pixels
-        if count > 1:
+    for pixels, row, count in zip(found, rows, counts, strict=True):
+        yield pixels
+        if count > 1 and views.augment == "flip":
+            yield mirrored(pixels)
+        elif count > 1:
             seeds = [seed_of(views.seed, row.key, view) for view in range(1, count)]
-            same = torch.from_numpy(one.pixels).expand(count - 1, -1, -1, -1)
+            same = torch.from_numpy(pixels).expand(count - 1, -1, -1, -1)
             yield augmented(same, views.augment, seeds).numpy()
 
 

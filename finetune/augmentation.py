@@ -56,7 +56,10 @@ def augmented(pixels: torch.Tensor, name: str, seeds: Sequence[int]) -> torch.Te
         raise ValueError(f"one seed a picture: got {len(seeds)} seeds for {len(pixels)} pictures")
     if name == "none":
         return pixels
-    augment = _course if name == "course" else _of_torchvision(name)
+    if name == "flip":
+        chosen = torch.tensor([is_mirrored(seed) for seed in seeds], dtype=torch.bool)
+        return torch.where(chosen[:, None, None, None], pixels.flip(2), pixels)
+    augment = _course if name == "course" else _trivial()
     result = torch.empty_like(pixels)
     with torch.random.fork_rng(devices=[]):
         # one by one: a batch of affine maps takes a core twice as long, being out of its cache
@@ -65,6 +68,16 @@ def augmented(pixels: torch.Tensor, name: str, seeds: Sequence[int]) -> torch.Te
             torch.default_generator.manual_seed(seed)
             place.copy_(augment(picture.permute(2, 0, 1)).permute(1, 2, 0))
     return result
+
+
+def is_mirrored(seed: int) -> bool:
+    """Whether ``flip`` mirrors a picture of this seed."""
+    return bool(seed & 1)
+
+
+def mirrored(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Exchange left and right of pictures, uint8 array of shape (n, size, size, 3)."""
+    return np.ascontiguousarray(pixels[:, :, ::-1])
 
 
 def seed_of(seed: int, key: bytes | int, view: int) -> int:
@@ -149,14 +162,13 @@ def write_contact_sheet(
     write_whole(file, encoded.getvalue())
 
 
-def _of_torchvision(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+def _trivial() -> Callable[[torch.Tensor], torch.Tensor]:
     from torchvision.transforms import v2
 
-    flip: Callable[[torch.Tensor], torch.Tensor] = v2.RandomHorizontalFlip()
     trivial: Callable[[torch.Tensor], torch.Tensor] = v2.TrivialAugmentWide(
         interpolation=v2.InterpolationMode.BILINEAR, fill=MID_GREY
     )
-    return flip if name == "flip" else trivial
+    return trivial
 
 
 def _course(picture: torch.Tensor) -> torch.Tensor:

@@ -3,42 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
-from torch import nn
 
-from extract import (
-    Backbone,
-    FxError,
-    ImageEntry,
-    ImageRow,
-    ImageSource,
-    look,
-    unit_of,
-)
+from extract import Backbone, FxError, ImageRow
 from extract.files import told_where_it_fails
+from finetune.activations import pictures
 from finetune.augmentation import write_contact_sheet
 from finetune.auxiliary import Auxiliaries
 from finetune.checkpoint import save_model
 from finetune.cpu_memory import freed_memory_kept
+from finetune.flips import FlipTrial, try_flips
 from finetune.history import write_history, write_steps
 from finetune.network import Network, TrainedPart
 from finetune.processes import make_accelerator
 from finetune.room import check_room_for_training
-from finetune.settings import FinetuneSettings
+from finetune.settings import AUTO, FinetuneSettings
 from finetune.split import Resources, SplitNetwork
-from finetune.trainer import Trainer
+from finetune.starting_head import Features, cool, fold, starting_head
+from finetune.trainer import Trainer, weights_of_classes
 from finetune.training import train
 from finetune.validation import set_validation_aside
-from heads import Calibration, Head, Metrics, evaluate, fit_head
-
-Features = Callable[[Sequence[bytes]], NDArray[np.float32]]
+from heads import BALANCED, Calibration, Metrics, evaluate
 
 SHOWN = 8  # images on the contact sheet
 
@@ -76,6 +69,7 @@ class Finetuned:
     epochs, best_epoch : passes made, and the one delivered; 0 is the head, refitted on all rows
     history : a record an epoch
     notes : what was not as asked for, and what was found by trial
+    flips : the trial by which they were decided on, if it was left open
     n_train, n_validation : rows that trained, and that chose the epoch
     images_per_second : of training
     """
@@ -89,6 +83,7 @@ class Finetuned:
     best_epoch: int
     history: list[dict[str, float | int | None]]
     notes: list[str]
+    flips: FlipTrial | None
     n_train: int
     n_validation: int
     images_per_second: float
@@ -111,7 +106,7 @@ def finetune(
     data : the images
     features : gives the stored features of keys, float32 array of shape (len(keys), dim);
         None where training is from scratch
-    settings : how to train
+    settings : how to train; what its ``augment`` leaves open is decided here
     directory : gets ``model.safetensors``, ``model.json``, ``history.csv``, ``history.png``,
         ``steps.csv`` and, where images are augmented, ``augmented.png``; an interrupted run is
         found there and goes on
@@ -148,21 +143,43 @@ def finetune(
         resources=resources,
         auxiliaries=auxiliaries,
     )
+    trial = None
     if features is not None:
-        head = _fit_start(features, training, settings.seed, report("fitting the head"))
+        head = starting_head(
+            features,
+            training,
+            class_weight=settings.class_weight,
+            seed=settings.seed,
+            progress=report("fitting the head"),
+        )
         fold(head, split.classifier)
+        if settings.augment == AUTO:
+            trial = try_flips(head, backbone, features, training, validation, data.root, resources)
+            (trial,) = broadcast_object_list([trial])
+    if settings.augment == AUTO:
+        settings = replace(settings, augment="none" if trial is None else trial.augment)
     with accelerator.main_process_first():
         activations, part, notes = split.prepared(
             rows, training, data.root, settings, resources, besides
         )
     begun = time.perf_counter()
-    trainer = Trainer(part, activations, settings, accelerator, split.depth, auxiliaries)
-    trainer.notes += notes
+    numbers = _numbers(training, classes)
+    trainer = Trainer(
+        part,
+        activations,
+        settings,
+        accelerator,
+        split.depth,
+        auxiliaries,
+        class_weights=weights_of_classes(numbers) if settings.class_weight else None,
+    )
+    trainer.notes += [*notes, *([] if trial is None else [trial.said])]
+    trainer.notes += [BALANCED] if settings.class_weight else []
     with freed_memory_kept():
         state = train(
             trainer,
             train_rows=activations.positions(training),
-            train_labels=_numbers(training, classes),
+            train_labels=numbers,
             validation_rows=activations.positions(validation),
             validation_labels=_numbers(validation, classes),
             state_file=directory / "training.safetensors",
@@ -174,8 +191,12 @@ def finetune(
     calibration = state.calibration
     if state.best_epoch == 0 and features is not None:
         # nothing was gained by training: deliver the head that all labelled rows give
-        everything = [*training, *validation]
-        head = _fit_start(features, everything, settings.seed, None)
+        head = starting_head(
+            features,
+            [*training, *validation],
+            class_weight=settings.class_weight,
+            seed=settings.seed,
+        )
         fold(head, part.classifier)
         calibration = head.calibration
     else:
@@ -194,6 +215,7 @@ def finetune(
         best_epoch=state.best_epoch,
         history=state.history,
         notes=state.notes,
+        flips=trial,
         n_train=len(training),
         n_validation=len(validation),
         images_per_second=state.epoch * len(training) / seconds,
@@ -238,40 +260,6 @@ def fill_activations(
     split.prepared(rows, training, root, settings, resources, besides)
 
 
-def fold(head: Head, classifier: nn.Linear) -> None:
-    """Write a head's standardisation, weights and temperature into a linear layer."""
-    weight, bias = head.as_linear()
-    with torch.no_grad():
-        classifier.weight.copy_(torch.from_numpy(np.asarray(weight)))
-        classifier.bias.copy_(torch.from_numpy(np.asarray(bias)))
-
-
-def cool(classifier: nn.Linear, temperature: float) -> None:
-    """Divide a linear layer's logits by a temperature, which changes no label."""
-    with torch.no_grad():
-        for tensor in classifier.parameters():
-            tensor.div_(temperature)
-
-
-def _fit_start(
-    features: Features,
-    rows: Sequence[ImageRow],
-    seed: int,
-    progress: Callable[[int, int], None] | None,
-) -> Head:
-    # by path, as a snapshot has them: the folds are those of fx fit-head
-    rows = sorted(rows, key=lambda row: row.path)
-    grouped = any(row.group is not None for row in rows)
-    return fit_head(
-        features([row.key for row in rows]),
-        np.array([row.label for row in rows]),
-        kind="logreg",
-        groups=np.array([unit_of(row) for row in rows]) if grouped else None,
-        seed=seed,
-        progress=progress,
-    )
-
-
 def _check_labels(
     classes: tuple[str, ...], validation: Sequence[ImageRow], test: Sequence[ImageRow]
 ) -> None:
@@ -296,12 +284,8 @@ def _write_contact_sheet(
     max_image_mb: int,
 ) -> None:
     some = training[:: -(-len(training) // SHOWN)]
-    entries = tuple(ImageEntry(row.path, None, None, None) for row in some)
-    source = ImageSource(root, "unlabelled", entries, (), max_image_mb)
-    pixels = [one.pixels for one in look(source, backbone.preprocessing) if one.pixels is not None]
-    write_contact_sheet(
-        directory / "augmented.png", np.concatenate(pixels), settings.augment, settings.seed
-    )
+    pixels = np.concatenate(list(pictures(some, root, backbone.preprocessing, max_image_mb)))
+    write_contact_sheet(directory / "augmented.png", pixels, settings.augment, settings.seed)
 
 
 def _deliver(

@@ -94,5 +94,5 @@ def _least_kept(
     with torch.inference_mode():
         # in float16
         activations: int = 2 * split.trunk(torch.zeros(1, 3, side, side)).numel()
-    views = 0 if settings.augment == "none" else settings.views * len(training)
+    views = settings.kept_views * len(training)
     return min(pixels, activations * (len(rows) + views))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from finetune.augmentation import AUGMENTATIONS, MIXES
@@ -11,6 +11,10 @@ AUTO = "auto"
 OPTIMISERS = ("adamw", "adam")
 SCHEDULES = ("cosine", "constant")
 BATCH_NORM = ("inference", "train")
+
+# Of what is done with settings: raised when the same settings come to give other networks, so that
+# nothing is taken for finished that an older way of training measured.
+RECIPE_VERSION = 2
 
 # What each sets where nothing else is asked for. ``keras-guide`` is the second phase of F. Chollet,
 # "Transfer learning and fine-tuning" (keras.io, 2020), whose first phase the fitted head replaces;
@@ -68,10 +72,15 @@ class FinetuneSettings:
     label_smoothing : share of a label that is spread over all classes, in [0, 1)
     batch_norm : ``inference`` keeps the statistics of the pretrained network, ``train`` takes the
         batch's and moves them; from scratch they always train
-    augment : a name of ``finetune.augmentation``
+    augment : a name of ``finetune.augmentation``, or ``auto``: ``flip`` where the head that
+        training starts from tells mirrored images as well as the images themselves, else
+        ``none``, as from scratch
     mix : ``mixup``, ``cutmix`` or None
-    views : augmented pictures of each image that are kept, where there is a frozen part
+    views : augmented pictures of each image that are kept, where there is a frozen part; of
+        ``flip`` there are two, the image and its mirror image
     precision : ``fp32`` or ``bf16`` (autocast)
+    class_weight : ``balanced`` for classes that weigh the same however many rows they have, or
+        None; probabilities are then those of equally common classes
     seed : order of the rows, dropout, augmentation, and the random weights
 
     Raises
@@ -96,10 +105,11 @@ class FinetuneSettings:
     dropout: float = 0.2
     label_smoothing: float = 0.1
     batch_norm: str = "inference"
-    augment: str = "none"
+    augment: str = AUTO
     mix: str | None = None
     views: int = 8
     precision: str = "fp32"
+    class_weight: str | None = None
     seed: int = 0
 
     @classmethod
@@ -122,8 +132,9 @@ class FinetuneSettings:
             "optimiser": OPTIMISERS,
             "schedule": SCHEDULES,
             "batch_norm": BATCH_NORM,
-            "augment": AUGMENTATIONS,
+            "augment": (AUTO, *AUGMENTATIONS),
             "mix": (None, *MIXES),
+            "class_weight": (None, "balanced"),
         }.items():
             if (value := getattr(self, name)) not in allowed:
                 choices = ", ".join(one for one in allowed if one)
@@ -150,6 +161,11 @@ class FinetuneSettings:
                 f"cutmix is for whole pictures; got unfreeze {self.unfreeze}, expected 'all'"
             )
 
+    def identity(self) -> dict[str, Any]:
+        """All that decides, with the data, what comes out: JSON values."""
+        rate = self.learning_rate if self.learning_rate == AUTO else self.peak_learning_rate
+        return {**asdict(self), "learning_rate": rate, "recipe_version": RECIPE_VERSION}
+
     @property
     def peak_learning_rate(self) -> float:
         """The learning rate, or its default.
@@ -164,6 +180,11 @@ class FinetuneSettings:
         if self.learning_rate is not None:
             return self.learning_rate
         return 1e-3 if self.from_scratch else 3e-4
+
+    @property
+    def kept_views(self) -> int:
+        """Augmented pictures of each image that are kept, where there is a frozen part, at most."""
+        return {"none": 0, "flip": 1, AUTO: 1}.get(self.augment, self.views)
 
     @property
     def step_size(self) -> int:

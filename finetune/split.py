@@ -30,6 +30,8 @@ class Resources:
     cache_limit : most bytes of them; beyond it the frozen blocks run for every batch
     activation_rows : images whose activations the cache shall hold, where it is shared by several
         fine-tunings; by default those of the data
+    augmented_rows : those of them of which augmented views are kept, where training does; by
+        default those that train
     engine : that runs the trunk: ``auto``, ``torch`` or ``openvino``
     precision : of the trunk, as engines have it
     batch_size : images in one pass through the trunk; None for what suits the engine
@@ -42,6 +44,7 @@ class Resources:
     cache: Path
     cache_limit: int | None = None
     activation_rows: Sequence[ImageRow] = ()
+    augmented_rows: Sequence[ImageRow] = ()
     engine: str = "auto"
     precision: str = "auto"
     batch_size: int | None = None
@@ -141,8 +144,8 @@ class SplitNetwork:
             has_trunk=trunk is not None,
             identity=identity,
             cache=resources.cache,
-            views=Views(settings.augment, settings.views if trunk else 0, settings.seed),
-            training={row.key for row in training},
+            views=Views(settings.augment, settings.kept_views if trunk else 0, settings.seed),
+            training={row.key for row in resources.augmented_rows or training},
             limit=resources.cache_limit,
             max_image_mb=resources.max_image_mb,
             besides=besides,

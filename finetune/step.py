@@ -17,15 +17,22 @@ class Step(nn.Module):
     part : what trains
     label_smoothing : share of a label that is spread over all classes
     auxiliaries : classifiers on inner layers, whose weighted losses are added while training
+    class_weights : float32 tensor of shape (classes,), what a row of each counts, if not 1
     """
 
     def __init__(
-        self, part: TrainedPart, label_smoothing: float, auxiliaries: Auxiliaries | None = None
+        self,
+        part: TrainedPart,
+        label_smoothing: float,
+        auxiliaries: Auxiliaries | None = None,
+        class_weights: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
         self.part = part
         self.auxiliaries = auxiliaries
-        self.loss = nn.CrossEntropyLoss(reduction="sum", label_smoothing=label_smoothing)
+        self.loss = nn.CrossEntropyLoss(
+            class_weights, reduction="sum", label_smoothing=label_smoothing
+        )
 
     def forward(
         self, prepared: torch.Tensor, targets: torch.Tensor, classifier_alone: bool

@@ -43,6 +43,7 @@ class Trainer:
     accelerator : device, precision and processes
     depth : blocks between a parameter and the classifier
     auxiliaries : classifiers on inner layers that train along, if any
+    class_weights : float32 tensor of shape (classes,), what a row of each counts, if not 1
 
     Attributes
     ----------
@@ -59,12 +60,13 @@ class Trainer:
         accelerator: Accelerator,
         depth: Mapping[nn.Parameter, int],
         auxiliaries: Auxiliaries | None = None,
+        class_weights: torch.Tensor | None = None,
     ) -> None:
         self.part = part
         self.activations = activations
         self.settings = settings
         self.accelerator = accelerator
-        self.step_module = Step(part, settings.label_smoothing, auxiliaries)
+        self.step_module = Step(part, settings.label_smoothing, auxiliaries, class_weights)
         # before there is an optimiser: it sees the tensors where they are
         self.step_module.to(accelerator.device).to(memory_format=torch.channels_last)
         self.optimiser: torch.optim.Optimizer
@@ -178,6 +180,12 @@ class Trainer:
                 inputs = self.activations.take(mine[at : at + PREDICTED_AT_ONCE])
                 parts.append(self.part(inputs.to(accelerator.device)).float().cpu())
         return gathered(accelerator, torch.cat(parts), len(positions))
+
+
+def weights_of_classes(labels: NDArray[np.int64]) -> torch.Tensor:
+    """Weigh classes so that all weigh the same, and rows 1 on average: float32 (classes,)."""
+    counts = np.bincount(labels)
+    return torch.from_numpy((len(labels) / (len(counts) * counts)).astype(np.float32))
 
 
 def set_training_mode(module: nn.Module, settings: FinetuneSettings) -> None:

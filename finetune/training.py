@@ -25,7 +25,7 @@ from finetune.network import TrainedPart
 from finetune.optimiser import rate_at
 from finetune.trainer import Trainer
 from finetune.tuning import tune
-from heads import Calibration, calibrate
+from heads import Calibration, balanced_weights, calibrate
 
 Progress = Callable[[int, int], None]
 # A killed run may lose this much work, in seconds, and the epoch that it was in.
@@ -67,11 +67,15 @@ def train(
         If the loss stops being a number.
     """
     part = trainer.part
+    weights = balanced_weights(validation_labels) if trainer.settings.class_weight else None
 
     def validate() -> tuple[Calibration, float]:
         logits = trainer.logits(validation_rows).double().numpy()
         accuracy = float((logits.argmax(axis=1) == validation_labels).mean())
-        return calibrate(logits, validation_labels, spread=TEMPERATURE_SPREAD), accuracy
+        calibration = calibrate(
+            logits, validation_labels, weights=weights, spread=TEMPERATURE_SPREAD
+        )
+        return calibration, accuracy
 
     if state_file.exists():
         state = load_training_state(state_file, trainer.step_module, trainer.optimiser)

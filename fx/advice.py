@@ -81,7 +81,7 @@ def _look_with(
     backbone = open_backbone(options)
     engine = open_engine(options, backbone)
     sample, odd = look_at(some, backbone, engine, begin(f"looking, {backbone.name}"))
-    bench = Bench(settled(options, backbone), Plan().epochs, "", "", options.out)
+    bench = Bench(settled(options, backbone), Plan().epochs, None, "", "", options.out)
     trials = Trials(bench, source, amounts)
     begin("trying")(1, 1)
     network = {

@@ -57,6 +57,10 @@ SplitSeed = Annotated[int, typer.Option(min=0, help="Moves the test split of uns
 SnapshotName = Annotated[
     str | None, typer.Option("--snapshot", help="Labels and splits. [default: the last taken]")
 ]
+ClassWeight = Annotated[
+    str | None,
+    typer.Option(help="balanced: all classes weigh the same, however many images they have."),
+]
 Out = Annotated[Path, typer.Option(help="Folder for results.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Do it again though it is finished.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]

@@ -34,6 +34,12 @@ if TYPE_CHECKING:
 
 # test images whose prediction is timed
 TIMED = 64
+# images a step
+BATCH_SIZE = 32
+# training rows that a head is fitted on which decides on flips
+DECIDING = 4_000
+# folder, in that of a comparison, of what was decided on flips
+FLIPS = "flips"
 _HEAD_FILES = ("head.skops", "head.json")
 _NETWORK_FILES = ("model.safetensors", "model.json")
 
@@ -46,16 +52,20 @@ class Bench:
     ----------
     options : of the network and the store, each of them said
     epochs : most epochs of a fine-tuning
+    class_weight : ``balanced`` or None
     features : name of the feature set
     snapshot : name of the snapshot
     directory : of the comparison
+    augment : of fine-tunings, once it has been decided
     """
 
     options: Options
     epochs: int
+    class_weight: str | None
     features: str
     snapshot: str
     directory: Path
+    augment: str = "auto"
 
     @property
     def cache(self) -> Path:
@@ -153,6 +163,36 @@ def fill_shared(bench: Bench, strategy: str, *, begin: Begin) -> float:
     return time.perf_counter() - begun
 
 
+def decide_flips(bench: Bench, *, begin: Begin) -> dict[str, Any]:
+    """Decide for all fine-tunings whether images are flipped, and keep the record.
+
+    On some of the training rows, set aside as a fine-tuning does where there are no validation
+    rows; ``augment`` is what follows, ``said`` says why.
+    """
+    from finetune import set_validation_aside, starting_head, try_flips
+
+    begun = time.perf_counter()
+    opened = _open(bench, begin)
+    seed, rows = bench.options.seed, opened.snapshot.split("train")
+    rows = nested_subset(rows, min(len(rows), DECIDING), seed)
+    validation = opened.snapshot.split("val")
+    if not validation:
+        rows, validation = set_validation_aside(rows, seed)
+    features = opened.features.features
+    begin("deciding on flips")
+    trial = try_flips(
+        starting_head(features, rows, class_weight=bench.class_weight, seed=seed),
+        open_backbone(bench.options),
+        features,
+        rows,
+        validation,
+        Path(opened.snapshot.root),
+        _resources(opened),
+    )
+    record = {**trial.as_dict(), "augment": trial.augment, "said": trial.said}
+    return finish(bench.directory / FLIPS, record | {"seconds": time.perf_counter() - begun})
+
+
 def _measure_head(
     opened: _Opened, strategy: str, rows: list[ImageRow], seed: int, directory: Path
 ) -> tuple[dict[str, Any], int, NDArray[np.float64]]:
@@ -164,6 +204,7 @@ def _measure_head(
         read(keys_of(rows)),
         labels_of(rows),
         kind=strategy,
+        class_weight=opened.bench.class_weight,
         groups=groups_of(rows, features.hashes(keys_of(rows))),
         validation=(read(keys_of(validation)), labels_of(validation)) if validation else None,
         spec=features.spec,
@@ -239,7 +280,9 @@ def settings_of(bench: Bench, strategy: str, seed: int) -> FinetuneSettings:
         unfreeze="all" if depth == "all" else int(depth),
         from_scratch=scratch,
         epochs=bench.epochs,
-        batch_size=bench.options.batch_size or 32,
+        batch_size=bench.options.batch_size or BATCH_SIZE,
+        class_weight=bench.class_weight,
+        augment="none" if scratch else bench.augment,
         precision=training_precision(bench.options.precision, device),
         seed=seed,
     )
@@ -254,6 +297,7 @@ def _resources(opened: _Opened) -> Resources:
         device=resolve_device(options.device),
         cache=opened.bench.cache,
         activation_rows=used_rows(opened.snapshot),
+        augmented_rows=opened.snapshot.split("train"),
         engine=options.engine,
         precision=options.precision,
         batch_size=options.batch_size,

@@ -14,6 +14,7 @@ from fx.arguments import (
     RUNS,
     BatchSize,
     Channels,
+    ClassWeight,
     Debug,
     Device,
     EngineName,
@@ -54,6 +55,7 @@ def compare(
         int, typer.Option(min=1, help="Training subsets of each size; fewer of large ones.")
     ] = 3,
     epochs: Annotated[int, typer.Option(min=1, help="Of a fine-tuning, at most.")] = 8,
+    class_weight: ClassWeight = None,
     prefer: Annotated[
         str, typer.Option(help="cheap: the cheapest about as good as the best; or accuracy.")
     ] = "cheap",
@@ -97,7 +99,8 @@ def compare(
     from fx.preview import preview
     from fx.summaries import print_preview
 
-    plan = _plan(strategies, sizes, seeds, epochs)
+    weighing = choice("--class-weight", class_weight, (None, "balanced"))
+    plan = _plan(strategies, sizes, seeds, epochs, weighing)
     options = Options(
         store=store,
         out=out,
@@ -136,12 +139,12 @@ def compare(
     return record
 
 
-def _plan(strategies: str, sizes: str, seeds: int, epochs: int) -> Plan:
+def _plan(strategies: str, sizes: str, seeds: int, epochs: int, class_weight: str | None) -> Plan:
     from fx.plan import Plan
 
     try:
         of_sizes = tuple(int(word) for word in sizes.split(",") if word.strip())
-        return Plan(names_in(strategies), of_sizes, seeds, epochs)
+        return Plan(names_in(strategies), of_sizes, seeds, epochs, class_weight)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
 
@@ -151,7 +154,8 @@ def _tell(record: dict[str, Any]) -> None:
 
     print_comparison(record)
     print_skipped(record["skipped"])
-    for said in (record["recommendation"], record["quadrant"]["said"]):
+    decided = [f"{one['backbone']}: {one['said']}." for one in record["flips"]]
+    for said in (*decided, record["recommendation"], record["quadrant"]["said"]):
         print(textwrap.fill(said, 80))
     print(f"report: {record['report']}")
 

@@ -103,6 +103,7 @@ def compare(
         ),
         "crossover": crossover(tables),
         "forecasts": forecasts(tables, wanted),
+        "flips": _flips(prepared),
         "extraction_seconds": _sum([one.extraction_seconds for one in prepared]),
         "commands": [_command(images, options, plan, first.sizes)],
         "report": str(directory / "report.html"),
@@ -157,6 +158,12 @@ def _directory(out: Path, prepared: Sequence[Prepared]) -> Path:
 def _named(cell: dict[str, Any], network: Prepared, several: bool) -> dict[str, Any]:
     name = name_with_network(cell["strategy"], network.backbone.name, several)
     return {**cell, "strategy": name}
+
+
+def _flips(prepared: Sequence[Prepared]) -> list[dict[str, Any]]:
+    """What was decided on flips for the fine-tunings of each network."""
+    found = [(one.backbone.name, one.flips) for one in prepared]
+    return [{"backbone": name, **flips} for name, flips in found if flips]
 
 
 def _sum(seconds: Sequence[float | None]) -> float | None:

@@ -14,6 +14,7 @@ from fx.arguments import (
     RUNS,
     Backbone,
     Channels,
+    ClassWeight,
     Debug,
     Device,
     EngineName,
@@ -84,12 +85,16 @@ def finetune(
     ] = "inference",
     augment: Annotated[
         str,
-        typer.Option(help="none, flip, course (rotate, shift, shear, zoom, flip) or trivial."),
-    ] = "none",
+        typer.Option(
+            help="auto (flip, if the head tells mirrored images as well), none, flip, course "
+            "(rotate, shift, shear, zoom, flip) or trivial."
+        ),
+    ] = "auto",
     mix: Annotated[str | None, typer.Option(help="mixup or cutmix. [default: neither]")] = None,
     views: Annotated[
         int, typer.Option(min=1, help="Augmented pictures of an image kept for frozen blocks.")
     ] = 8,
+    class_weight: ClassWeight = None,
     cache_limit: Annotated[
         str, typer.Option(metavar="SIZE", help="Most disk space for frozen blocks' outputs.")
     ] = "20GB",
@@ -148,9 +153,10 @@ def finetune(
         "label_smoothing": label_smoothing,
         "dropout": dropout,
         "batch_norm": choice("--bn", bn, ("inference", "train")),
-        "augment": choice("--augment", augment, ("none", "flip", "course", "trivial")),
+        "augment": choice("--augment", augment, ("auto", "none", "flip", "course", "trivial")),
         "mix": choice("--mix", mix, (None, "mixup", "cutmix")),
         "views": views,
+        "class_weight": choice("--class-weight", class_weight, (None, "balanced")),
         "batch_size": _number_or_auto("--batch-size", batch_size, int),
         "micro_batch": micro_batch,
     }

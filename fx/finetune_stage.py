@@ -128,7 +128,7 @@ def _directory(
     device: torch.device,
 ) -> Path:
     identity = {
-        **dataclasses.asdict(settings),
+        **settings.identity(),
         "backbone": backbone.name,
         "weights": backbone.weights_hash,
         "preprocessing": backbone.preprocessing.to_dict(),
@@ -154,6 +154,7 @@ def _measured(result: Finetuned, seconds: float) -> dict[str, Any]:
         "notes": result.notes,
         "seconds": seconds,
         "images_per_second": result.images_per_second,
+        "flips": None if result.flips is None else result.flips.as_dict(),
         "history": result.history,
     }
 

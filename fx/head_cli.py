@@ -11,6 +11,7 @@ from fx.arguments import (
     RUNS,
     Backbone,
     Channels,
+    ClassWeight,
     Crops,
     Debug,
     Fresh,
@@ -51,9 +52,7 @@ def fit_head(
     normalize: Annotated[
         str, typer.Option(help="standard, l2, none, or auto: by cross-validation.")
     ] = "standard",
-    class_weight: Annotated[
-        str | None, typer.Option(help="balanced: rare classes weigh as much as common ones.")
-    ] = None,
+    class_weight: ClassWeight = None,
     c: Annotated[
         float | None,
         typer.Option("--c", help="1 / penalty, or neighbours. [default: by cross-validation]"),

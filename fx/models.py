@@ -150,8 +150,9 @@ def _open_network(folder: Path, options: Options) -> OpenModel:
     from finetune import load_model
 
     model = load_model(folder)
+    # features, and not logits, come out of the engine: limits are of those
     engine = make_engine(
-        model.network,
+        model.network.backbone,
         model.preprocessing,
         name=options.engine,
         device=options.device,
@@ -159,7 +160,9 @@ def _open_network(folder: Path, options: Options) -> OpenModel:
         batch_size=options.batch_size,
     )
 
-    def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-        return np.asarray(softmax(logits.astype(np.float64), axis=1))
+    weight, bias = (one.detach().double().numpy() for one in model.network.classifier.parameters())
+
+    def probabilities(features: NDArray[np.float32]) -> NDArray[np.float64]:
+        return np.asarray(softmax(features @ weight.T + bias, axis=1))
 
     return OpenModel([(engine, 1)], probabilities, model.classes)

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fx.cells import Bench, drop_shared, fill_shared, measure_cell
+from fx.cells import (
+    BATCH_SIZE,
+    FLIPS,
+    Bench,
+    decide_flips,
+    drop_shared,
+    fill_shared,
+    measure_cell,
+)
 from fx.extract_stage import fill_store
 from fx.options import Options, open_backbone, open_engine, read_snapshot
 from fx.output import Begin
@@ -68,6 +76,11 @@ class Prepared:
         return [] if fresh else [c for c in self.cells if finished(directory(c)) is not None]
 
     @property
+    def flips(self) -> dict[str, Any] | None:
+        """What was decided on flips, for all fine-tunings."""
+        return finished(self.bench.directory / FLIPS)
+
+    @property
     def extraction_seconds(self) -> float | None:
         """What extracting took when it was done."""
         done = finished(self.bench.directory / "extraction")
@@ -126,6 +139,7 @@ def prepare(source: ImageSource, options: Options, plan: Plan, *, begin: Begin) 
         suffice.
     """
     from extract import FeatureStore
+    from finetune import FinetuneSettings
 
     backbone = open_backbone(options)
     engine = open_engine(options, backbone)
@@ -137,13 +151,29 @@ def prepare(source: ImageSource, options: Options, plan: Plan, *, begin: Begin) 
     identity = {
         "features": store.open_set(extracted.spec).digest(keys_of(used_rows(snapshot))),
         "snapshot": snapshot.fingerprint,
-        "epochs": plan.epochs,
+        # whatever the strategies, of which there may be more another time
+        "training": [
+            FinetuneSettings(
+                unfreeze="all",
+                from_scratch=scratch,
+                epochs=plan.epochs,
+                batch_size=options.batch_size or BATCH_SIZE,
+                class_weight=plan.class_weight,
+            ).identity()
+            for scratch in (False, True)
+        ],
         "seed": options.seed,
-        "batch_size": options.batch_size,
         "device": engine.device.type,
     }
     directory = run_directory(options.out, f"compare-{backbone.name}", identity)
-    bench = Bench(settled(options, backbone), plan.epochs, extracted.spec, snapshot.name, directory)
+    bench = Bench(
+        settled(options, backbone),
+        plan.epochs,
+        plan.class_weight,
+        extracted.spec,
+        snapshot.name,
+        directory,
+    )
     if extracted.new:
         finish(directory / "extraction", {"seconds": extracted.seconds})
     return Prepared(bench, plan, backbone, extracted, snapshot)
@@ -190,6 +220,16 @@ def measure(
 
     bench = network.bench
     check_room(bench.directory, 0)
+    if any(cell.strategy not in (*KINDS, *FROM_SCRATCH) for cell in cells):
+        decided = finished(bench.directory / FLIPS, fresh=bench.options.fresh)
+        try:
+            decided = decided or in_own_process(decide_flips, bench, begin=begin)
+            bench = dataclasses.replace(bench, augment=decided["augment"])
+        except CannotWrite:
+            raise
+        except FxError:
+            # too few images to fine-tune: each cell says so itself
+            pass
     measured: list[dict[str, Any]] = []
     skipped: list[dict[str, Any]] = []
     filled: set[str] = set()

@@ -33,12 +33,14 @@ class Plan:
     sizes : training images in all; empty: evenly in the logarithm up to all rows
     seeds : training subsets that are drawn of each size; see ``seeds_of``
     epochs : most epochs of a fine-tuning
+    class_weight : ``balanced`` for classes that weigh the same however many images they have
     """
 
     strategies: tuple[str, ...] = DEFAULT_STRATEGIES
     sizes: tuple[int, ...] = ()
     seeds: int = 3
     epochs: int = 8
+    class_weight: str | None = None
 
     def __post_init__(self) -> None:
         for strategy in self.strategies:

@@ -42,8 +42,8 @@ def predict_images(
     images : folder, table, or one image
     options : device, precision and batch size
     reject : share of pictures like the training ones that may be answered with None, for being as
-        unlike them as those from elsewhere; of heads alone
-    conformal : how often ``labels``, a set for each image, holds the true one; of heads alone
+        unlike them as those from elsewhere
+    conformal : how often ``labels``, a set for each image, holds the true one
     begin : given what is being done, returns a progress callback
 
     Returns

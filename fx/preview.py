@@ -110,7 +110,7 @@ def _preview_network(
     """Say what measuring with one network would take; it may take a share of what is left."""
     backbone = open_backbone(options)
     check_depths(plan, backbone)
-    bench = Bench(settled(options, backbone), plan.epochs, "", "", options.out)
+    bench = Bench(settled(options, backbone), plan.epochs, plan.class_weight, "", "", options.out)
     trials = Trials(bench, source, amounts)
     sizes = subset_sizes(plan.sizes, amounts.training, amounts.classes)
     cells = list(plan.cells(sizes, amounts.training, options.seed))

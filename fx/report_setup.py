@@ -53,11 +53,14 @@ def training(comparison: dict[str, Any]) -> Section | None:
         parts.append(f'{part}<div class="beside">\n{places}</div>\n')
     if not parts:
         return None
+    decided = comparison.get("flips") or []
     note = (
         "Epoch 0 is the network before it was trained; a dotted line marks the epoch that was "
         "kept for its calibrated validation loss: that at the best temperature of its logits."
     )
-    return Section("training", "How the networks trained", paragraph(note) + "".join(parts), plots)
+    told = "".join(paragraph(f"{one['backbone']}: {one['said']}.") for one in decided)
+    body = paragraph(note) + told + "".join(parts)
+    return Section("training", "How the networks trained", body, plots)
 
 
 def images(comparison: dict[str, Any]) -> Section | None:

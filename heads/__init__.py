@@ -1,11 +1,11 @@
 """Heads: classifiers on features, chosen and calibrated inside their training rows."""
 
 from heads.audit import Doubts, doubt_labels
-from heads.calibration import Calibration, calibrate
+from heads.calibration import Calibration, balanced_weights, calibrate
 from heads.estimator import HeadClassifier
 from heads.figures import new_figure, save_png
 from heads.files import load_head, save_head
-from heads.fitting import fit_head
+from heads.fitting import BALANCED, fit_head
 from heads.head import Head, HeldOut
 from heads.kinds import KINDS
 from heads.limits import Limits
@@ -15,6 +15,7 @@ from heads.resampling import measure_by_resampling
 from heads.transferability import h_score, logme
 
 __all__ = [
+    "BALANCED",
     "KINDS",
     "Calibration",
     "Doubts",
@@ -23,6 +24,7 @@ __all__ = [
     "HeldOut",
     "Limits",
     "Metrics",
+    "balanced_weights",
     "calibrate",
     "doubt_labels",
     "evaluate",

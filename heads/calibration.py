@@ -46,6 +46,13 @@ def log_losses(scores: NDArray[np.float64], labels: NDArray[np.intp]) -> NDArray
     return losses
 
 
+def balanced_weights(labels: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Weigh rows so that all classes that have some weigh the same, the mean weight being 1."""
+    counts = np.bincount(labels)
+    weights: NDArray[np.float64] = len(labels) / (np.count_nonzero(counts) * counts[labels])
+    return weights
+
+
 def fit_temperature(
     scores: NDArray[np.float64],
     labels: NDArray[np.intp],

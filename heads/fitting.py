@@ -10,7 +10,7 @@ from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
 from extract.errors import FxError
-from heads.calibration import Calibration, calibrate
+from heads.calibration import Calibration, balanced_weights, calibrate
 from heads.folds import Fold, make_folds
 from heads.head import Head, HeldOut, checked_features, positions
 from heads.kinds import learners_for
@@ -19,6 +19,7 @@ from heads.learners import Features, Labels, Learner
 from heads.search import BLAS_THREADS, Progress, Search, search
 
 IMBALANCED = 10
+BALANCED = "balanced class weights: probabilities are those of equally common classes"
 VALIDATION_FOLDS = 5  # of which a protocol's validation rows are one, where none are given
 
 
@@ -154,7 +155,12 @@ def fit_head(
     if progress:
         fits = len(found.curve) * len(chosen_on.splits) + 1
         progress(fits, fits)
-    calibration = calibrate(found.scores, chosen_on.truth[found.held_out])
+    truth = chosen_on.truth[found.held_out]
+    weights = None
+    if class_weight == "balanced":
+        weights = balanced_weights(truth)
+        notes.append(BALANCED)
+    calibration = calibrate(found.scores, truth, weights=weights)
     return Head(
         kind=kind,
         kernel=found.learner.kernel,

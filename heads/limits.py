@@ -1,4 +1,4 @@
-"""Limits of a head: which pictures are unlike all it has seen, and which labels are possible."""
+"""Limits of a model: which pictures are unlike all it has seen, and which labels are possible."""
 
 import io
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ MOST = 2_000  # training rows that distances are measured to
 
 @dataclass(frozen=True, eq=False)
 class Limits:
-    """What rows that a head had not seen tell about it.
+    """What rows that a head, or a network, had not seen tell about it.
 
     Attributes
     ----------
@@ -44,23 +44,36 @@ class Limits:
         probabilities: NDArray[np.float64],
         labels: Labels,
         *,
+        known: Features | None = None,
         seed: int = 0,
     ) -> "Limits":
-        """Learn them from features (n, d), and from held-out probabilities and their labels."""
+        """Learn them from rows that were held out.
+
+        Parameters
+        ----------
+        features : float32 array of shape (n, d)
+        splits : list of (fitting rows, held-out rows), int arrays
+        probabilities : float64 array of shape (m, k), of held-out rows
+        labels : int array of shape (m,), of those
+        known : float32 array of shape (l, d), what new pictures are to be compared with; by
+            default the features themselves
+        seed : chooses among many rows
+        """
         rng = np.random.default_rng(seed)
         # as many for the head as for every fold: among more rows the nearest would be nearer
         count = min(MOST, *(len(fitting) for fitting, _ in splits))
 
-        def some(rows: Labels) -> Features:
-            chosen: Features = features[rng.permutation(rows)[:count]]
+        def some(rows: Features) -> Features:
+            chosen: Features = rows[rng.permutation(len(rows))[:count]]
             return chosen
 
         distances = [
-            _distance(_directions(some(fitting)), features[rest]) for fitting, rest in splits
+            _distance(_directions(some(features[fitting])), features[rest])
+            for fitting, rest in splits
         ]
         wrong = 1 - probabilities[np.arange(len(labels)), labels]
         return cls(
-            _directions(some(np.arange(len(features)))),
+            _directions(some(features if known is None else known)),
             np.sort(np.concatenate(distances)),
             np.sort(wrong.astype(np.float32)),
         )
@@ -81,8 +94,8 @@ class Limits:
         """
         if features.shape[1] != self.rows.shape[1]:
             raise FxError(
-                f"{FILE} is of another head; got rows of {self.rows.shape[1]} numbers for features "
-                f"of {features.shape[1]}; fit the head again"
+                f"{FILE} is of another model; got rows of {self.rows.shape[1]} numbers for "
+                f"features of {features.shape[1]}; fit it again"
             )
         return _distance(self.rows, features)
 
@@ -150,12 +163,14 @@ class Limits:
                 with np.load(file, allow_pickle=False) as arrays:
                     limits = cls(*(arrays[name] for name in names))
         except FileNotFoundError as error:
-            raise FxError(f"no {path}; only what fx fit-head wrote knows its limits") from error
+            raise FxError(
+                f"no {path}; only what fx fit-head and fx finetune wrote knows its limits"
+            ) from error
         except Exception as error:  # a damaged archive fails in as many ways as there are bytes
             reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise FxError(f"{path} cannot be read ({reason}); fit the head again") from error
+            raise FxError(f"{path} cannot be read ({reason}); fit it again") from error
         if not limits.is_sound:
-            raise FxError(f"{path} cannot be read (no limits of a head); fit the head again")
+            raise FxError(f"{path} cannot be read (no limits of a model); fit it again")
         return limits
 
     @property

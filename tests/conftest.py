@@ -204,13 +204,13 @@ def finetuned(
     log_to: str | None = None,
     **settings: object,
 ) -> Finetuned:
-    """Fine-tune a copy of a backbone for two epochs, or as the settings say."""
+    """Fine-tune a copy of a backbone for two epochs without flips, or as the settings say."""
     cache = directory / "cache"
     return finetune(
         replace(backbone, module=copy.deepcopy(backbone.module)),
         training_data(store),
         None if settings.get("from_scratch") else store.last_extracted().features,
-        settings=FinetuneSettings(**{"epochs": 2, **settings}),
+        settings=FinetuneSettings(**{"epochs": 2, "augment": "none", **settings}),
         directory=directory,
         resources=Resources(torch.device(device), cache, cache_limit, log_to=log_to),
     )

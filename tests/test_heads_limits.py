@@ -47,7 +47,7 @@ def test_limits_read_back_as_they_were(tmp_path: Path) -> None:
     (tmp_path / "limits.npz").write_bytes(b"PK")
     with pytest.raises(FxError, match=r"limits\.npz cannot be read"):
         Limits.load(tmp_path)
-    with pytest.raises(FxError, match="only what fx fit-head wrote knows its limits"):
+    with pytest.raises(FxError, match="only what fx fit-head and fx finetune wrote knows"):
         Limits.load(tmp_path / "none")
 
 

@@ -593,7 +593,7 @@ LIMITS = {
     "without rows": (lambda parts: parts.pop("rows.npy"), "cannot be read"),
     "of another width": (
         lambda parts: parts.update({"rows.npy": array_file((1, 7), "<f4") + bytes(28)}),
-        "of another head; got rows of 7 numbers for features of 1280",
+        "of another model; got rows of 7 numbers for features of 1280",
     ),
 }
 

@@ -60,7 +60,7 @@ def trainer_of(
     backbone: Backbone, store: FeatureStore, cache: Path, **settings: object
 ) -> tuple[Trainer, np.ndarray, np.ndarray]:
     """A trainer on pixels, with all of the network trainable, and its rows and labels."""
-    chosen = FinetuneSettings(**{"unfreeze": "all", "dropout": 0.0, **settings})
+    chosen = FinetuneSettings(**{"unfreeze": "all", "dropout": 0.0, "augment": "none", **settings})
     snapshot = Snapshot.from_parquet(*store.read_snapshot())
     rows = snapshot.split("train")
     activations = load_activations(
@@ -429,6 +429,13 @@ def test_activations_are_found_again_and_not_those_of_other_views(
     load(Views("none", 0, 1))
     assert len(said) == 1
     assert " KB in " in said[0]
-    flipped = load(Views("flip", 2, 0))
+    turned = load(Views("course", 2, 0))
     assert len(said) == 2
-    assert len(flipped.array) == 3 * len(plain.array)
+    assert len(turned.array) == 3 * len(plain.array)
+    load(Views("course", 2, 1))
+    assert len(said) == 3
+    # the mirror image is the same one whatever the seed, and so serves all cells of a comparison
+    flipped = load(Views("flip", 1, 0))
+    load(Views("flip", 1, 1))
+    assert len(said) == 4
+    assert len(flipped.array) == 2 * len(plain.array)
