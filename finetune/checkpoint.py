@@ -37,12 +37,13 @@ class TrainingState:
 
     Attributes
     ----------
-    calibration : of the best epoch, on the validation rows
+    calibration : of ``best``, on the validation rows
     epoch : epochs that are finished
     history : a record an epoch, from epoch 0 on
     steps : a record a step: ``step``, from 1, ``learning_rate``, ``loss``
-    best_epoch, best_loss, best : the epoch of the least calibrated validation log loss, and its
-        tensors, before calibration
+    best_epoch, best_loss : the epoch of the least calibrated validation log loss
+    best : its tensors, before calibration; where final epochs follow, those of the last epoch that
+        was judged
     found : settings that were found by trial
     notes : what was not as asked for
     """
@@ -56,6 +57,11 @@ class TrainingState:
     best: Tensors = field(default_factory=dict)
     found: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def on_all_rows(self) -> bool:
+        """Whether the last epoch trained on the validation rows too, so that none judged it."""
+        return bool(self.history) and self.history[-1]["calibrated_loss"] is None
 
 
 @dataclass(frozen=True)
@@ -160,6 +166,7 @@ class _Record(msgspec.Struct, frozen=True):
     best_epoch: int = 0
     n_train: int = 0
     n_validation: int = 0
+    n_fitted: int = 0
     calibration: Calibration | None = None
     trainable_parameters: int = 0
     metrics: Metrics | None = None

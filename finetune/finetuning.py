@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from extract import Backbone, FxError, ImageRow
 from extract.files import told_where_it_fails
-from finetune.activations import pictures
+from finetune.activations import Activations, pictures
 from finetune.augmentation import write_contact_sheet
 from finetune.auxiliary import Auxiliaries
-from finetune.checkpoint import save_model
+from finetune.checkpoint import TrainingState, save_model
 from finetune.cpu_memory import freed_memory_kept
 from finetune.flips import FlipTrial, try_flips
 from finetune.history import write_history, write_steps
@@ -27,11 +27,12 @@ from finetune.processes import make_accelerator
 from finetune.room import check_room_for_training
 from finetune.settings import AUTO, FinetuneSettings
 from finetune.split import Resources, SplitNetwork
-from finetune.starting_head import Features, cool, fold, starting_head
+from finetune.starting_head import Features, by_path, cool, fold, starting_head
 from finetune.trainer import Trainer, weights_of_classes
-from finetune.training import train
+from finetune.training import Rows, train
 from finetune.validation import set_validation_aside
-from heads import BALANCED, Calibration, Metrics, evaluate
+from heads import BALANCED, Calibration, Limits, Metrics, evaluate
+from heads.limits import MOST
 
 SHOWN = 8  # images on the contact sheet
 
@@ -66,11 +67,13 @@ class Finetuned:
         rows. Its temperature is in the network's last layer
     classes : in the order of the probabilities' columns
     trainable_parameters : how many numbers trained
-    epochs, best_epoch : passes made, and the one delivered; 0 is the head, refitted on all rows
+    epochs, best_epoch : passes made, and the one delivered; 0 is the head, fitted on all rows
     history : a record an epoch
     notes : what was not as asked for, and what was found by trial
     flips : the trial by which they were decided on, if it was left open
-    n_train, n_validation : rows that trained, and that chose the epoch
+    n_train, n_validation : rows that trained, and that judged the epochs
+    n_fitted : rows that the delivered weights were fitted on: where the validation rows were set
+        aside from the training rows, the last epochs train on all, and so is the head fitted
     images_per_second : of training
     """
 
@@ -86,6 +89,7 @@ class Finetuned:
     flips: FlipTrial | None
     n_train: int
     n_validation: int
+    n_fitted: int
     images_per_second: float
 
 
@@ -97,6 +101,7 @@ def finetune(
     settings: FinetuneSettings,
     directory: Path,
     resources: Resources,
+    with_limits: bool = True,
 ) -> Finetuned:
     """Train the last blocks of a backbone and a classifier, from the head fitted on its features.
 
@@ -111,6 +116,8 @@ def finetune(
         ``steps.csv`` and, where images are augmented, ``augmented.png``; an interrupted run is
         found there and goes on
     resources : where and with what
+    with_limits : whether ``limits.npz`` is written, too, which ``fx predict --reject`` and
+        ``--conformal`` go by
 
     Raises
     ------
@@ -178,28 +185,33 @@ def finetune(
     with freed_memory_kept():
         state = train(
             trainer,
-            train_rows=activations.positions(training),
-            train_labels=numbers,
-            validation_rows=activations.positions(validation),
-            validation_labels=_numbers(validation, classes),
+            Rows(activations.positions(training), numbers),
+            Rows(activations.positions(validation), _numbers(validation, classes)),
+            set_aside=not data.validation,
             state_file=directory / "training.safetensors",
             progress=report("training"),
         )
     seconds = time.perf_counter() - begun
     if auxiliaries is not None:
         auxiliaries.close()
-    calibration = state.calibration
+    calibration, limits = state.calibration, None
+    head_is_kept = False
     if state.best_epoch == 0 and features is not None:
+        head_is_kept = True
         # nothing was gained by training: deliver the head that all labelled rows give
+        everything = by_path([*training, *validation])
         head = starting_head(
-            features,
-            [*training, *validation],
-            class_weight=settings.class_weight,
-            seed=settings.seed,
+            features, everything, class_weight=settings.class_weight, seed=settings.seed
         )
         fold(head, part.classifier)
         calibration = head.calibration
+        held_out = head.held_out
+        if with_limits and held_out is not None:
+            known = features([row.key for row in everything])
+            limits = Limits.of(known, held_out.splits, held_out.probabilities, held_out.labels)
     else:
+        if with_limits:
+            limits = _limits_of(trainer, state, activations, training, validation, classes)
         cool(part.classifier, calibration.temperature)
     logits = trainer.logits(activations.positions(data.test)).double()
     probabilities = torch.softmax(logits, dim=1).numpy()
@@ -212,12 +224,13 @@ def finetune(
         classes=classes,
         trainable_parameters=sum(p.numel() for p in part.parameters() if p.requires_grad),
         epochs=state.epoch,
-        best_epoch=state.best_epoch,
+        best_epoch=state.epoch if state.on_all_rows else state.best_epoch,
         history=state.history,
         notes=state.notes,
         flips=trial,
         n_train=len(training),
         n_validation=len(validation),
+        n_fitted=len(training) + (head_is_kept or state.on_all_rows) * len(validation),
         images_per_second=state.epoch * len(training) / seconds,
     )
     if accelerator.is_main_process:
@@ -226,6 +239,8 @@ def finetune(
                 directory, training, data.root, backbone, settings, resources.max_image_mb
             )
         write_steps(directory, state.steps)
+        if limits is not None:
+            limits.save(directory)
         _deliver(directory, backbone, part, result, trainer.settings, data)
     with told_where_it_fails(directory):
         accelerator.end_training()
@@ -258,6 +273,42 @@ def fill_activations(
         resources.cache, split, rows, training, settings=settings, resources=resources
     )
     split.prepared(rows, training, root, settings, resources, besides)
+
+
+def _limits_of(
+    trainer: Trainer,
+    state: TrainingState,
+    activations: Activations,
+    training: Sequence[ImageRow],
+    validation: Sequence[ImageRow],
+    classes: tuple[str, ...],
+) -> Limits:
+    """Learn limits from the validation rows, as the network that they judged saw them.
+
+    New pictures are compared with the rows that the delivered network was fitted on.
+    """
+    some, last = _some(training), trainer.part.state_dict()
+    last = {name: value.clone() for name, value in last.items()}
+    trainer.part.load_state_dict(state.best)
+    of_some = trainer.features(activations.positions(some))
+    of_rest = trainer.features(activations.positions(validation))
+    logits = trainer.classified(of_rest).double() / state.calibration.temperature
+    trainer.part.load_state_dict(last)
+    known = None
+    if state.on_all_rows:
+        known = trainer.features(activations.positions(_some([*training, *validation]))).numpy()
+    rows = np.arange(len(of_some) + len(of_rest))
+    return Limits.of(
+        torch.cat([of_some, of_rest]).numpy(),
+        [(rows[: len(of_some)], rows[len(of_some) :])],
+        torch.softmax(logits, dim=1).numpy(),
+        _numbers(validation, classes),
+        known=of_some.numpy() if known is None else known,
+    )
+
+
+def _some(rows: Sequence[ImageRow]) -> Sequence[ImageRow]:
+    return rows[:: -(-len(rows) // MOST)]
 
 
 def _check_labels(
@@ -304,6 +355,7 @@ def _deliver(
         "best_epoch": result.best_epoch,
         "n_train": result.n_train,
         "n_validation": result.n_validation,
+        "n_fitted": result.n_fitted,
         "calibration": result.calibration.as_dict(),
         "trainable_parameters": result.trainable_parameters,
         "metrics": result.metrics.as_dict(),

@@ -84,15 +84,13 @@ def set_rates(optimiser: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["scale"]
 
 
-def rate_at(step: int, steps_per_epoch: int, settings: FinetuneSettings) -> float:
-    """Learning rate of a step, counted from 0 over the whole run."""
-    alone = settings.classifier_epochs * steps_per_epoch
+def rate_at(step: int, total: int, alone: int, settings: FinetuneSettings) -> float:
+    """Learning rate of a step of a run, counted from 0, of which so many train the classifier."""
     if step < alone:
         return CLASSIFIER_RATE
     if settings.schedule == "constant":
         return settings.peak_learning_rate
-    total = settings.epochs * steps_per_epoch - alone
-    return settings.peak_learning_rate * schedule(step - alone, total, settings.warm_up)
+    return settings.peak_learning_rate * schedule(step - alone, total - alone, settings.warm_up)
 
 
 def schedule(step: int, total: int, warm_up: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from extract.files import check_room
 from finetune.checkpoint import bytes_of
 from finetune.settings import AUTO, FinetuneSettings
 from finetune.split import Resources, SplitNetwork
+from heads import Limits
 
 # What is written besides tensors: about a step, and in tables and pictures.
 BYTES_A_STEP, SMALL_FILES = 150, 4_000_000
@@ -71,11 +73,13 @@ def _bytes_written(
     trained = [one for part in (delivered, along) for one in part.parameters() if one.requires_grad]
     moments = 2 * sum(one.numel() * one.element_size() for one in trained)
     size = SMALLEST_STEP if settings.batch_size == AUTO else settings.step_size
-    steps = settings.epochs * -(-images // size)
+    epochs = replace(settings, batch_size=size).epochs_for(images)
+    steps = epochs * -(-images // size)
     # with the best epoch's tensors beside the last one's
     state = 2 * bytes_of(delivered.state_dict()) + bytes_of(along.state_dict()) + moments
     state += steps * BYTES_A_STEP
     model = bytes_of(split.backbone.module.state_dict()) + bytes_of(split.classifier.state_dict())
+    model += Limits.least_bytes(images, split.backbone.dim)
     # each state is written beside the last one, and the model beside a state
     return max(state, model) + (0 if kept else state) + SMALL_FILES
 

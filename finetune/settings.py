@@ -8,6 +8,8 @@ from typing import Any, Literal
 from finetune.augmentation import AUGMENTATIONS, MIXES
 
 AUTO = "auto"
+# Epochs where nothing is asked for, and the steps that so many images as to fill them may take.
+USUAL_EPOCHS, FEWEST_STEPS = 8, 200
 OPTIMISERS = ("adamw", "adam")
 SCHEDULES = ("cosine", "constant")
 BATCH_NORM = ("inference", "train")
@@ -26,6 +28,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "schedule": "constant",
         "learning_rate": 1e-5,
         "epochs": 10,
+        "final": 0.0,
         "layer_decay": 1.0,
         "label_smoothing": 0.0,
         "weight_decay": 0.0,
@@ -35,6 +38,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "schedule": "constant",
         "learning_rate": 1e-5,
         "epochs": 15,
+        "final": 0.0,
         "classifier_epochs": 5,
         "layer_decay": 1.0,
         "label_smoothing": 0.0,
@@ -55,7 +59,10 @@ class FinetuneSettings:
     ----------
     unfreeze : how many blocks train, counted from the output; 0 the classifier alone, ``all``
     from_scratch : begin with random weights instead of the fitted head
-    epochs : most passes over the training rows, at least 1
+    epochs : most passes over the training rows, at least 1; None for 8, and for as many as 200
+        steps take, 24 at most, where there are few rows
+    final : share of the epochs, the last ones, that train on validation rows too, where those were
+        set aside from the training rows; in [0, 1)
     classifier_epochs : the first so many of them train the classifier alone, at 1e-3
     learning_rate : of the classifier and the last block at its peak; None takes 3e-4, and 1e-3
         from scratch; ``auto`` has it found by a range test on training rows
@@ -91,7 +98,8 @@ class FinetuneSettings:
 
     unfreeze: int | Literal["all"] = 1
     from_scratch: bool = False
-    epochs: int = 8
+    epochs: int | None = None
+    final: float = 0.4
     classifier_epochs: int = 0
     learning_rate: float | Literal["auto"] | None = None
     layer_decay: float = 0.7
@@ -148,12 +156,13 @@ class FinetuneSettings:
             raise ValueError(f"learning_rate must be above 0; got {self.learning_rate}")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay must be in (0, 1]; got {self.layer_decay}")
-        for name in ("dropout", "label_smoothing", "warm_up"):
+        for name in ("dropout", "label_smoothing", "warm_up", "final"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1); got {getattr(self, name)}")
-        if not 0 <= self.classifier_epochs < self.epochs:
+        epochs = self.epochs or USUAL_EPOCHS
+        if not 0 <= self.classifier_epochs < epochs:
             raise ValueError(
-                f"classifier_epochs must be fewer than the {self.epochs} epochs; "
+                f"classifier_epochs must be fewer than the {epochs} epochs; "
                 f"got {self.classifier_epochs}"
             )
         if self.mix == "cutmix" and self.unfreeze != "all":
@@ -180,6 +189,17 @@ class FinetuneSettings:
         if self.learning_rate is not None:
             return self.learning_rate
         return 1e-3 if self.from_scratch else 3e-4
+
+    def epochs_for(self, rows: int) -> int:
+        """Epochs over so many training rows, at most; the batch size must be known."""
+        if self.epochs is not None:
+            return self.epochs
+        steps = max(1, rows // self.step_size)
+        return min(3 * USUAL_EPOCHS, max(USUAL_EPOCHS, -(-FEWEST_STEPS // steps)))
+
+    def final_epochs(self, epochs: int) -> int:
+        """How many of the epochs are the last ones on all rows; one at least is judged."""
+        return min(round(self.final * epochs), epochs - 1)
 
     @property
     def kept_views(self) -> int:

@@ -169,17 +169,28 @@ class Trainer:
         """Put dropout into training; batch norm where the settings say so."""
         set_training_mode(self.step_module, self.settings)
 
-    def logits(self, positions: Positions) -> torch.Tensor:
-        """Compute logits in inference mode and fp32: tensor (len(positions), k) on the CPU."""
-        self.part.eval()
-        accelerator = self.accelerator
+    def features(self, positions: Positions) -> torch.Tensor:
+        """Compute features in inference mode and fp32: tensor (len(positions), d) on the CPU."""
+        part, accelerator = self.part.eval(), self.accelerator
         mine = positions[accelerator.process_index :: accelerator.num_processes]
-        parts = [torch.zeros(0, self.part.classifier.out_features)]
+        parts = [torch.zeros(0, part.classifier.in_features)]
         with torch.inference_mode(), without_tf32():
             for at in range(0, len(mine), PREDICTED_AT_ONCE):
                 inputs = self.activations.take(mine[at : at + PREDICTED_AT_ONCE])
-                parts.append(self.part(inputs.to(accelerator.device)).float().cpu())
+                prepared = part.prepare(inputs.to(accelerator.device))
+                parts.append(part.features(prepared).float().cpu())
         return gathered(accelerator, torch.cat(parts), len(positions))
+
+    def logits(self, positions: Positions) -> torch.Tensor:
+        """Compute logits in inference mode and fp32: tensor (len(positions), k) on the CPU."""
+        return self.classified(self.features(positions))
+
+    def classified(self, features: torch.Tensor) -> torch.Tensor:
+        """Turn features (n, d) into logits (n, k), on the CPU."""
+        classifier, device = self.part.classifier, self.accelerator.device
+        with torch.inference_mode(), without_tf32():
+            logits: torch.Tensor = classifier(features.to(device)).cpu()
+        return logits
 
 
 def weights_of_classes(labels: NDArray[np.int64]) -> torch.Tensor:

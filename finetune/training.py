@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,30 +34,99 @@ SAVE_INTERVAL = 20.0
 TEMPERATURE_SPREAD = 1.0
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Labelled rows of the activations.
+
+    Attributes
+    ----------
+    positions : int64 array of shape (n,)
+    labels : int64 array of shape (n,), class numbers
+    """
+
+    positions: NDArray[np.int64]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __add__(self, others: Rows) -> Rows:
+        positions = np.concatenate([self.positions, others.positions])
+        return Rows(positions, np.concatenate([self.labels, others.labels]))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Epochs of a run: those that are judged, and then those on all rows.
+
+    Attributes
+    ----------
+    rows, all_rows : what they train on
+    judged, final : how many there are of each
+    step_size : images a step
+    """
+
+    rows: Rows
+    all_rows: Rows
+    judged: int
+    final: int
+    step_size: int
+
+    def batches(self, rows: Rows) -> int:
+        """Steps of an epoch; a last batch of one image goes with the one before it.
+
+        Batch norm cannot train on it.
+        """
+        return max(1, -(-(len(rows) - 1) // self.step_size))
+
+    @property
+    def steps(self) -> int:
+        """Steps of all epochs."""
+        return self.judged * self.batches(self.rows) + self.final * self.batches(self.all_rows)
+
+    def rows_of(self, epoch: int) -> Rows:
+        """What an epoch, counted from 1, trains on."""
+        return self.rows if epoch <= self.judged else self.all_rows
+
+    def first_step(self, epoch: int) -> int:
+        """How many steps are taken before an epoch."""
+        judged = min(epoch - 1, self.judged)
+        final = epoch - 1 - judged
+        return judged * self.batches(self.rows) + final * self.batches(self.all_rows)
+
+
 def train(
     trainer: Trainer,
+    training: Rows,
+    validation: Rows,
     *,
-    train_rows: NDArray[np.int64],
-    train_labels: NDArray[np.int64],
-    validation_rows: NDArray[np.int64],
-    validation_labels: NDArray[np.int64],
+    set_aside: bool,
     state_file: Path,
     progress: Progress | None = None,
 ) -> TrainingState:
-    """Train until the validation log loss stops falling; the part ends as its best epoch.
+    """Train while the validation log loss falls; rows that were set aside train in the end, too.
 
-    It is the log loss at the epoch's own best temperature: training moves how sure a network is
-    far from how sure it may be (with label smoothing below, without it above), which says nothing
-    of how well it tells classes apart and is put right at the end.
+    Validation rows that were given choose the epoch, and the part ends as the best one. Rows that
+    were set aside from the training rows judge the first epochs. If one of those is better than
+    the head that the part began as, all rows train in the last epochs, and the part ends as the
+    last one; its temperature is that of the last epoch that was judged.
+
+    Epochs are judged by the log loss at their own best temperature: training moves how sure a
+    network is far from how sure it may be (with label smoothing below, without it above), which
+    says nothing of how well it tells classes apart, and is put right at the end.
 
     Parameters
     ----------
     trainer : its part is trained in place; epoch 0 is as it comes
-    train_rows, validation_rows : int64 arrays, positions in the activations
-    train_labels, validation_labels : int64 arrays, class numbers
+    training, validation : what trains, and what judges
+    set_aside : whether the validation rows are to train in the end
     state_file : written after an epoch, if it is older than 20 seconds; where it is there when
         training begins, training goes on from it
     progress : called with steps done and in all
+
+    Returns
+    -------
+    TrainingState, whose ``best`` are the tensors that were judged, with their calibration
 
     Raises
     ------
@@ -67,13 +136,13 @@ def train(
         If the loss stops being a number.
     """
     part = trainer.part
-    weights = balanced_weights(validation_labels) if trainer.settings.class_weight else None
+    weights = balanced_weights(validation.labels) if trainer.settings.class_weight else None
 
     def validate() -> tuple[Calibration, float]:
-        logits = trainer.logits(validation_rows).double().numpy()
-        accuracy = float((logits.argmax(axis=1) == validation_labels).mean())
+        logits = trainer.logits(validation.positions).double().numpy()
+        accuracy = float((logits.argmax(axis=1) == validation.labels).mean())
         calibration = calibrate(
-            logits, validation_labels, weights=weights, spread=TEMPERATURE_SPREAD
+            logits, validation.labels, weights=weights, spread=TEMPERATURE_SPREAD
         )
         return calibration, accuracy
 
@@ -82,38 +151,58 @@ def train(
         trainer.settings = replace(trainer.settings, **state.found)
         trainer.notes = state.notes
     else:
-        tune(trainer, train_rows, train_labels)
+        tune(trainer, training.positions, training.labels)
         calibration, accuracy = validate()
         state = TrainingState(best=_copy_of(part), calibration=calibration, notes=trainer.notes)
         for name in ("learning_rate", "batch_size"):
             state.found[name] = getattr(trainer.settings, name)
         if not trainer.settings.from_scratch:
             state.best_loss = calibration.log_loss_after
-        state.history.append(_record(0, None, None, calibration, accuracy, 0.0))
+        state.history.append(_record(0, None, None, 0.0, calibration, accuracy))
     settings = trainer.settings
+    epochs = settings.epochs_for(len(training))
+    final = settings.final_epochs(epochs) if set_aside else 0
+    plan = _Plan(training, training + validation, epochs - final, final, settings.step_size)
     saved = time.monotonic()
-    while state.epoch < settings.epochs and not _has_settled(state, trainer):
+    while not _has_ended(state, plan, trainer):
         epoch = state.epoch + 1
-        train_loss, train_accuracy = _train_epoch(
-            trainer, state, train_rows, train_labels, epoch, progress
-        )
-        calibration, accuracy = validate()
-        rate = state.steps[-1]["learning_rate"]
-        record = _record(epoch, train_loss, train_accuracy, calibration, accuracy, rate)
+        loss, accuracy = _train_epoch(trainer, state, plan, epoch, progress)
+        judged = validate() if epoch <= plan.judged else ()
+        record = _record(epoch, loss, accuracy, state.steps[-1]["learning_rate"], *judged)
         state.history.append(record)
         state.epoch = epoch
-        if calibration.log_loss_after < state.best_loss:
-            state.best_epoch, state.best_loss = epoch, calibration.log_loss_after
-            state.best, state.calibration = _copy_of(part), calibration
+        if judged:
+            _keep_if_best(state, judged[0], part, plan)
         if trainer.accelerator.is_main_process and time.monotonic() - saved > SAVE_INTERVAL:
             save_training_state(state_file, state, trainer.step_module, trainer.optimiser)
             saved = time.monotonic()
-        told = {name: value for name, value in state.history[-1].items() if value is not None}
+        told = {name: value for name, value in record.items() if value is not None}
         with told_where_it_fails(state_file.parent):
             trainer.accelerator.log(told, step=epoch)
-    part.load_state_dict(state.best)
+    if not state.on_all_rows:
+        part.load_state_dict(state.best)
     part.eval()
     return state
+
+
+def _keep_if_best(
+    state: TrainingState, calibration: Calibration, part: TrainedPart, plan: _Plan
+) -> None:
+    """Keep the tensors of the epoch that was just judged, if they will be wanted."""
+    if calibration.log_loss_after < state.best_loss:
+        state.best_epoch, state.best_loss = state.epoch, calibration.log_loss_after
+        state.best, state.calibration = _copy_of(part), calibration
+    elif plan.final and state.epoch == plan.judged and state.best_epoch:
+        # what goes on in the final epochs: its temperature is the nearest to theirs
+        state.best, state.calibration = _copy_of(part), calibration
+
+
+def _has_ended(state: TrainingState, plan: _Plan, trainer: Trainer) -> bool:
+    if not plan.final:
+        return state.epoch == plan.judged or _has_settled(state, trainer)
+    # nothing was gained by training: there is nothing to go on with
+    lost = state.epoch == plan.judged and not state.best_epoch
+    return lost or state.epoch == plan.judged + plan.final
 
 
 def _has_settled(state: TrainingState, trainer: Trainer) -> bool:
@@ -136,17 +225,16 @@ def _loss_of(record: dict[str, float | int | None]) -> float:
 def _train_epoch(
     trainer: Trainer,
     state: TrainingState,
-    rows: NDArray[np.int64],
-    labels: NDArray[np.int64],
+    plan: _Plan,
     epoch: int,
     progress: Progress | None,
 ) -> tuple[float, float]:
-    """Pass once over the rows; return the mean loss and the accuracy."""
+    """Pass once over an epoch's rows; return the mean loss and the accuracy."""
     settings, device = trainer.settings, trainer.accelerator.device
     trainer.training_mode()
-    size = settings.step_size
-    # a last batch of one image goes with the one before: batch norm cannot train on it
-    batches = max(1, -(-(len(rows) - 1) // size))
+    rows, size = plan.rows_of(epoch), plan.step_size
+    batches, first = plan.batches(rows), plan.first_step(epoch)
+    alone = settings.classifier_epochs * plan.batches(plan.rows)
     # seeded by the epoch, so that a resumed run draws what an undisturbed one would have
     seeds = np.random.SeedSequence([settings.seed, epoch]).generate_state(batches + 1)
     order = np.random.default_rng(seeds[0]).permutation(len(rows))
@@ -155,11 +243,11 @@ def _train_epoch(
         for number, seed in enumerate(seeds[1:].tolist()):
             stop = None if number == batches - 1 else (number + 1) * size
             chosen = order[number * size : stop]
-            step = (epoch - 1) * batches + number
-            rate = rate_at(step, batches, settings)
+            step = first + number
+            rate = rate_at(step, plan.steps, alone, settings)
             loss, right = trainer.step(
-                rows[chosen],
-                labels[chosen],
+                rows.positions[chosen],
+                rows.labels[chosen],
                 rate=rate,
                 epoch=epoch,
                 seed=seed,
@@ -174,7 +262,7 @@ def _train_epoch(
             losses += loss * len(chosen)
             correct += right
             if progress:
-                progress(step + 1, settings.epochs * batches)
+                progress(step + 1, plan.steps)
     return losses / len(rows), correct / len(rows)
 
 
@@ -186,17 +274,17 @@ def _record(
     epoch: int,
     train_loss: float | None,
     train_accuracy: float | None,
-    calibration: Calibration,
-    validation_accuracy: float,
     learning_rate: float,
+    calibration: Calibration | None = None,
+    validation_accuracy: float | None = None,
 ) -> dict[str, float | int | None]:
     return {
         "epoch": epoch,
         "train_loss": train_loss,
         "train_accuracy": train_accuracy,
-        "validation_loss": calibration.log_loss_before,
-        "calibrated_loss": calibration.log_loss_after,
-        "temperature": calibration.temperature,
+        "validation_loss": calibration.log_loss_before if calibration else None,
+        "calibrated_loss": calibration.log_loss_after if calibration else None,
+        "temperature": calibration.temperature if calibration else None,
         "validation_accuracy": validation_accuracy,
         "learning_rate": learning_rate,
     }

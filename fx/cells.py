@@ -51,7 +51,7 @@ class Bench:
     Attributes
     ----------
     options : of the network and the store, each of them said
-    epochs : most epochs of a fine-tuning
+    epochs : most epochs of a fine-tuning, None for the usual
     class_weight : ``balanced`` or None
     features : name of the feature set
     snapshot : name of the snapshot
@@ -60,7 +60,7 @@ class Bench:
     """
 
     options: Options
-    epochs: int
+    epochs: int | None
     class_weight: str | None
     features: str
     snapshot: str
@@ -217,6 +217,7 @@ def _measure_head(
     measured = {
         **metrics.as_dict(),
         "classes": head.classes,
+        "n_fitted": head.n_train,
         "c": head.c,
         "calibration": head.calibration.as_dict(),
         "trainable_parameters": head.parameters,
@@ -236,6 +237,7 @@ def _measure_network(
         settings=settings_of(opened.bench, strategy, seed),
         directory=directory,
         resources=_resources(opened),
+        with_limits=False,
     )
     measured = {
         **result.metrics.as_dict(),
@@ -243,6 +245,7 @@ def _measure_network(
         "trainable_parameters": result.trainable_parameters,
         "epochs": result.epochs,
         "best_epoch": result.best_epoch,
+        "n_fitted": result.n_fitted,
         "calibration": result.calibration.as_dict(),
         "history": result.history,
     }

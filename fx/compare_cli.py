@@ -54,7 +54,10 @@ def compare(
     seeds: Annotated[
         int, typer.Option(min=1, help="Training subsets of each size; fewer of large ones.")
     ] = 3,
-    epochs: Annotated[int, typer.Option(min=1, help="Of a fine-tuning, at most.")] = 8,
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of a fine-tuning, at most. [default: 8, up to 24 of few images]"),
+    ] = None,
     class_weight: ClassWeight = None,
     prefer: Annotated[
         str, typer.Option(help="cheap: the cheapest about as good as the best; or accuracy.")
@@ -139,7 +142,9 @@ def compare(
     return record
 
 
-def _plan(strategies: str, sizes: str, seeds: int, epochs: int, class_weight: str | None) -> Plan:
+def _plan(
+    strategies: str, sizes: str, seeds: int, epochs: int | None, class_weight: str | None
+) -> Plan:
     from fx.plan import Plan
 
     try:

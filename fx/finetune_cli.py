@@ -56,7 +56,8 @@ def finetune(
         ),
     ] = "default",
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="At most. [default: the recipe's, or 8]")
+        int | None,
+        typer.Option(min=1, help="At most. [default: the recipe's, or 8, up to 24 of few images]"),
     ] = None,
     learning_rate: Annotated[
         str | None,

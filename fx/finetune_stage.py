@@ -149,6 +149,7 @@ def _measured(result: Finetuned, seconds: float) -> dict[str, Any]:
         "best_epoch": result.best_epoch,
         "n_train": result.n_train,
         "n_validation": result.n_validation,
+        "n_fitted": result.n_fitted,
         "calibration": result.calibration.as_dict(),
         **result.metrics.as_dict(),
         "notes": result.notes,

@@ -32,14 +32,14 @@ class Plan:
         random weights), ``small_cnn`` (a small network from random weights)
     sizes : training images in all; empty: evenly in the logarithm up to all rows
     seeds : training subsets that are drawn of each size; see ``seeds_of``
-    epochs : most epochs of a fine-tuning
+    epochs : most epochs of a fine-tuning; None for 8, and more where there are few images
     class_weight : ``balanced`` for classes that weigh the same however many images they have
     """
 
     strategies: tuple[str, ...] = DEFAULT_STRATEGIES
     sizes: tuple[int, ...] = ()
     seeds: int = 3
-    epochs: int = 8
+    epochs: int | None = None
     class_weight: str | None = None
 
     def __post_init__(self) -> None:
@@ -56,7 +56,7 @@ class Plan:
             raise ValueError("no strategies; choose from logreg, svm, finetune:K, scratch")
         if any(size < 2 for size in self.sizes):
             raise ValueError(f"a training set needs at least 2 images; got {min(self.sizes)}")
-        if self.seeds < 1 or self.epochs < 1:
+        if self.seeds < 1 or (self.epochs is not None and self.epochs < 1):
             raise ValueError("seeds and epochs must be at least 1")
 
     def cells(self, sizes: Sequence[int], available: int, seed: int) -> Iterator[Cell]:

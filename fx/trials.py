@@ -93,8 +93,11 @@ class Trials:
         timing, settings = self._network(cell.strategy), settings_of(self.bench, cell.strategy, 0)
         validation = self.amounts.validation or round(VALIDATION_SHARE * cell.n_train)
         trained = cell.n_train if self.amounts.validation else cell.n_train - validation
-        predicted = (settings.epochs + 1) * validation + self.amounts.test
-        seconds = settings.epochs * trained * timing.training + predicted * timing.predicting
+        epochs = settings.epochs_for(trained)
+        final = 0 if self.amounts.validation else settings.final_epochs(epochs)
+        predicted = (epochs - final + 1) * validation + self.amounts.test
+        passes = epochs * trained + final * (cell.n_train - trained)
+        seconds = passes * timing.training + predicted * timing.predicting
         start = 0.0 if settings.from_scratch else self._head("logreg", cell.n_train)
         return fixed + start + seconds
 

@@ -5,13 +5,16 @@ import csv
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import finetuned
+from conftest import finetuned, training_data
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from extract import (
@@ -237,10 +240,10 @@ def test_recipes_are_what_their_sources_say() -> None:
     guide = FinetuneSettings.of_recipe("keras-guide", epochs=None, unfreeze="all")
     assert (guide.optimiser, guide.learning_rate, guide.epochs) == ("adam", 1e-5, 10)
     assert guide.batch_norm == "inference"
-    assert [rate_at(step, 5, guide) for step in (0, 49)] == [1e-5, 1e-5]
+    assert [rate_at(step, 50, 0, guide) for step in (0, 49)] == [1e-5, 1e-5]
     phases = FinetuneSettings.of_recipe("two-phase", epochs=8)
     assert phases.epochs == 8
-    rates = [rate_at(step, 1, phases) for step in range(8)]
+    rates = [rate_at(step, 8, 5, phases) for step in range(8)]
     assert rates == [1e-3] * 5 + [1e-5] * 3
     assert FinetuneSettings.of_recipe("default") == FinetuneSettings()
     with pytest.raises(ValueError, match=f"one of {', '.join(RECIPES)}; got 'best'"):
@@ -252,9 +255,79 @@ def test_two_phases_are_counted_apart(
 ) -> None:
     # a patience of one epoch must not end the second phase before it has begun
     result, _ = run(
-        backbone, store, tmp_path, classifier_epochs=3, epochs=5, patience=1, learning_rate=1e-5
+        backbone,
+        store,
+        tmp_path,
+        classifier_epochs=3,
+        epochs=5,
+        patience=1,
+        learning_rate=1e-5,
+        final=0.0,
     )
     assert result.epochs >= 4
+
+
+def test_the_last_epochs_train_on_all_rows(
+    backbone: Backbone, store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[set[int]] = [set()]
+    step = Trainer.step
+
+    def noted(self: Trainer, positions: np.ndarray, *args: object, **choices: object) -> object:
+        epoch = int(str(choices["epoch"]))
+        seen.extend(set() for _ in range(epoch + 1 - len(seen)))
+        seen[epoch] |= set(positions.tolist())
+        return step(self, positions, *args, **choices)
+
+    monkeypatch.setattr(Trainer, "step", noted)
+    # a head that tells nothing: training is better
+    monkeypatch.setattr("finetune.finetuning.fold", lambda *_: None)
+    same = {"epochs": 5, "learning_rate": 1e-3, "batch_size": 8}
+    result, losses = run(backbone, store, tmp_path / "aside", **same)
+    assert [len(rows) for rows in seen[1:]] == [42, 42, 42, 53, 53]
+    assert (result.n_train, result.n_validation, result.n_fitted) == (42, 11, 53)
+    assert (result.epochs, result.best_epoch) == (5, 5)
+    assert [record["calibrated_loss"] is None for record in result.history] == [False] * 4 + [
+        True
+    ] * 2
+    # of the last epoch that was judged
+    assert result.calibration.temperature == result.history[3]["temperature"]
+    # batches of 8, the last one with one more; the rate reaches 0 at the end of all of them
+    assert len(losses) == 3 * 6 + 2 * 7
+    assert result.history[-1]["learning_rate"] < 1e-5
+    seen[1:] = []
+    kept, _ = run(backbone, store, tmp_path / "kept", **same, final=0.0)
+    assert [len(rows) for rows in seen[1:]] == [42] * 5
+    assert kept.n_fitted == 42
+    assert kept.best_epoch > 0
+
+
+def test_validation_rows_that_were_given_never_train(
+    backbone: Backbone, store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = training_data(store)
+    training, validation = set_validation_aside(data.train, 0)
+    monkeypatch.setattr(
+        "conftest.training_data", lambda _: replace(data, train=training, validation=validation)
+    )
+    result, _ = run(backbone, store, tmp_path, epochs=3, unfreeze=0)
+    assert all(record["calibrated_loss"] is not None for record in result.history)
+    assert result.n_fitted == (42 if result.best_epoch else 53)
+
+
+@given(rows=st.integers(1, 10**6), batch=st.integers(1, 256), epochs=st.integers(1, 40))
+def test_epochs_are_counted_in_steps_where_rows_are_few(rows: int, batch: int, epochs: int) -> None:
+    usual = FinetuneSettings(batch_size=batch)
+    found = usual.epochs_for(rows)
+    assert 8 <= found <= 24
+    if found < 24:
+        assert found * max(1, rows // batch) >= 200
+    if found > 8:
+        assert (found - 1) * max(1, rows // batch) < 200
+    asked = FinetuneSettings(epochs=epochs)
+    assert asked.epochs_for(rows) == epochs
+    assert 0 <= asked.final_epochs(epochs) < epochs
+    assert asked.final_epochs(epochs) == pytest.approx(0.4 * epochs, abs=0.6) or epochs == 1
 
 
 @pytest.mark.parametrize(
