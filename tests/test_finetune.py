@@ -202,7 +202,7 @@ def test_epochs_are_judged_by_their_calibrated_log_loss(
         return sure * nn.functional.one_hot(torch.from_numpy(predicted), 3).float()
 
     monkeypatch.setattr(Trainer, "logits", logits)
-    result = finetuned(backbone, store, tmp_path, unfreeze=1)
+    result = finetuned(backbone, store, tmp_path, unfreeze=1, final=0.0)
     raw = [record["validation_loss"] for record in result.history]
     calibrated = [record["calibrated_loss"] for record in result.history]
     assert raw.index(min(raw)) == 0
@@ -214,7 +214,7 @@ def test_epochs_are_judged_by_their_calibrated_log_loss(
     weight = load_model(tmp_path).network.classifier.weight
     monkeypatch.setattr("finetune.finetuning.cool", lambda *_: None)
     said += [(1.5, three_wrong), (30.0, one_wrong), (1.0, three_wrong)]
-    hot = finetuned(backbone, store, tmp_path / "hot", unfreeze=1)
+    hot = finetuned(backbone, store, tmp_path / "hot", unfreeze=1, final=0.0)
     same = load_model(tmp_path / "hot").network.classifier.weight
     torch.testing.assert_close(weight * result.calibration.temperature, same)
     assert (hot.probabilities.argmax(1) == result.probabilities.argmax(1)).all()
@@ -239,6 +239,7 @@ def test_delivered_probabilities_are_those_at_the_temperature(
         unfreeze="all" if scratch else 1,
         from_scratch=scratch,
         learning_rate=1e-3,
+        final=0.0,
     )
     assert result.best_epoch > 0
     record = result.history[result.best_epoch]
