@@ -78,12 +78,12 @@ def print_measured(record: dict[str, Any], what: str) -> None:
         chosen = record["best_epoch"]
         kept = f"epoch {chosen} kept" if chosen else "the head it began as is kept"
         print(f"{rows}; {record['seconds']:.1f} s")
-        rows = f"{record['trainable_parameters']:,} parameters trained for "
-        print(f"{rows}{record['epochs']} epochs: {kept}")
+        rows = f"{record['trainable_parameters']:,} parameters trained for {record['epochs']} "
+        print(f"{rows}epochs: {kept}, fitted on {record['n_fitted']:,} images")
     else:
         print(f"{rows}; {record['seconds']:.1f} s")
     for note in record.get("notes", ()):
-        print(f"note: {note}")
+        _wrapped(f"note: {note}")
     _print_confusion(record["confusion"], record["classes"])
     if "audit" in record:
         _print_audit(record["audit"])

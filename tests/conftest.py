@@ -202,15 +202,18 @@ def finetuned(
     device: str = "cpu",
     cache_limit: int | None = None,
     log_to: str | None = None,
+    data: TrainingData | None = None,
+    with_limits: bool = True,
     **settings: object,
 ) -> Finetuned:
     """Fine-tune a copy of a backbone for two epochs without flips, or as the settings say."""
     cache = directory / "cache"
     return finetune(
         replace(backbone, module=copy.deepcopy(backbone.module)),
-        training_data(store),
+        data or training_data(store),
         None if settings.get("from_scratch") else store.last_extracted().features,
         settings=FinetuneSettings(**{"epochs": 2, "augment": "none", **settings}),
         directory=directory,
         resources=Resources(torch.device(device), cache, cache_limit, log_to=log_to),
+        with_limits=with_limits,
     )

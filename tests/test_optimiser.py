@@ -11,9 +11,12 @@ from extract import FxError
 from finetune import FinetuneSettings
 from finetune.checkpoint import TrainingState, load_training_state, save_training_state
 from finetune.optimiser import make_optimiser
+from heads import Calibration
 
 PLAIN = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 RATE = 1e-2
+
+STATE = TrainingState(Calibration(1.0, 0.0, 0.0, 0.0, 0.0), epoch=1)
 
 
 def network(memory_format: torch.memory_format) -> nn.Module:
@@ -76,9 +79,7 @@ def test_training_goes_on_bitwise_from_a_file(kind: str, tmp_path: Path) -> None
     for seed in range(2):
         step(module, optimiser, seed)
     file = tmp_path / "training.safetensors"
-    save_training_state(
-        file, TrainingState(Calibration(1.0, 0.0, 0.0, 0.0, 0.0), epoch=1), module, optimiser
-    )
+    save_training_state(file, STATE, module, optimiser)
     read = make_optimiser(other, {}, settings(kind))
     load_training_state(file, other, read)
     for seed in range(2, 4):
@@ -94,8 +95,6 @@ def test_moments_of_another_shape_are_refused(tmp_path: Path) -> None:
     usual = torch.optim.AdamW(module.parameters(), fused=True)
     step(module, usual, 0)
     file = tmp_path / "training.safetensors"
-    save_training_state(
-        file, TrainingState(Calibration(1.0, 0.0, 0.0, 0.0, 0.0), epoch=1), module, usual
-    )
+    save_training_state(file, STATE, module, usual)
     with pytest.raises(FxError, match=r"exp_avg 0 is .* begin again with --fresh"):
         load_training_state(file, module, make_optimiser(module, {}, settings("adamw")))

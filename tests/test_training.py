@@ -303,14 +303,12 @@ def test_the_last_epochs_train_on_all_rows(
 
 
 def test_validation_rows_that_were_given_never_train(
-    backbone: Backbone, store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backbone: Backbone, store: FeatureStore, tmp_path: Path
 ) -> None:
     data = training_data(store)
     training, validation = set_validation_aside(data.train, 0)
-    monkeypatch.setattr(
-        "conftest.training_data", lambda _: replace(data, train=training, validation=validation)
-    )
-    result, _ = run(backbone, store, tmp_path, epochs=3, unfreeze=0)
+    data = replace(data, train=training, validation=validation)
+    result, _ = run(backbone, store, tmp_path, epochs=3, unfreeze=0, data=data)
     assert all(record["calibrated_loss"] is not None for record in result.history)
     assert result.n_fitted == (42 if result.best_epoch else 53)
 
