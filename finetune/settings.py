@@ -74,7 +74,7 @@ class FinetuneSettings:
     batch_size : images a step, at least 1, or ``auto`` for what runs quickest
     micro_batch : images in memory at once, whose gradients add up to a step; None for all of them
     patience : epochs without a lower validation log loss than an earlier one's before training
-        stops; the head that it began with is none of them
+        stops, where no final epochs follow; the head that it began with is none of them
     dropout : on the features, before the classifier
     label_smoothing : share of a label that is spread over all classes, in [0, 1)
     batch_norm : ``inference`` keeps the statistics of the pretrained network, ``train`` takes the

@@ -264,6 +264,48 @@ def test_only_new_cells_are_computed(
     assert len(tested) == 1
 
 
+def test_cells_keep_all_probabilities_and_what_an_older_recipe_measured_is_not_taken(
+    tmp_path: Path, fx: Fx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_classes(tmp_path / "data", per_class=24, classes=("a", "b", "c"))
+    words = ["--size", 32, "--sizes", "24,50", "--strategies", "logreg,finetune:1", "--seeds", 1]
+    words += ["--epochs", 2, "--class-weight", "balanced"]
+    said = fx("compare", *words, "--json")
+    assert said.status == 0, said.err
+    first = json.loads(said.out)
+    folder = Path(first["report"]).parent
+    cells = sorted((folder / "cells").iterdir())
+    assert len(cells) == len(first["results"]) == 4
+    for cell in cells:
+        record = json.loads((cell / "result.json").read_text())
+        kept = np.load(cell / "probabilities.npy", allow_pickle=False)
+        assert kept.shape == (record["n_test"], 3)
+        assert kept.argmax(axis=1).tolist() == record["predicted"]
+        truth = np.array(record["truth"])
+        losses = -np.log(kept[np.arange(len(truth)), truth])
+        assert losses.mean() == pytest.approx(record["log_loss"], rel=1e-4)
+        assert record["classes"] == ["a", "b", "c"]
+        assert set(record["calibration"]) >= {"temperature", "log_loss_after", "ece_before"}
+        assert record["n_fitted"] == record["n_train"]
+        assert not (cell / "limits.npz").exists()
+    # one decision for all cells, kept and told
+    (flips,) = first["flips"]
+    assert json.loads((folder / "flips" / "result.json").read_text())["said"] == flips["said"]
+    again = fx("compare", *words)
+    told = " ".join(again.out.split())
+    assert f"efficientnet_lite0: {flips['said']}." in told
+    for title in ("accuracy on the test images", "log loss", "calibration error"):
+        assert f"{title}, by training images" in again.out
+    assert max(map(len, again.out.splitlines())) <= 80
+    page = Path(first["report"]).read_text()
+    assert flips["said"].split("(")[0] in page
+    # another way of training is another comparison
+    monkeypatch.setattr("finetune.settings.RECIPE_VERSION", 10**6)
+    other = json.loads(fx("compare", *words, "--json").out)
+    assert Path(other["report"]).parent != folder
+
+
 def test_given_validation_rows_choose_and_are_not_trained_on(
     tmp_path: Path, fx: Fx, monkeypatch: pytest.MonkeyPatch
 ) -> None:

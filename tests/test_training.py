@@ -43,9 +43,10 @@ from finetune.checkpoint import TrainingState
 from finetune.network import TrainedPart
 from finetune.optimiser import make_optimiser, rate_at
 from finetune.processes import make_accelerator
-from finetune.trainer import Trainer
+from finetune.step import Step
+from finetune.trainer import Trainer, weights_of_classes
 from finetune.training import _has_settled
-from heads import Calibration
+from heads import BALANCED, Calibration
 
 CPU = torch.device("cpu")
 
@@ -403,6 +404,45 @@ def test_label_smoothing_and_mixes_train_on_what_pytorch_makes_of_them(
         loss, _ = trainer.step(positions[:8], labels[:8], rate=1e-9, epoch=1, seed=5)
         assert loss == pytest.approx(expected.item(), rel=1e-4)
         assert not torch.equal(inputs, pixels)
+
+
+def test_balanced_class_weights_are_those_of_pytorch_and_of_a_resampled_set(
+    backbone: Backbone, store: FeatureStore, tmp_path: Path
+) -> None:
+    labels = np.array([0] * 12 + [1] * 6 + [2] * 2)
+    weights = weights_of_classes(labels)
+    assert weights[labels].mean().item() == pytest.approx(1)
+    counts = torch.bincount(torch.from_numpy(labels))
+    torch.testing.assert_close(weights * counts, torch.full((3,), 20 / 3))
+    part = TrainedPart(nn.Identity(), nn.Linear(4, 3), None, 0.0)
+    features = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    loss, logits = Step(part, 0.0, class_weights=weights)(
+        features, torch.from_numpy(labels), classifier_alone=False
+    )
+    # each class's mean loss counts the same
+    each = nn.functional.cross_entropy(logits, torch.from_numpy(labels), reduction="none")
+    means = torch.stack([each[labels == number].mean() for number in range(3)])
+    assert loss.item() / 20 == pytest.approx(means.mean().item(), rel=1e-5)
+
+
+def test_balanced_class_weights_raise_the_recall_of_a_rare_class_and_are_told(
+    backbone: Backbone, store: FeatureStore, tmp_path: Path
+) -> None:
+    data = training_data(store)
+    rare = [row for row in data.train if row.label != "c"]
+    rare += [row for row in data.train if row.label == "c"][:4]
+    data = replace(data, train=rare)
+    told = {}
+    for weight in (None, "balanced"):
+        result = finetuned(
+            backbone, store, tmp_path / str(weight), data=data, unfreeze=0, class_weight=weight
+        )
+        told[weight] = result
+        assert (BALANCED in result.notes) == (weight is not None)
+    recall = {weight: result.metrics.per_class[2]["recall"] for weight, result in told.items()}
+    assert recall["balanced"] >= recall[None]
+    said_rare = {w: float(r.probabilities[:, 2].mean()) for w, r in told.items()}
+    assert said_rare["balanced"] > said_rare[None]
 
 
 def test_losses_are_logged_where_it_is_asked_for(
