@@ -8,8 +8,9 @@ from typing import Any, Literal
 from finetune.augmentation import AUGMENTATIONS, MIXES
 
 AUTO = "auto"
-# Epochs where nothing is asked for, and the steps that so many images as to fill them may take.
-USUAL_EPOCHS, FEWEST_STEPS = 8, 200
+# Epochs where nothing is asked for. Of few images more are made, until there are so many steps, and
+# so many epochs at most.
+USUAL_EPOCHS, FEWEST_STEPS, MOST_EPOCHS = 7, 200, 24
 OPTIMISERS = ("adamw", "adam")
 SCHEDULES = ("cosine", "constant")
 BATCH_NORM = ("inference", "train")
@@ -59,7 +60,7 @@ class FinetuneSettings:
     ----------
     unfreeze : how many blocks train, counted from the output; 0 the classifier alone, ``all``
     from_scratch : begin with random weights instead of the fitted head
-    epochs : most passes over the training rows, at least 1; None for 8, and for as many as 200
+    epochs : most passes over the training rows, at least 1; None for 7, and for as many as 200
         steps take, 24 at most, where there are few rows
     final : share of the epochs, the last ones, that train on validation rows too, where those were
         set aside from the training rows; in [0, 1)
@@ -195,7 +196,7 @@ class FinetuneSettings:
         if self.epochs is not None:
             return self.epochs
         steps = max(1, rows // self.step_size)
-        return min(3 * USUAL_EPOCHS, max(USUAL_EPOCHS, -(-FEWEST_STEPS // steps)))
+        return min(MOST_EPOCHS, max(USUAL_EPOCHS, -(-FEWEST_STEPS // steps)))
 
     def final_epochs(self, epochs: int) -> int:
         """How many of the epochs are the last ones on all rows; one at least is judged."""

@@ -56,7 +56,7 @@ def compare(
     ] = 3,
     epochs: Annotated[
         int | None,
-        typer.Option(min=1, help="Of a fine-tuning, at most. [default: 8, up to 24 of few images]"),
+        typer.Option(min=1, help="Of a fine-tuning, at most. [default: 7, up to 24 of few images]"),
     ] = None,
     class_weight: ClassWeight = None,
     prefer: Annotated[

@@ -57,7 +57,7 @@ def finetune(
     ] = "default",
     epochs: Annotated[
         int | None,
-        typer.Option(min=1, help="At most. [default: the recipe's, or 8, up to 24 of few images]"),
+        typer.Option(min=1, help="At most. [default: the recipe's, or 7, up to 24 of few images]"),
     ] = None,
     learning_rate: Annotated[
         str | None,

@@ -32,7 +32,7 @@ class Plan:
         random weights), ``small_cnn`` (a small network from random weights)
     sizes : training images in all; empty: evenly in the logarithm up to all rows
     seeds : training subsets that are drawn of each size; see ``seeds_of``
-    epochs : most epochs of a fine-tuning; None for 8, and more where there are few images
+    epochs : most epochs of a fine-tuning; None for 7, and more where there are few images
     class_weight : ``balanced`` for classes that weigh the same however many images they have
     """
 

@@ -79,7 +79,8 @@ def print_measured(record: dict[str, Any], what: str) -> None:
         kept = f"epoch {chosen} kept" if chosen else "the head it began as is kept"
         print(f"{rows}; {record['seconds']:.1f} s")
         rows = f"{record['trainable_parameters']:,} parameters trained for {record['epochs']} "
-        print(f"{rows}epochs: {kept}, fitted on {record['n_fitted']:,} images")
+        print(f"{rows}epochs: {kept}")
+        print(f"what is kept was fitted on {record['n_fitted']:,} images")
     else:
         print(f"{rows}; {record['seconds']:.1f} s")
     for note in record.get("notes", ()):

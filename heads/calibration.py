@@ -5,7 +5,7 @@ Neural Networks", ICML 2017), so that it changes no prediction and folds into li
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ class Calibration:
     ----------
     temperature : float, what scores are divided by
     log_loss_before, log_loss_after, ece_before, ece_after : float, on the held-out rows
-    method : str
+    method : "temperature"
     """
 
     temperature: float
@@ -33,7 +33,7 @@ class Calibration:
     log_loss_after: float
     ece_before: float
     ece_after: float
-    method: str = "temperature"
+    method: Literal["temperature"] = "temperature"
 
     def as_dict(self) -> dict[str, Any]:
         """Turn into what JSON can hold."""

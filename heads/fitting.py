@@ -159,7 +159,6 @@ def fit_head(
     weights = None
     if class_weight == "balanced":
         weights = balanced_weights(truth)
-        notes.append(BALANCED)
     calibration = calibrate(found.scores, truth, weights=weights)
     return Head(
         kind=kind,
@@ -173,7 +172,12 @@ def fit_head(
         search=found.curve,
         folds=0 if len(chosen_on.splits) == 1 else len(chosen_on.splits),
         protocol=protocol,
-        notes=(*notes, *_imbalance(np.bincount(y), known), *found.notes),
+        notes=(
+            *notes,
+            *_imbalance(np.bincount(y), known),
+            *((BALANCED,) if class_weight else ()),
+            *found.notes,
+        ),
         n_train=len(rows),
         spec=dict(spec or {}),
         source=dict(source or {}),

@@ -55,7 +55,7 @@ from fx.memory import peak_memory_mb, reset_peak_memory
 from fx.models import open_model
 from fx.options import Options
 from fx.runs import finish, finished
-from heads import Limits, fit_head, load_head, save_head
+from heads import Calibration, Limits, fit_head, load_head, save_head
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -71,6 +71,9 @@ def little_memory(most: float = 100) -> Iterator[None]:
     yield
     if sys.platform == "linux":
         assert peak_memory_mb() - before < most
+
+
+STATE = TrainingState(Calibration(1.0, 0.0, 0.0, 0.0, 0.0))
 
 
 def text(word: str) -> bytes:
@@ -584,11 +587,11 @@ LIMITS = {
     ),
     "of words": (
         lambda parts: parts.update({"rows.npy": array_file((0,), "<U5")}),
-        "no limits of a head",
+        "no limits of a model",
     ),
     "of nothing": (
         lambda parts: parts.update({"distances.npy": array_file((0,), "<f4")}),
-        "no limits of a head",
+        "no limits of a model",
     ),
     "without rows": (lambda parts: parts.pop("rows.npy"), "cannot be read"),
     "of another width": (
@@ -694,7 +697,7 @@ def test_a_training_s_state_of_wrong_types_is_one_error(tmp_path: Path) -> None:
     module = torch.nn.Linear(2, 2)
     optimiser = torch.optim.SGD(module.parameters())
     file = tmp_path / "training.safetensors"
-    save_training_state(file, TrainingState(), module, optimiser)
+    save_training_state(file, STATE, module, optimiser)
     with safe_open(file, "pt") as opened:
         about = json.loads(opened.metadata()["fx"])
     tensors = load_file(file)
@@ -940,7 +943,12 @@ def test_a_link_in_the_place_of_an_unfinished_file_is_not_followed(
     Quantised(b"<net/>", b"1").write(model)
     module = torch.nn.Linear(2, 2)
     optimiser = torch.optim.SGD(module.parameters())
-    save_training_state(model / "training.safetensors", TrainingState(), module, optimiser)
+    save_training_state(
+        model / "training.safetensors",
+        STATE,
+        module,
+        optimiser,
+    )
     assert victim.read_text() == "precious"
     assert all((model / name).is_file() and not (model / name).is_symlink() for name in names)
 
