@@ -67,13 +67,13 @@ class Finetuned:
         rows. Its temperature is in the network's last layer
     classes : in the order of the probabilities' columns
     trainable_parameters : how many numbers trained
-    epochs, best_epoch : passes made, and the one delivered; 0 is the head, fitted on all rows
+    epochs, best_epoch : passes made, and the one delivered; 0 is the head
     history : a record an epoch
     notes : what was not as asked for, and what was found by trial
     flips : the trial by which they were decided on, if it was left open
     n_train, n_validation : rows that trained, and that judged the epochs
-    n_fitted : rows that the delivered weights were fitted on: where the validation rows were set
-        aside from the training rows, the last epochs train on all, and so is the head fitted
+    n_fitted : rows that the delivered weights were fitted on: validation rows that were set aside
+        from the training rows train in the last epochs, and so is the head fitted on them
     images_per_second : of training
     """
 
@@ -129,8 +129,10 @@ def finetune(
     report = resources.progress
     if data.validation:
         training, validation = list(data.train), list(data.validation)
+        drawn = training
     else:
         training, validation = set_validation_aside(data.train, settings.seed)
+        drawn = [*training, *validation]
     classes = tuple(sorted({str(row.label) for row in training}))
     _check_labels(classes, validation, data.test)
     accelerator = make_accelerator(
@@ -145,7 +147,7 @@ def finetune(
         directory,
         split,
         rows,
-        training,
+        drawn,
         settings=settings,
         resources=resources,
         auxiliaries=auxiliaries,
@@ -167,7 +169,7 @@ def finetune(
         settings = replace(settings, augment="none" if trial is None else trial.augment)
     with accelerator.main_process_first():
         activations, part, notes = split.prepared(
-            rows, training, data.root, settings, resources, besides
+            rows, drawn, data.root, settings, resources, besides
         )
     begun = time.perf_counter()
     numbers = _numbers(training, classes)
@@ -196,9 +198,9 @@ def finetune(
         auxiliaries.close()
     calibration, limits = state.calibration, None
     head_is_kept = False
-    if state.best_epoch == 0 and features is not None:
+    if state.best_epoch == 0 and features is not None and not data.validation:
         head_is_kept = True
-        # nothing was gained by training: deliver the head that all labelled rows give
+        # nothing was gained by training: deliver the head that all training rows give
         everything = by_path([*training, *validation])
         head = starting_head(
             features, everything, class_weight=settings.class_weight, seed=settings.seed

@@ -229,7 +229,7 @@ def measure(
             raise
         except FxError:
             # too few images to fine-tune: each cell says so itself
-            pass
+            bench = dataclasses.replace(bench, augment="none")
     measured: list[dict[str, Any]] = []
     skipped: list[dict[str, Any]] = []
     filled: set[str] = set()

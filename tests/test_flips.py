@@ -140,6 +140,18 @@ def test_the_two_views_of_a_flip_are_drawn_by_the_coin_that_flips_pixels(
     assert not torch.equal(kept, load(Views("flip", 1, 6)))
 
 
+@pytest.mark.parametrize("augment", ["flip", "course"])
+def test_views_are_kept_of_all_rows_that_train_in_the_end(
+    backbone: Backbone, store: FeatureStore, tmp_path: Path, augment: str
+) -> None:
+    result = finetuned(backbone, store, tmp_path, augment=augment, views=3, epochs=4)
+    (file,) = (tmp_path / "cache").glob("*.npy")
+    data = training_data(store)
+    views = 1 if augment == "flip" else 3
+    assert len(np.load(file)) == (1 + views) * len(data.train) + len(data.test)
+    assert result.epochs in (2, 4)
+
+
 def test_what_is_decided_is_told_with_its_figures(
     backbone: Backbone, store: FeatureStore, tmp_path: Path
 ) -> None:
