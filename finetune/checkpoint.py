@@ -44,6 +44,7 @@ class TrainingState:
     best_epoch, best_loss : the epoch of the least calibrated validation log loss
     best : its tensors, before calibration; where final epochs follow, those of the last epoch that
         was judged
+    average : tensors of the moving average of the weights, while one is judged
     found : settings that were found by trial
     notes : what was not as asked for
     """
@@ -55,6 +56,7 @@ class TrainingState:
     best_epoch: int = 0
     best_loss: float = math.inf
     best: Tensors = field(default_factory=dict)
+    average: Tensors = field(default_factory=dict)
     found: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -215,11 +217,12 @@ def save_training_state(
         If there is no room for it, or nothing can be written there.
     """
     tensors = {f"module.{name}": value.cpu() for name, value in module.state_dict().items()}
-    if state.best_epoch != state.epoch:  # else it is there already
+    if state.average or state.best_epoch != state.epoch:  # else it is there already
         tensors |= {f"best.{name}": value for name, value in state.best.items()}
+    tensors |= {f"average.{name}": value.cpu() for name, value in state.average.items()}
     for index, moments in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{name}": value for name, value in moments.items()}
-    about = {name: value for name, value in vars(state).items() if name != "best"}
+    about = {name: value for name, value in vars(state).items() if name not in ("best", "average")}
     about["calibration"] = state.calibration.as_dict()
     _write_tensors(file, tensors, {"fx": json.dumps(about)})
 
@@ -247,14 +250,17 @@ def load_training_state(
             moments.setdefault(int(index), {})[moment] = value
         _check_shapes(moments, optimiser)
         optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
-        last_is_best = about.best_epoch == about.epoch
+        average = _below("average.", tensors)
+        last_is_best = not average and about.best_epoch == about.epoch
         best = _below("part.", trained) if last_is_best else _below("best.", tensors)
-        if _shapes(best) != _shapes(_below("part.", trained)):
-            raise RuntimeError("the tensors of the best epoch are another network's")
+        averaged = [_below("module.", average)] if average else []
+        for found in (best, *averaged):
+            if _shapes(found) != _shapes(_below("part.", trained)):
+                raise RuntimeError("the tensors of the best epoch are another network's")
     except (OSError, SafetensorError, RuntimeError, LookupError, ValueError, TypeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise FxError(f"{file} cannot be read ({reason}); begin again with --fresh") from error
-    return TrainingState(best=best, **msgspec.structs.asdict(about))
+    return TrainingState(best=best, average=average, **msgspec.structs.asdict(about))
 
 
 class _About(msgspec.Struct):

@@ -75,8 +75,8 @@ def _bytes_written(
     size = SMALLEST_STEP if settings.batch_size == AUTO else settings.step_size
     epochs = replace(settings, batch_size=size).epochs_for(images)
     steps = epochs * -(-images // size)
-    # with the best epoch's tensors beside the last one's
-    state = 2 * bytes_of(delivered.state_dict()) + bytes_of(along.state_dict()) + moments
+    # with the best epoch's tensors and their average beside the last one's
+    state = 3 * bytes_of(delivered.state_dict()) + bytes_of(along.state_dict()) + moments
     state += steps * BYTES_A_STEP
     model = bytes_of(split.backbone.module.state_dict()) + bytes_of(split.classifier.state_dict())
     model += Limits.least_bytes(images, split.backbone.dim)

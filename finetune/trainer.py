@@ -169,9 +169,12 @@ class Trainer:
         """Put dropout into training; batch norm where the settings say so."""
         set_training_mode(self.step_module, self.settings)
 
-    def features(self, positions: Positions) -> torch.Tensor:
-        """Compute features in inference mode and fp32: tensor (len(positions), d) on the CPU."""
-        part, accelerator = self.part.eval(), self.accelerator
+    def features(self, positions: Positions, part: TrainedPart | None = None) -> torch.Tensor:
+        """Compute features in inference mode and fp32: tensor (len(positions), d) on the CPU.
+
+        Of `part`, if it is given, in the place of the trainer's own.
+        """
+        part, accelerator = (part or self.part).eval(), self.accelerator
         mine = positions[accelerator.process_index :: accelerator.num_processes]
         parts = [torch.zeros(0, part.classifier.in_features)]
         with torch.inference_mode(), without_tf32():
@@ -181,13 +184,13 @@ class Trainer:
                 parts.append(part.features(prepared).float().cpu())
         return gathered(accelerator, torch.cat(parts), len(positions))
 
-    def logits(self, positions: Positions) -> torch.Tensor:
-        """Compute logits in inference mode and fp32: tensor (len(positions), k) on the CPU."""
-        return self.classified(self.features(positions))
+    def logits(self, positions: Positions, part: TrainedPart | None = None) -> torch.Tensor:
+        """Compute logits as `features` does features: tensor (len(positions), k) on the CPU."""
+        return self.classified(self.features(positions, part), part)
 
-    def classified(self, features: torch.Tensor) -> torch.Tensor:
+    def classified(self, features: torch.Tensor, part: TrainedPart | None = None) -> torch.Tensor:
         """Turn features (n, d) into logits (n, k), on the CPU."""
-        classifier, device = self.part.classifier, self.accelerator.device
+        classifier, device = (part or self.part).classifier, self.accelerator.device
         with torch.inference_mode(), without_tf32():
             logits: torch.Tensor = classifier(features.to(device)).cpu()
         return logits

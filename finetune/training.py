@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from extract import FxError
 from extract.files import told_where_it_fails
@@ -32,6 +34,8 @@ Progress = Callable[[int, int], None]
 SAVE_INTERVAL = 20.0
 # Of log temperatures, as a prior: those of trained networks lay between 0.47 and 3.6.
 TEMPERATURE_SPREAD = 1.0
+# Share of all steps that a moving average of the weights looks back on.
+AVERAGED = 0.1
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,9 @@ def train(
     Validation rows that were given choose the epoch, and the part ends as the best one. Rows that
     were set aside from the training rows judge the first epochs. If one of those is better than
     the head that the part began as, all rows train in the last epochs, and the part ends as the
-    last one; its temperature is that of the last epoch that was judged.
+    last one; its temperature is that of the last epoch that was judged. While the learning rate is
+    high a step moves the weights about: what is judged is their moving average, which is nearest to
+    what they will be once it has fallen (B. Polyak and A. Juditsky, 1992).
 
     Epochs are judged by the log loss at their own best temperature: training moves how sure a
     network is far from how sure it may be (with label smoothing below, without it above), which
@@ -138,8 +144,8 @@ def train(
     part = trainer.part
     weights = balanced_weights(validation.labels) if trainer.settings.class_weight else None
 
-    def validate() -> tuple[Calibration, float]:
-        logits = trainer.logits(validation.positions).double().numpy()
+    def validate(judged: TrainedPart) -> tuple[Calibration, float]:
+        logits = trainer.logits(validation.positions, judged).double().numpy()
         accuracy = float((logits.argmax(axis=1) == validation.labels).mean())
         calibration = calibrate(
             logits, validation.labels, weights=weights, spread=TEMPERATURE_SPREAD
@@ -152,7 +158,7 @@ def train(
         trainer.notes = state.notes
     else:
         tune(trainer, training.positions, training.labels)
-        calibration, accuracy = validate()
+        calibration, accuracy = validate(part)
         state = TrainingState(best=_copy_of(part), calibration=calibration, notes=trainer.notes)
         for name in ("learning_rate", "batch_size"):
             state.found[name] = getattr(trainer.settings, name)
@@ -163,16 +169,22 @@ def train(
     epochs = settings.epochs_for(len(training))
     final = settings.final_epochs(epochs) if set_aside else 0
     plan = _Plan(training, training + validation, epochs - final, final, settings.step_size)
+    average = _moving_average(part, plan, state)
     saved = time.monotonic()
     while not _has_ended(state, plan, trainer):
         epoch = state.epoch + 1
-        loss, accuracy = _train_epoch(trainer, state, plan, epoch, progress)
-        judged = validate() if epoch <= plan.judged else ()
-        record = _record(epoch, loss, accuracy, state.steps[-1]["learning_rate"], *judged)
-        state.history.append(record)
+        loss, accuracy = _train_epoch(trainer, state, plan, epoch, average, progress)
+        rate = state.steps[-1]["learning_rate"]
+        record = _record(epoch, loss, accuracy, rate)
         state.epoch = epoch
-        if judged:
-            _keep_if_best(state, judged[0], part, plan)
+        if epoch <= plan.judged:
+            judged = part if average is None else cast("TrainedPart", average.module)
+            calibration, right = validate(judged)
+            record = _record(epoch, loss, accuracy, rate, calibration, right)
+            _keep_if_best(state, calibration, judged, plan)
+        state.history.append(record)
+        if epoch == plan.judged:
+            average, state.average = None, {}
         if trainer.accelerator.is_main_process and time.monotonic() - saved > SAVE_INTERVAL:
             save_training_state(state_file, state, trainer.step_module, trainer.optimiser)
             saved = time.monotonic()
@@ -183,6 +195,21 @@ def train(
         part.load_state_dict(state.best)
     part.eval()
     return state
+
+
+def _moving_average(part: TrainedPart, plan: _Plan, state: TrainingState) -> AveragedModel | None:
+    """Begin the average of the weights that is judged, or go on with it."""
+    if not plan.final or state.epoch >= plan.judged:
+        return None
+    decay = 1 - 1 / max(2.0, AVERAGED * plan.steps)
+    # torch leaves it without types
+    update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    average = AveragedModel(part, multi_avg_fn=update, use_buffers=True)
+    if state.average:
+        average.load_state_dict(state.average)
+    # the tensors themselves, which change with it
+    state.average = average.state_dict()
+    return average
 
 
 def _keep_if_best(
@@ -227,6 +254,7 @@ def _train_epoch(
     state: TrainingState,
     plan: _Plan,
     epoch: int,
+    average: AveragedModel | None,
     progress: Progress | None,
 ) -> tuple[float, float]:
     """Pass once over an epoch's rows; return the mean loss and the accuracy."""
@@ -253,6 +281,8 @@ def _train_epoch(
                 seed=seed,
                 classifier_alone=epoch <= settings.classifier_epochs,
             )
+            if average is not None:
+                average.update_parameters(trainer.part)
             if not math.isfinite(loss):
                 raise FxError(
                     f"training diverged in epoch {epoch} (the loss is {loss}); "
