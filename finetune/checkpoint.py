@@ -45,6 +45,7 @@ class TrainingState:
     best : its tensors, before calibration; where final epochs follow, those of the last epoch that
         was judged
     average : tensors of the moving average of the weights, while one is judged
+    head_losses : of each validation row, the calibrated log loss before training
     found : settings that were found by trial
     notes : what was not as asked for
     """
@@ -57,6 +58,7 @@ class TrainingState:
     best_loss: float = math.inf
     best: Tensors = field(default_factory=dict)
     average: Tensors = field(default_factory=dict)
+    head_losses: list[float] = field(default_factory=list)
     found: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -272,6 +274,7 @@ class _About(msgspec.Struct):
     calibration: Calibration
     best_epoch: Annotated[int, msgspec.Meta(ge=0)]
     best_loss: float
+    head_losses: list[float]
     found: dict[str, Any]
     notes: list[str]
 

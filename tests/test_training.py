@@ -45,7 +45,7 @@ from finetune.optimiser import make_optimiser, rate_at
 from finetune.processes import make_accelerator
 from finetune.step import Step
 from finetune.trainer import Trainer, weights_of_classes
-from finetune.training import _has_settled
+from finetune.training import _has_settled, _may_be_better
 from heads import BALANCED, Calibration
 
 CPU = torch.device("cpu")
@@ -355,6 +355,19 @@ def test_training_stops_by_its_own_epochs_and_not_by_the_head_it_began_with(
     state = TrainingState(none, epoch=len(losses) - 1, history=history)
     trainer = SimpleNamespace(settings=FinetuneSettings(patience=2))
     assert _has_settled(state, trainer) == settled
+
+
+def test_a_head_is_doubted_by_enough_rows_and_within_a_standard_error() -> None:
+    rng = np.random.default_rng(0)
+    head = rng.exponential(0.4, 40)
+    noise = rng.normal(size=40)
+    noise = (noise - noise.mean()) / noise.std(ddof=1) * np.sqrt(40)  # of a standard error 1
+    for worse, doubted in ((-0.5, True), (0.9, True), (1.1, False)):
+        assert _may_be_better(head + noise + worse, head) == doubted
+    few = slice(0, 20)
+    assert not _may_be_better(head[few] + noise[few] - 0.5, head[few])
+    # from scratch there is none
+    assert not _may_be_better(head, np.array([]))
 
 
 def test_what_is_found_by_trial_leaves_the_start_as_it_was(
