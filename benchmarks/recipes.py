@@ -4,7 +4,8 @@ For every network, size of image, number of training images a class and seed, on
 turn: the logistic regression that ``fx fit-head`` gives, and for every recipe the network that
 ``fx finetune --unfreeze all`` gives with those settings. All are measured on the same test images,
 which choose nothing. Seconds are of everything from the stored features to the model on the disk:
-the head, what is decided on flips, activations, training, limits, and the test images.
+the head, what is decided on flips, activations, training, and the test images; without limits, as
+cells of a comparison are.
 
     python benchmarks/recipes.py ../shared/data/cifar4 --per-class 50,300 --seeds 3 \\
         --recipes '{"fx": {}, "without flips": {"augment": "none"}}' --out recipes.csv
@@ -66,7 +67,10 @@ def main() -> None:
             for pixels in map(int, options.sizes.split(",")):
                 backbone = load_backbone(name, weights=WEIGHTS.get(name, "default"), size=pixels)
                 store = FeatureStore.create(Path(scratch) / "features.zarr")
-                engine = make_engine(backbone.module, backbone.preprocessing)
+                # under its name, so that what is decided on flips finds it converted
+                engine = make_engine(
+                    backbone.module, backbone.preprocessing, identity=backbone.identity
+                )
                 extract(find_images(options.images), backbone=backbone, engine=engine, store=store)
                 snapshot = Snapshot.from_parquet(*store.read_snapshot())
                 features = store.last_extracted().features
@@ -150,6 +154,7 @@ def measured(
         ),
         directory=directory,
         resources=Resources(device=device, cache=directory / "cache"),
+        with_limits=False,
     )
     scores = result.metrics
     return {

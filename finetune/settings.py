@@ -33,6 +33,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "layer_decay": 1.0,
         "label_smoothing": 0.0,
         "weight_decay": 0.0,
+        "augment": "none",
     },
     "two-phase": {
         "optimiser": "adam",
@@ -44,6 +45,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "layer_decay": 1.0,
         "label_smoothing": 0.0,
         "weight_decay": 0.0,
+        "augment": "none",
     },
 }
 

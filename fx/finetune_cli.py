@@ -85,12 +85,12 @@ def finetune(
         ),
     ] = "inference",
     augment: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="auto (flip, if the head tells mirrored images as well), none, flip, course "
-            "(rotate, shift, shear, zoom, flip) or trivial."
+            "(rotate, shift, shear, zoom, flip) or trivial. [default: the recipe's, or auto]"
         ),
-    ] = "auto",
+    ] = None,
     mix: Annotated[str | None, typer.Option(help="mixup or cutmix. [default: neither]")] = None,
     views: Annotated[
         int, typer.Option(min=1, help="Augmented pictures of an image kept for frozen blocks.")
@@ -154,7 +154,9 @@ def finetune(
         "label_smoothing": label_smoothing,
         "dropout": dropout,
         "batch_norm": choice("--bn", bn, ("inference", "train")),
-        "augment": choice("--augment", augment, ("auto", "none", "flip", "course", "trivial")),
+        "augment": choice(
+            "--augment", augment, (None, "auto", "none", "flip", "course", "trivial")
+        ),
         "mix": choice("--mix", mix, (None, "mixup", "cutmix")),
         "views": views,
         "class_weight": choice("--class-weight", class_weight, (None, "balanced")),

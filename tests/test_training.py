@@ -241,6 +241,8 @@ def test_recipes_are_what_their_sources_say() -> None:
     guide = FinetuneSettings.of_recipe("keras-guide", epochs=None, unfreeze="all")
     assert (guide.optimiser, guide.learning_rate, guide.epochs) == ("adam", 1e-5, 10)
     assert guide.batch_norm == "inference"
+    assert (guide.augment, guide.final) == ("none", 0.0)
+    assert FinetuneSettings.of_recipe("keras-guide", augment="auto").augment == "auto"
     assert [rate_at(step, 50, 0, guide) for step in (0, 49)] == [1e-5, 1e-5]
     phases = FinetuneSettings.of_recipe("two-phase", epochs=8)
     assert phases.epochs == 8
