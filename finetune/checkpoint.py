@@ -219,8 +219,7 @@ def save_training_state(
         If there is no room for it, or nothing can be written there.
     """
     tensors = {f"module.{name}": value.cpu() for name, value in module.state_dict().items()}
-    if state.average or state.best_epoch != state.epoch:  # else it is there already
-        tensors |= {f"best.{name}": value for name, value in state.best.items()}
+    tensors |= {f"best.{name}": value for name, value in state.best.items()}
     tensors |= {f"average.{name}": value.cpu() for name, value in state.average.items()}
     for index, moments in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{name}": value for name, value in moments.items()}
@@ -252,9 +251,7 @@ def load_training_state(
             moments.setdefault(int(index), {})[moment] = value
         _check_shapes(moments, optimiser)
         optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
-        average = _below("average.", tensors)
-        last_is_best = not average and about.best_epoch == about.epoch
-        best = _below("part.", trained) if last_is_best else _below("best.", tensors)
+        best, average = _below("best.", tensors), _below("average.", tensors)
         averaged = [_below("module.", average)] if average else []
         for found in (best, *averaged):
             if _shapes(found) != _shapes(_below("part.", trained)):

@@ -1,6 +1,7 @@
 """The optimiser: PyTorch's own steps, whatever lies how in memory, and after a file was read."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,20 @@ def test_moments_of_another_shape_are_refused(tmp_path: Path) -> None:
     save_training_state(file, STATE, module, usual)
     with pytest.raises(FxError, match=r"exp_avg 0 is .* begin again with --fresh"):
         load_training_state(file, module, make_optimiser(module, {}, settings("adamw")))
+
+
+def test_what_was_judged_is_read_back_where_it_is_not_what_trains(tmp_path: Path) -> None:
+    # the moving average of the epoch that is the best and the last one
+    module = nn.ModuleDict({"part": nn.Linear(3, 2)})
+    optimiser = make_optimiser(module, {}, settings("adamw"))
+    judged = {name: torch.randn_like(value) for name, value in module["part"].state_dict().items()}
+    average = {"n_averaged": torch.tensor(4)}
+    average |= {f"module.{name}": value + 1 for name, value in judged.items()}
+    file = tmp_path / "training.safetensors"
+    state = replace(STATE, best_epoch=1, best=judged, average=average, head_losses=[0.5, 0.25])
+    save_training_state(file, state, module, optimiser)
+    read = load_training_state(file, module, optimiser)
+    assert read.head_losses == [0.5, 0.25]
+    for found, expected in ((read.best, judged), (read.average, average)):
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
