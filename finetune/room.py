@@ -14,7 +14,7 @@ from extract.files import check_room
 from finetune.checkpoint import bytes_of
 from finetune.settings import AUTO, FinetuneSettings
 from finetune.split import Resources, SplitNetwork
-from heads import Limits
+from heads.limits import MOST
 
 # What is written besides tensors: about a step, and in tables and pictures.
 BYTES_A_STEP, SMALL_FILES = 150, 4_000_000
@@ -79,7 +79,7 @@ def _bytes_written(
     state = 3 * bytes_of(delivered.state_dict()) + bytes_of(along.state_dict()) + moments
     state += steps * BYTES_A_STEP
     model = bytes_of(split.backbone.module.state_dict()) + bytes_of(split.classifier.state_dict())
-    model += Limits.least_bytes(images, split.backbone.dim)
+    model += 4 * split.backbone.dim * min(MOST, images)  # limits
     # each state is written beside the last one, and the model beside a state
     return max(state, model) + (0 if kept else state) + SMALL_FILES
 
