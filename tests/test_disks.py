@@ -198,7 +198,7 @@ def test_whatever_room_is_left_it_is_told_and_costs_no_result(
     rooms = [*np.linspace(0, 1.3, 10)]
     if command in ("finetune", "compare"):
         # for a state, for another beside it, and for the network
-        rooms += [3, 5, 7]
+        rooms += [3, 5, 7, 12]
     assert check_rooms(command, small_disk, tmp_path, rooms) == {0, 1}
 
 
