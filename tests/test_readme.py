@@ -44,7 +44,7 @@ def test_every_command_of_the_readme_is_understood() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(2400)
+@pytest.mark.timeout(1800)
 def test_the_commands_of_the_readme_run_in_their_order(
     tmp_path: Path, fx: Fx, monkeypatch: pytest.MonkeyPatch
 ) -> None:
