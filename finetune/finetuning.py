@@ -70,6 +70,7 @@ class Finetuned:
     epochs, best_epoch : passes made, and the one delivered; 0 is the head
     history : a record an epoch
     notes : what was not as asked for, and what was found by trial
+    augment : of the images that trained: what was asked for, or decided
     flips : the trial by which they were decided on, if it was left open
     n_train, n_validation : rows that trained, and that judged the epochs
     n_fitted : rows that the delivered weights were fitted on: validation rows that were set aside
@@ -86,6 +87,7 @@ class Finetuned:
     best_epoch: int
     history: list[dict[str, float | int | None]]
     notes: list[str]
+    augment: str
     flips: FlipTrial | None
     n_train: int
     n_validation: int
@@ -200,17 +202,7 @@ def finetune(
     head_is_kept = False
     if state.best_epoch == 0 and features is not None and not data.validation:
         head_is_kept = True
-        # nothing was gained by training: deliver the head that all training rows give
-        everything = by_path([*training, *validation])
-        head = starting_head(
-            features, everything, class_weight=settings.class_weight, seed=settings.seed
-        )
-        fold(head, part.classifier)
-        calibration = head.calibration
-        held_out = head.held_out
-        if with_limits and held_out is not None:
-            known = features([row.key for row in everything])
-            limits = Limits.of(known, held_out.splits, held_out.probabilities, held_out.labels)
+        calibration, limits = _head_of_all(part, features, drawn, settings, with_limits)
     else:
         if with_limits:
             limits = _limits_of(trainer, state, activations, training, validation, classes)
@@ -229,6 +221,7 @@ def finetune(
         best_epoch=state.epoch if state.on_all_rows else state.best_epoch,
         history=state.history,
         notes=state.notes,
+        augment=settings.augment,
         flips=trial,
         n_train=len(training),
         n_validation=len(validation),
@@ -275,6 +268,25 @@ def fill_activations(
         resources.cache, split, rows, training, settings=settings, resources=resources
     )
     split.prepared(rows, training, root, settings, resources, besides)
+
+
+def _head_of_all(
+    part: TrainedPart,
+    features: Features,
+    rows: Sequence[ImageRow],
+    settings: FinetuneSettings,
+    with_limits: bool,
+) -> tuple[Calibration, Limits | None]:
+    """Put the head that all training rows give in the place of what training did not better."""
+    rows = by_path(rows)
+    head = starting_head(features, rows, class_weight=settings.class_weight, seed=settings.seed)
+    fold(head, part.classifier)
+    held_out = head.held_out
+    if not with_limits or held_out is None:
+        return head.calibration, None
+    known = features([row.key for row in rows])
+    limits = Limits.of(known, held_out.splits, held_out.probabilities, held_out.labels)
+    return head.calibration, limits
 
 
 def _limits_of(

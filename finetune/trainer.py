@@ -25,6 +25,7 @@ from finetune.optimiser import make_optimiser, set_rates
 from finetune.processes import gathered
 from finetune.settings import FinetuneSettings
 from finetune.step import Step
+from heads import balanced_weights
 
 Positions = NDArray[np.int64]
 NORMALISATIONS = (nn.modules.batchnorm._BatchNorm,)
@@ -198,8 +199,8 @@ class Trainer:
 
 def weights_of_classes(labels: NDArray[np.int64]) -> torch.Tensor:
     """Weigh classes so that all weigh the same, and rows 1 on average: float32 (classes,)."""
-    counts = np.bincount(labels)
-    return torch.from_numpy((len(labels) / (len(counts) * counts)).astype(np.float32))
+    _, of_each = np.unique(labels, return_index=True)
+    return torch.from_numpy(balanced_weights(labels)[of_each].astype(np.float32))
 
 
 def set_training_mode(module: nn.Module, settings: FinetuneSettings) -> None:

@@ -180,7 +180,6 @@ def train(
         epoch = state.epoch + 1
         loss, accuracy = _train_epoch(trainer, state, plan, epoch, average, progress)
         rate = state.steps[-1]["learning_rate"]
-        record = _record(epoch, loss, accuracy, rate)
         state.epoch = epoch
         if epoch <= plan.judged:
             judged = part if average is None else cast("TrainedPart", average.module)
@@ -190,6 +189,8 @@ def train(
             if undecided and _may_be_better(losses, np.array(state.head_losses)):
                 state.best_loss = math.inf
             _keep_if_best(state, calibration, judged, plan)
+        else:
+            record = _record(epoch, loss, accuracy, rate)
         state.history.append(record)
         if epoch == plan.judged:
             average, state.average = None, {}

@@ -246,6 +246,7 @@ def _measure_network(
         "epochs": result.epochs,
         "best_epoch": result.best_epoch,
         "n_fitted": result.n_fitted,
+        "augment": result.augment,
         "calibration": result.calibration.as_dict(),
         "history": result.history,
     }

@@ -159,8 +159,9 @@ def _tell(record: dict[str, Any]) -> None:
 
     print_comparison(record)
     print_skipped(record["skipped"])
-    decided = [f"{one['backbone']}: {one['said']}." for one in record["flips"]]
-    for said in (*decided, record["recommendation"], record["quadrant"]["said"]):
+    notes = [f"{one['backbone']}: {one['said']}." for one in record["flips"]]
+    notes += [f"{note}." for note in record["notes"]]
+    for said in (*notes, record["recommendation"], record["quadrant"]["said"]):
         print(textwrap.fill(said, 80))
     print(f"report: {record['report']}")
 

@@ -76,6 +76,7 @@ def compare(
     from finetune import check_tracker
     from fx.evidence import gather_evidence
     from fx.report import learning_curve_png, write_report
+    from heads import BALANCED
 
     begun = time.perf_counter()
     check_tracker(log_to)
@@ -104,6 +105,7 @@ def compare(
         "crossover": crossover(tables),
         "forecasts": forecasts(tables, wanted),
         "flips": _flips(prepared),
+        "notes": [BALANCED] if plan.class_weight else [],
         "extraction_seconds": _sum([one.extraction_seconds for one in prepared]),
         "commands": [_command(images, options, plan, first.sizes)],
         "report": str(directory / "report.html"),

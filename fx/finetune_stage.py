@@ -155,6 +155,7 @@ def _measured(result: Finetuned, seconds: float) -> dict[str, Any]:
         "notes": result.notes,
         "seconds": seconds,
         "images_per_second": result.images_per_second,
+        "augment": result.augment,
         "flips": None if result.flips is None else result.flips.as_dict(),
         "history": result.history,
     }

@@ -167,4 +167,5 @@ def results(comparison: dict[str, Any]) -> Section | None:
         "are values of C, normalisations and kernels, or epochs, of which validation rows chose."
     )
     body = table(caption, columns, rows, numeric=columns[1:])
+    body += "".join(paragraph(f"{note}.") for note in comparison.get("notes") or [])
     return Section("results", "All results", body)

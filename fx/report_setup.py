@@ -56,7 +56,8 @@ def training(comparison: dict[str, Any]) -> Section | None:
     decided = comparison.get("flips") or []
     note = (
         "Epoch 0 is the network before it was trained; a dotted line marks the epoch that was "
-        "kept for its calibrated validation loss: that at the best temperature of its logits."
+        "kept. The calibrated loss is that at the best temperature of the logits; in the last "
+        "epochs, where there is none, the validation images trained, too."
     )
     told = "".join(paragraph(f"{one['backbone']}: {one['said']}.") for one in decided)
     body = paragraph(note) + told + "".join(parts)
