@@ -1,6 +1,6 @@
 """Training steps with the layers of ``finetune/cpu_layers.py`` run PyTorch's way, and fx's.
 
-Forward and back on pictures of noise in bf16, alternating; milliseconds a step of 32 images.
+Forward and back on images of noise in bf16, alternating; milliseconds a step of 32 images.
 
     python benchmarks/cpu_layers.py mobilenet_v2:all:96 efficientnet_lite0:all:128 resnet50:1:128
 """
@@ -14,9 +14,9 @@ import time
 
 import torch
 
-from extract import load_backbone
+from extract.backbones import load_backbone
 from finetune.blocks import cut
-from finetune.cpu_layers import quicker_forwards, replaced
+from finetune.training.cpu_layers import quicker_forwards, replaced
 
 BATCH, STEPS = 32, 11
 

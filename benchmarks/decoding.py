@@ -33,9 +33,10 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import InterpolationMode, v2
 
-from extract import Engine, Preprocessing, load_backbone, make_engine
-from extract.crops import prepare
-from extract.decode import read_pixels
+from extract.backbones import load_backbone
+from extract.engines import Engine, make_engine
+from extract.images import Preprocessing, read_pixels
+from extract.images.crops import prepare
 
 try:
     import simplejpeg

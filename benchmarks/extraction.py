@@ -30,7 +30,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from extract import Backbone, Engine
+    from extract.backbones import Backbone
+    from extract.engines import Engine
 
 BATCH = 32
 # batches, enough for the engine's rate to settle
@@ -64,7 +65,7 @@ def plain(backbone: Backbone, folder: Path, scratch: Path) -> None:
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
-    from extract import resolve_device
+    from extract.engines import resolve_device
 
     pre = backbone.preprocessing
     device = resolve_device()
@@ -86,7 +87,9 @@ def plain(backbone: Backbone, folder: Path, scratch: Path) -> None:
 
 
 def staged(backbone: Backbone, folder: Path, scratch: Path, precision: str) -> None:
-    from extract import FeatureStore, extract, find_images
+    from extract.extraction import extract
+    from extract.images import find_images
+    from extract.store import FeatureStore
 
     engine = engine_of(backbone, folder, precision)
     store = FeatureStore.create(scratch / "features.zarr")
@@ -95,7 +98,7 @@ def staged(backbone: Backbone, folder: Path, scratch: Path, precision: str) -> N
 
 
 def decode(backbone: Backbone, folder: Path) -> None:
-    from extract.decode import read_pixels
+    from extract.images import read_pixels
 
     files = files_below(folder)
     print("ready", flush=True)
@@ -106,9 +109,9 @@ def decode(backbone: Backbone, folder: Path) -> None:
 
 def engine_of(backbone: Backbone, folder: Path, precision: str) -> Engine:
     """Make the engine that fx takes; what is quantised, the first process leaves to the others."""
-    from extract import Quantised, make_engine
-    from extract.decode import read_pixels
-    from extract.quantisation import quantise
+    from extract.engines import Quantised, make_engine
+    from extract.engines.quantisation import quantise
+    from extract.images import read_pixels
 
     quantised = None
     if precision == "int8":
@@ -147,7 +150,7 @@ def infer(backbone: Backbone, folder: Path, precision: str) -> int:
 
 
 def child(mode: str, name: str, folder: Path) -> None:
-    from extract import load_backbone
+    from extract.backbones import load_backbone
 
     backbone = load_backbone(name, weights=WEIGHTS.get(name, "random"))
     images = len(files_below(folder))

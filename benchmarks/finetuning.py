@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from extraction import write_files
 
 if TYPE_CHECKING:
-    from extract import Backbone
+    from extract.backbones import Backbone
 
 BATCH, EPOCHS = 32, 5
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -42,8 +42,8 @@ def plain(backbone: Backbone, folder: Path, unfreeze: int | str) -> int:
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
-    from extract import resolve_device
-    from finetune import cut
+    from extract.engines import resolve_device
+    from finetune.blocks import cut
 
     device = resolve_device()
     pre = backbone.preprocessing
@@ -75,9 +75,14 @@ def plain(backbone: Backbone, folder: Path, unfreeze: int | str) -> int:
 def staged(
     backbone: Backbone, folder: Path, unfreeze: int | str, precision: str, scratch: Path
 ) -> int:
-    from extract import FeatureStore, Snapshot, extract, find_images, make_engine, resolve_device
-    from extract import training_precision as precision_for
-    from finetune import FinetuneSettings, Resources, TrainingData, finetune
+    from extract.engines import make_engine, resolve_device
+    from extract.engines import training_precision as precision_for
+    from extract.extraction import extract
+    from extract.images import Snapshot, find_images
+    from extract.store import FeatureStore
+    from finetune.finetuning import TrainingData, finetune
+    from finetune.settings import FinetuneSettings
+    from finetune.split import Resources
 
     device = resolve_device()
     store = FeatureStore.create(scratch / "features.zarr")
@@ -106,7 +111,7 @@ def staged(
 
 
 def child(mode: str, name: str, size: int, unfreeze: str, folder: Path) -> None:
-    from extract import load_backbone
+    from extract.backbones import load_backbone
 
     backbone = load_backbone(name, weights="random", size=size)
     depth: int | str = unfreeze if unfreeze == "all" else int(unfreeze)

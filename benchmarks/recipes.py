@@ -57,8 +57,12 @@ def main() -> None:
 
     import torch
 
-    from extract import FeatureStore, Snapshot, extract, find_images, load_backbone, make_engine
-    from fx.subsets import nested_subset
+    from extract.backbones import load_backbone
+    from extract.engines import make_engine
+    from extract.extraction import extract
+    from extract.images import Snapshot, find_images
+    from extract.store import FeatureStore
+    from fx.comparison.subsets import nested_subset
 
     recipes = json.loads(options.recipes)
     found: dict[tuple[object, ...], list[dict[str, object]]] = defaultdict(list)
@@ -122,8 +126,11 @@ def measured(
     device: object,
 ) -> dict[str, object]:
     """Fit a head (no settings) or fine-tune on rows; measure on the snapshot's test rows."""
-    from extract import training_precision
-    from finetune import FinetuneSettings, Resources, TrainingData, finetune, starting_head
+    from extract.engines import training_precision
+    from finetune.finetuning import TrainingData, finetune
+    from finetune.settings import FinetuneSettings
+    from finetune.split import Resources
+    from finetune.starting_head import starting_head
 
     test, root = snapshot.split("test"), Path(snapshot.root)
     begun = time.perf_counter()

@@ -28,7 +28,8 @@ def load(store: Path, rows: int) -> list:
     """Training features and labels, so many, the classes in turn; then those of all test rows."""
     import numpy as np
 
-    from extract import FeatureStore, Snapshot
+    from extract.images import Snapshot
+    from extract.store import FeatureStore
 
     opened = FeatureStore(store)
     snapshot = Snapshot.from_parquet(*opened.read_snapshot(None))
@@ -49,7 +50,7 @@ def load(store: Path, rows: int) -> list:
 def child(ours: bool, kind: str, store: Path, rows: int, values: int, folds: int) -> None:
     import numpy as np
 
-    from heads import fit_head
+    from heads.fitting import fit_head
     from heads.folds import make_folds
     from heads.kinds import learner_for
 

@@ -22,8 +22,9 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-from extract import FeatureSet, FeatureStore, Snapshot
-from extract.writer import ROWS_PER_CHUNK, rows_per_shard
+from extract.images import Snapshot
+from extract.store import FeatureSet, FeatureStore
+from extract.store.writer import ROWS_PER_CHUNK, rows_per_shard
 
 COMPRESSORS = {
     "none": [],
@@ -77,7 +78,7 @@ def seconds_to_read(feature_set: FeatureSet, keys: list[bytes]) -> tuple[float, 
 
 
 def accuracy(train: np.ndarray, labels: list[str], test: np.ndarray, truth: list[str]) -> float:
-    from heads import fit_head
+    from heads.fitting import fit_head
 
     head = fit_head(train.astype(np.float32), labels, kind="logreg")
     metrics = head.tested(test.astype(np.float32), truth).metrics

@@ -11,16 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extract.backbones import Backbone
-from extract.decode import UnreadableImage, read_pixels
-from extract.engine import Engine
+from extract.engines import Engine
 from extract.errors import FxError
-from extract.feature_set import FeatureSet, Spec
 from extract.files import read_regular
-from extract.image_source import ImageSource
-from extract.preprocessing import Preprocessing
-from extract.reading import batched, largest_file, mean_of_crops
-from extract.snapshot import Snapshot
-from extract.store import FeatureStore
+from extract.images import (
+    ImageSource,
+    Preprocessing,
+    Snapshot,
+    UnreadableImage,
+    batched,
+    largest_file,
+    mean_of_crops,
+    read_pixels,
+)
+from extract.store import FeatureSet, FeatureStore, Spec
 
 # Largest relative distance between a stored row and the same row computed again.
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 1e-2, "int8": 5e-2}
@@ -28,7 +32,7 @@ ROWS_COMPARED = 8
 FILES_SEARCHED = 256
 
 
-def disagreeing(
+def find_stale_sets(
     specs: Sequence[Spec],
     backbone: Backbone,
     store: FeatureStore,
@@ -47,11 +51,11 @@ def disagreeing(
         if all(current.runs[-1].get(name) == value for name, value in signature.items()):
             continue
         store.give_up_damaged_rows(current)
-        keys, pictures = _some_stored_images(current, store, source, engine.preprocessing, crops)
+        keys, images = _some_stored_images(current, store, source, engine.preprocessing, crops)
         if not keys:
             # nothing to compare with can be reached; the run records what computed which rows
             continue
-        batches = engine.run(batched(pictures, engine.batch_size))
+        batches = engine.run(batched(images, engine.batch_size))
         again = np.concatenate(list(mean_of_crops(batches, crops)))[:, start:stop]
         stored = current.features(keys)
         distance = np.linalg.norm(again - stored, axis=1)

@@ -7,30 +7,76 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.agreement import disagreeing
+from extract.agreement import find_stale_sets
 from extract.backbones import Backbone, make_spec
-from extract.crops import CROPS
-from extract.engine import Engine
+from extract.engines import Engine
 from extract.errors import FxError
-from extract.extract_result import ExtractResult
-from extract.feature_set import DTYPES
-from extract.image_row import FileStamp, ImageRow
-from extract.image_source import ImageEntry, ImageSource
+from extract.images import (
+    CROPS,
+    FileStamp,
+    ImageEntry,
+    ImageRow,
+    ImageSource,
+    Preprocessing,
+    Snapshot,
+    assign_splits,
+    batched,
+    load_images,
+    mean_of_crops,
+)
 from extract.leaks import leaked_copies, near_leaks
-from extract.preprocessing import Preprocessing
-from extract.reading import batched, look, mean_of_crops
-from extract.snapshot import Snapshot
-from extract.splits import assign_splits
-from extract.stamps import previous_stamps
-from extract.store import FeatureStore, check_snapshot_name
-from extract.writer import FeatureWriter
+from extract.store import DTYPES, FeatureStore, FeatureWriter, check_snapshot_name, known_file_stats
 
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ExtractResult:
+    """What an extraction did; the fields are those of ``fx extract --json``.
+
+    Attributes
+    ----------
+    store, backbone, spec, snapshot : names of what was filled; of several layers, the first's spec
+    layers : a record for each layer: ``layer``, ``spec``, ``dim``
+    images : images found
+    new : images whose features were computed
+    reused : images whose features were there
+    failed, duplicates, conflicts, leaks : records, one an image
+    splits : rows per split and class
+    dim : length of a vector, of the first layer
+    crops : squares of each image that a vector is the mean of
+    seconds, images_per_second : wall time, and images looked at over it
+    engine, precision : how the new ones were computed
+    dtype : what they are kept in
+    """
+
+    store: str
+    backbone: str
+    spec: str
+    layers: list[dict[str, Any]]
+    snapshot: str
+    images: int
+    new: int
+    reused: int
+    failed: list[dict[str, str]]
+    duplicates: list[dict[str, str]]
+    conflicts: list[str]
+    leaks: list[dict[str, str]]
+    splits: dict[str, dict[str, int]]
+    dim: int
+    crops: int
+    seconds: float
+    images_per_second: float
+    engine: str
+    precision: str
+    dtype: str
 
 
 def extract(
@@ -73,7 +119,7 @@ def extract(
     _check_choice("--crops", crops, CROPS)
     _check_choice("--dtype", dtype, (None, *DTYPES))
     with store.lock():
-        known = previous_stamps(store, source) if not rehash else {}
+        known = known_file_stats(store, source) if not rehash else {}
         writer = _start(store, source, backbone, engine, taken_ns, crops=crops, dtype=dtype)
         at_hand = frozenset(writer.known)
         rows = _fill(writer, source, backbone, engine, known, crops, progress)
@@ -159,7 +205,7 @@ def _start(
         make_spec(backbone, numerics, layer=layer, crops=crops, network_hash=network)
         for layer in backbone.layers
     ]
-    stale = disagreeing(specs, backbone, store, source, engine, crops)
+    stale = find_stale_sets(specs, backbone, store, source, engine, crops)
     run = {
         **engine.signature(),
         "threads": os.cpu_count(),
@@ -192,15 +238,15 @@ def take_snapshot(
     taken_ns = time.time_ns()
     check_snapshot_name(name)
     with store.lock():
-        known = previous_stamps(store, source)
+        known = known_file_stats(store, source)
         readable = {key for _, key in known.values()}
         for feature_set in store.sets():
-            with suppress(FxError):  # what is damaged is looked at
+            with suppress(FxError):  # what is damaged is loaded at
                 readable.update(feature_set.rows)
         rows = []
-        with closing(look(source, preprocessing, readable, known)) as looks:
-            for looked in looks:
-                rows.append(looked.row)
+        with closing(load_images(source, preprocessing, readable, known)) as loading:
+            for loaded in loading:
+                rows.append(loaded.row)
                 if progress:
                     progress(len(rows), len(source.entries))
         return _keep_snapshot(store, source, rows, split_seed, taken_ns, name)
@@ -236,20 +282,22 @@ def _fill(
     total = len(source.entries)
     edges = np.cumsum(list(backbone.layers.values()))[:-1]
 
-    looks = look(source, engine.preprocessing, writer.known, known, crops=crops, hashed=True)
+    loading = load_images(
+        source, engine.preprocessing, writer.known, known, crops=crops, hashed=True
+    )
 
-    def pictures() -> Iterator[NDArray[np.uint8]]:
-        for looked in looks:
-            rows.append(looked.row)
+    def pixels_of_new() -> Iterator[NDArray[np.uint8]]:
+        for loaded in loading:
+            rows.append(loaded.row)
             if progress:
                 progress(len(rows), total)
-            if looked.pixels is not None and looked.row.key not in asked:
-                asked.add(looked.row.key)
-                waiting.append((looked.row.key, looked.perceptual))
-                yield looked.pixels
+            if loaded.pixels is not None and loaded.row.key not in asked:
+                asked.add(loaded.row.key)
+                waiting.append((loaded.row.key, loaded.perceptual))
+                yield loaded.pixels
 
     try:
-        batches = engine.run(batched(pictures(), engine.batch_size))
+        batches = engine.run(batched(pixels_of_new(), engine.batch_size))
         for vectors in mean_of_crops(batches, crops):
             keys, hashes = zip(*(waiting.popleft() for _ in vectors), strict=True)
             writer.append(keys, np.split(vectors, edges, axis=1), np.stack(hashes))
@@ -259,6 +307,6 @@ def _fill(
         raise
     finally:
         # who reads has the store's lock, too, and an exception that is kept would keep it
-        looks.close()
+        loading.close()
     writer.commit()
     return rows

@@ -1,14 +1,11 @@
-"""Leaks: pictures that lie on both sides of a split, byte for byte or nearly so."""
+"""Leaks: images that lie on both sides of a split, byte for byte or nearly so."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from extract.feature_set import FeatureSet
-from extract.image_row import ImageRow
-from extract.perceptual import first_near_copies
-from extract.snapshot import Snapshot
-from extract.splits import same_bytes
+from extract.images import ImageRow, Snapshot, first_near_copies, same_bytes
+from extract.store import FeatureSet
 
 
 def leaked_copies(rows: Iterable[ImageRow]) -> list[dict[str, str]]:

@@ -13,26 +13,34 @@ import torch
 from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 
-from extract import Backbone, FxError, ImageRow
-from extract.files import told_where_it_fails
-from finetune.activations import Activations, pictures
-from finetune.augmentation import write_contact_sheet
-from finetune.auxiliary import Auxiliaries
-from finetune.checkpoint import TrainingState, save_model
-from finetune.cpu_memory import freed_memory_kept
+from extract.backbones import Backbone
+from extract.errors import FxError
+from extract.files import disk_full_as_fx_error
+from extract.images import ImageRow
+from finetune.data import Activations, pixels_of, set_validation_aside, write_contact_sheet
 from finetune.flips import FlipTrial, try_flips
-from finetune.history import write_history, write_steps
 from finetune.network import Network, TrainedPart
-from finetune.processes import make_accelerator
 from finetune.room import check_room_for_training
 from finetune.settings import AUTO, FinetuneSettings
 from finetune.split import Resources, SplitNetwork
 from finetune.starting_head import Features, by_path, cool, fold, starting_head
-from finetune.trainer import Trainer, weights_of_classes
-from finetune.training import Rows, train
-from finetune.validation import set_validation_aside
-from heads import BALANCED, Calibration, Limits, Metrics, evaluate
-from heads.limits import MOST
+from finetune.training import (
+    Auxiliaries,
+    Rows,
+    Trainer,
+    TrainingState,
+    freed_memory_kept,
+    make_accelerator,
+    save_model,
+    train,
+    weights_of_classes,
+    write_history,
+    write_steps,
+)
+from heads.calibration import Calibration
+from heads.fitting import BALANCED
+from heads.limits import MOST, Limits
+from heads.metrics import Metrics, evaluate
 
 SHOWN = 8  # images on the contact sheet
 
@@ -237,7 +245,7 @@ def finetune(
         if limits is not None:
             limits.save(directory)
         _deliver(directory, backbone, part, result, trainer.settings, data)
-    with told_where_it_fails(directory):
+    with disk_full_as_fx_error(directory):
         accelerator.end_training()
     return result
 
@@ -299,7 +307,7 @@ def _limits_of(
 ) -> Limits:
     """Learn limits from the validation rows, as the network that they judged saw them.
 
-    New pictures are compared with the rows that the delivered network was fitted on.
+    New images are compared with the rows that the delivered network was fitted on.
     """
     some, last = _some(training), trainer.part.state_dict()
     last = {name: value.clone() for name, value in last.items()}
@@ -349,7 +357,7 @@ def _write_contact_sheet(
     max_image_mb: int,
 ) -> None:
     some = training[:: -(-len(training) // SHOWN)]
-    pixels = np.concatenate(list(pictures(some, root, backbone.preprocessing, max_image_mb)))
+    pixels = np.concatenate(list(pixels_of(some, root, backbone.preprocessing, max_image_mb)))
     write_contact_sheet(directory / "augmented.png", pixels, settings.augment, settings.seed)
 
 

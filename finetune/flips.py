@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from extract import Backbone, ImageRow, batched, make_engine
-from finetune.activations import pictures
-from finetune.augmentation import mirrored
+from extract.backbones import Backbone
+from extract.engines import make_engine
+from extract.images import ImageRow, batched
+from finetune.data import mirrored, pixels_of
 from finetune.split import Resources
 from finetune.starting_head import Features, by_path
-from heads import Head
+from heads.head import Head
 from heads.kinds import learner_for
 
 # Validation rows that suffice; where there are fewer, training rows of held-out folds are asked.
@@ -141,6 +142,6 @@ def _mirrored_features(
         batch_size=resources.batch_size,
         identity=backbone.identity,
     )
-    found = pictures(rows, root, backbone.preprocessing, resources.max_image_mb)
+    found = pixels_of(rows, root, backbone.preprocessing, resources.max_image_mb)
     turned = batched((mirrored(one) for one in found), engine.batch_size)
     return np.concatenate(list(engine.run(turned)))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from extract import Preprocessing, normalise
+from extract.engines import normalise
+from extract.images import Preprocessing
 
 
 class Network(nn.Module):

@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from extract import ImageRow
 from extract.files import check_room
-from finetune.checkpoint import bytes_of
+from extract.images import ImageRow
 from finetune.settings import AUTO, FinetuneSettings
 from finetune.split import Resources, SplitNetwork
+from finetune.training import bytes_of
 from heads.limits import MOST
 
-# What is written besides tensors: about a step, and in tables and pictures.
+# What is written besides tensors: about a step, and in tables and images.
 BYTES_A_STEP, SMALL_FILES = 150, 4_000_000
 SMALLEST_STEP = 16  # images, where their number is to be found
 

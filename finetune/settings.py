@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from finetune.augmentation import AUGMENTATIONS, MIXES
+from finetune.data import AUGMENTATIONS, MIXES
 
 AUTO = "auto"
 # Epochs where nothing is asked for. Of few images more are made, until there are so many steps, and
@@ -82,11 +82,11 @@ class FinetuneSettings:
     label_smoothing : share of a label that is spread over all classes, in [0, 1)
     batch_norm : ``inference`` keeps the statistics of the pretrained network, ``train`` takes the
         batch's and moves them; from scratch they always train
-    augment : a name of ``finetune.augmentation``, or ``auto``: ``flip`` where the head that
+    augment : a name of ``finetune.data.augmentation``, or ``auto``: ``flip`` where the head that
         training starts from tells mirrored images as well as the images themselves, else
         ``none``, as from scratch
     mix : ``mixup``, ``cutmix`` or None
-    views : augmented pictures of each image that are kept, where there is a frozen part; of
+    views : augmented images of each image that are kept, where there is a frozen part; of
         ``flip`` there are two, the image and its mirror image
     precision : ``fp32`` or ``bf16`` (autocast)
     class_weight : ``balanced`` for classes that weigh the same however many rows they have, or
@@ -170,7 +170,7 @@ class FinetuneSettings:
             )
         if self.mix == "cutmix" and self.unfreeze != "all":
             raise ValueError(
-                f"cutmix is for whole pictures; got unfreeze {self.unfreeze}, expected 'all'"
+                f"cutmix is for whole images; got unfreeze {self.unfreeze}, expected 'all'"
             )
 
     def identity(self) -> dict[str, Any]:
@@ -206,7 +206,7 @@ class FinetuneSettings:
 
     @property
     def kept_views(self) -> int:
-        """Augmented pictures of each image that are kept, where there is a frozen part, at most."""
+        """Augmented images of each image that are kept, where there is a frozen part, at most."""
         return {"none": 0, "flip": 1, AUTO: 1}.get(self.augment, self.views)
 
     @property

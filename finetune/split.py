@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from extract import MAX_IMAGE_MB, Backbone, ImageRow, import_compiler, make_engine
-from finetune.activations import Activations, TooLarge, Views, load_activations
+from extract.backbones import Backbone, import_compiler
+from extract.engines import make_engine
+from extract.images import MAX_IMAGE_MB, ImageRow
 from finetune.blocks import cut, depths
+from finetune.data import Activations, TooLarge, Views, load_activations
 from finetune.network import TrainedPart
 from finetune.settings import FinetuneSettings
 

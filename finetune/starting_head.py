@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from extract import ImageRow, unit_of
-from heads import Head, fit_head
+from extract.images import ImageRow, unit_of
+from heads.fitting import fit_head
+from heads.head import Head
 
 Features = Callable[[Sequence[bytes]], NDArray[np.float32]]
 

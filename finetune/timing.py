@@ -1,4 +1,4 @@
-"""How long training takes on this machine, by a few steps on pictures of noise."""
+"""How long training takes on this machine, by a few steps on images of noise."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from extract import Backbone, make_engine
-from finetune.activations import Activations, Views
-from finetune.cpu_memory import freed_memory_kept
+from extract.backbones import Backbone
+from extract.engines import make_engine
+from finetune.data import Activations, Views
 from finetune.network import TrainedPart
-from finetune.processes import make_accelerator
 from finetune.settings import FinetuneSettings
 from finetune.split import SplitNetwork
-from finetune.trainer import Trainer
+from finetune.training import Trainer, freed_memory_kept, make_accelerator
 
 STEPS = 2  # that are timed, after one that is not
 

@@ -12,15 +12,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from fx.comparison import compare
-    from fx.extract_stage import extract_images
-    from fx.extractor import FeatureExtractor
-    from fx.finetune_stage import finetune_images
-    from fx.head_stage import fit_head_on_store
+    from fx.comparison.comparison import compare
+    from fx.comparison.plan import Plan
     from fx.options import Options
-    from fx.plan import Plan
-    from fx.prediction import predict_images
-    from fx.report import write_report
+    from fx.report.writing import write_report
+    from fx.stages.extract_stage import extract_images
+    from fx.stages.extractor import FeatureExtractor
+    from fx.stages.finetune_stage import finetune_images
+    from fx.stages.head_stage import fit_head_on_store
+    from fx.stages.prediction import predict_images
 
 __all__ = [
     "FeatureExtractor",
@@ -35,15 +35,15 @@ __all__ = [
 ]
 
 _WHERE = {
-    "FeatureExtractor": "fx.extractor",
+    "FeatureExtractor": "fx.stages.extractor",
     "Options": "fx.options",
-    "Plan": "fx.plan",
-    "compare": "fx.comparison",
-    "extract_images": "fx.extract_stage",
-    "finetune_images": "fx.finetune_stage",
-    "fit_head_on_store": "fx.head_stage",
-    "predict_images": "fx.prediction",
-    "write_report": "fx.report",
+    "Plan": "fx.comparison.plan",
+    "compare": "fx.comparison.comparison",
+    "extract_images": "fx.stages.extract_stage",
+    "finetune_images": "fx.stages.finetune_stage",
+    "fit_head_on_store": "fx.stages.head_stage",
+    "predict_images": "fx.stages.prediction",
+    "write_report": "fx.report.writing",
 }
 
 

@@ -16,7 +16,7 @@ from fx.interruption import (
 
 def main() -> None:
     """Import the command, which takes a moment in which a signal may come, and run it."""
-    from fx.cli import main as command
+    from fx.commands.app import main as command
 
     command()
 

@@ -7,18 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fx.cells import Bench
+from fx.comparison.cells import ComparisonContext
+from fx.comparison.cost import CostModel, DatasetSize
+from fx.comparison.networks import networks_of, settled
+from fx.comparison.plan import Cell, Plan
+from fx.comparison.preview import amounts_of
+from fx.comparison.quadrant import describe_quadrant
 from fx.first_look import Sample, look_at, sampled
-from fx.networks import networks_of, settled
 from fx.options import DEFAULT_BACKBONE, Options, open_backbone, open_engine
 from fx.output import Begin
-from fx.plan import Cell, Plan
-from fx.preview import amounts_of
-from fx.quadrant import describe_quadrant
-from fx.trials import Amounts, Trials
 
 if TYPE_CHECKING:
-    from extract import ImageSource
+    from extract.images import ImageSource
 
 LOOKED_AT_IN_ALL = 2_000  # images, of all networks together
 STRATEGIES = ("logreg", "svm", "finetune:1", "finetune:all")
@@ -41,30 +41,30 @@ def advise(images: Path, options: Options, *, begin: Begin) -> dict[str, Any]:
     dict that JSON can hold: ``images``, ``n_train``, ``n_test``, ``classes`` (label → images),
     ``imbalance`` (largest over smallest class), ``sample`` (what was seen of the images that were
     looked at), ``networks`` (a record each: scores with their ``n``, ``distance``, ``size``,
-    ``predicted_seconds``), ``quadrant`` (see ``fx.quadrant``), ``strategy``
+    ``predicted_seconds``), ``quadrant`` (see ``fx.comparison.quadrant``), ``strategy``
 
     Raises
     ------
     FxError
         If there are no labelled images of two classes, or none of those looked at can be read.
     """
-    from extract import find_images
+    from extract.images import find_images
 
     source = find_images(images, max_image_mb=options.max_image_mb)
-    amounts = amounts_of(source)
+    dataset_size = amounts_of(source)
     if options.backbone is None:
         options = replace(options, backbone=",".join(_at_hand()))
     asked = [one for one, _ in networks_of(options, Plan())]
     some = sampled(source, LOOKED_AT_IN_ALL // len(asked))
-    looked = [_look_with(one, some, source, amounts, begin) for one in asked]
+    looked = [_look_with(one, some, source, dataset_size, begin) for one in asked]
     networks = [network for network, _ in looked]
     best = max(networks, key=lambda one: one["logreg"])
-    quadrant = describe_quadrant(amounts.training, best["distance"], None)
+    quadrant = describe_quadrant(dataset_size.training, best["distance"], None)
     counts = Counter(str(e.label) for e in source.entries if e.label is not None)
     return {
         "images": str(images),
-        "n_train": amounts.training,
-        "n_test": amounts.test,
+        "n_train": dataset_size.training,
+        "n_test": dataset_size.test,
         "classes": dict(sorted(counts.items())),
         "imbalance": max(counts.values()) / min(counts.values()),
         "sample": looked[0][1],
@@ -75,14 +75,20 @@ def advise(images: Path, options: Options, *, begin: Begin) -> dict[str, Any]:
 
 
 def _look_with(
-    options: Options, some: ImageSource, source: ImageSource, amounts: Amounts, begin: Begin
+    options: Options,
+    some: ImageSource,
+    source: ImageSource,
+    dataset_size: DatasetSize,
+    begin: Begin,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Look at some of the images with one network: its record, and what is odd about them."""
     backbone = open_backbone(options)
     engine = open_engine(options, backbone)
     sample, odd = look_at(some, backbone, engine, begin(f"looking, {backbone.name}"))
-    bench = Bench(settled(options, backbone), Plan().epochs, None, "", "", options.out)
-    trials = Trials(bench, source, amounts)
+    context = ComparisonContext(
+        settled(options, backbone), Plan().epochs, None, "", "", options.out
+    )
+    cost_model = CostModel(context, source, dataset_size)
     begin("trying")(1, 1)
     network = {
         "backbone": backbone.name,
@@ -90,9 +96,9 @@ def _look_with(
         "distance": sample.distance,
         "n": len(sample.labels),
         **_scores(sample),
-        "extraction_seconds": sample.seconds / len(some.entries) * amounts.images,
+        "extraction_seconds": sample.seconds / len(some.entries) * dataset_size.images,
         "predicted_seconds": {
-            name: trials.cell(Cell(name, amounts.training, 0)) + trials.shared(name)
+            name: cost_model.cell(Cell(name, dataset_size.training, 0)) + cost_model.shared(name)
             for name in STRATEGIES
         },
     }
@@ -100,7 +106,7 @@ def _look_with(
 
 
 def _at_hand() -> list[str]:
-    from extract import list_backbones
+    from extract.backbones import list_backbones
 
     names = [one.name for one in list_backbones() if one.at_hand and one.pretrained]
     return sorted(names, key=lambda name: name != DEFAULT_BACKBONE)
@@ -108,8 +114,9 @@ def _at_hand() -> list[str]:
 
 def _scores(sample: Sample) -> dict[str, float | None]:
     """LogME, H-score, and the cross-validated accuracy of two probes."""
-    from extract import FxError
-    from heads import fit_head, h_score, logme
+    from extract.errors import FxError
+    from heads.fitting import fit_head
+    from heads.transferability import h_score, logme
 
     counts = Counter(sample.labels)
     kept = [i for i, label in enumerate(sample.labels) if counts[label] >= 2]

@@ -9,14 +9,16 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from fx.comparison.quadrant import SAMPLED_IMAGES, distance_of_source
 from fx.output import Progress
-from fx.quadrant import LOOKED_AT, likeness
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from extract import Backbone, Engine, ImageEntry, ImageSource
+    from extract.backbones import Backbone
+    from extract.engines import Engine
+    from extract.images import ImageEntry, ImageSource
 
 HEADERS = 200  # images whose size in pixels is read
 
@@ -29,7 +31,7 @@ class Sample:
     ----------
     labels : n of them, of the images that can be read and are no copies
     features : float32 array of shape (n, d)
-    distance : see ``extract.similarity``
+    distance : see ``extract.domain_shift``
     seconds : that reading them and computing features took
     """
 
@@ -55,31 +57,31 @@ class _Found:
     failed: list[dict[str, str]]
     copies: list[dict[str, str]]
 
-    def pictures(
+    def images(
         self, source: ImageSource, backbone: Backbone, tick: Progress
     ) -> Iterator[NDArray[np.uint8]]:
         """Read images; give the pixels of those that are kept."""
-        from extract import look
+        from extract.images import load_images
 
         seen: dict[bytes, str] = {}
-        looks = look(source, backbone.preprocessing, hashed=True)
-        for number, (entry, looked) in enumerate(zip(source.entries, looks, strict=True), 1):
+        loading = load_images(source, backbone.preprocessing, hashed=True)
+        for number, (entry, loaded) in enumerate(zip(source.entries, loading, strict=True), 1):
             tick(number, len(source.entries))
-            if looked.pixels is None or looked.perceptual is None:
-                self.failed.append({"path": entry.path, "reason": looked.row.note})
+            if loaded.pixels is None or loaded.perceptual is None:
+                self.failed.append({"path": entry.path, "reason": loaded.row.note})
                 continue
-            if (other := seen.setdefault(looked.row.key, entry.path)) != entry.path:
+            if (other := seen.setdefault(loaded.row.key, entry.path)) != entry.path:
                 self.copies.append({"path": entry.path, "copy_of": other})
                 continue
             self.kept.append(entry)
-            self.hashes.append(looked.perceptual)
-            yield looked.pixels
+            self.hashes.append(loaded.perceptual)
+            yield loaded.pixels
 
     def facts(self, source: ImageSource) -> dict[str, Any]:
         """Say what is odd about the images, in values that JSON can hold."""
         import numpy as np
 
-        from extract import near_copies
+        from extract.images import near_copies
 
         hashes = np.stack(self.hashes)
         pairs = [(self.kept[i], self.kept[j]) for i, j in near_copies(hashes, hashes) if i < j]
@@ -107,27 +109,30 @@ def look_at(
     """Compute features of a sample; say what is odd about its images."""
     import numpy as np
 
-    from extract import FxError, batched
+    from extract.errors import FxError
+    from extract.images import batched
 
     begun = time.perf_counter()
     found = _Found([], [], [], [])
-    pictures = found.pictures(source, backbone, tick)
-    batches = list(engine.run(batched(pictures, engine.batch_size)))
+    images = found.images(source, backbone, tick)
+    batches = list(engine.run(batched(images, engine.batch_size)))
     if not batches:
         first = found.failed[0]["reason"]
         raise FxError(f"none of {len(found.failed):,} images can be read; the first: {first}")
     features = np.concatenate(batches)
     seconds = time.perf_counter() - begun
-    distance = likeness(backbone, replace(source, entries=source.entries[:LOOKED_AT]))
+    distance = distance_of_source(
+        backbone, replace(source, entries=source.entries[:SAMPLED_IMAGES])
+    )
     sample = Sample([str(e.label) for e in found.kept], features, distance, seconds)
     return sample, found.facts(source)
 
 
 def _shorter_side(source: ImageSource) -> dict[str, int] | None:
-    """Pixels of the pictures' shorter sides: least, median and greatest."""
+    """Pixels of the images' shorter sides: least, median and greatest."""
     import numpy as np
 
-    from extract import UnreadableImage, image_size
+    from extract.images import UnreadableImage, image_size
 
     sides = []
     for entry in source.entries[:HEADERS]:

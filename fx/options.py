@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from extract import Backbone, Engine, FeatureSet, FeatureStore, Quantised, Snapshot
+    from extract.backbones import Backbone
+    from extract.engines import Engine, Quantised
+    from extract.images import Snapshot
+    from extract.store import FeatureSet, FeatureStore
 
 DEFAULT_BACKBONE = "efficientnet_lite0"
 
@@ -64,7 +67,8 @@ def open_backbone(options: Options, *, seed: int = 0) -> Backbone:
     FxError
         If it is unknown or its weights cannot be had.
     """
-    from extract import FeatureStore, channels_of, load_backbone
+    from extract.backbones import load_backbone
+    from extract.store import FeatureStore, channels_of
 
     name, weights, size = options.backbone, options.weights, options.size
     channels = options.channels
@@ -88,7 +92,7 @@ def open_backbone(options: Options, *, seed: int = 0) -> Backbone:
 
 def open_engine(options: Options, backbone: Backbone, quantised: Quantised | None = None) -> Engine:
     """Make the engine that runs a backbone as the options say."""
-    from extract import make_engine
+    from extract.engines import make_engine
 
     return make_engine(
         backbone.module,
@@ -110,7 +114,9 @@ def choose_features(store: FeatureStore, options: Options) -> FeatureSet:
     FxError
         If the store has none such.
     """
-    from extract import FxError, channels_of, resolve_weights
+    from extract.backbones import resolve_weights
+    from extract.errors import FxError
+    from extract.store import channels_of
 
     layer = _one_layer(options)
     asked_for = (
@@ -165,7 +171,7 @@ def choose_sets(store: FeatureStore, options: Options) -> list[FeatureSet]:
     FxError
         If the store has none such, or one is named twice.
     """
-    from extract import FxError
+    from extract.errors import FxError
 
     if not options.features:
         return [choose_features(store, options)]
@@ -191,7 +197,7 @@ def _is_named(features: FeatureSet, name: str) -> bool:
 
 
 def _one_layer(options: Options) -> str | None:
-    from extract import FxError
+    from extract.errors import FxError
 
     if len(options.layers) > 1:
         raise FxError(f"a head takes one --layer; got {','.join(options.layers)}")
@@ -199,7 +205,7 @@ def _one_layer(options: Options) -> str | None:
 
 
 def _described(feature_set: FeatureSet) -> str:
-    from extract import channels_of
+    from extract.store import channels_of
 
     spec = feature_set.spec
     text = f"{spec['backbone']} at {spec.get('size')}"
@@ -212,6 +218,6 @@ def _described(feature_set: FeatureSet) -> str:
 
 def read_snapshot(store: FeatureStore, options: Options) -> Snapshot:
     """Read the snapshot asked for, or the last one."""
-    from extract import Snapshot
+    from extract.images import Snapshot
 
     return Snapshot.from_parquet(*store.read_snapshot(options.snapshot))

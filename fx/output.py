@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePath
 from typing import Any, TextIO
 
-from fx.report_cells import cells_of, sizes_of
+from fx.report.cells import cells_of, sizes_of
 
 Progress = Callable[[int, int], None]  # called with how many are done, and how many there are
 Begin = Callable[[str], Progress]  # given what is being done, begins a bar for it

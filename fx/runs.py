@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, Required, TypedDict
 
 from extract.errors import FxError
-from extract.files import write_whole
-from extract.records import check_depth, read_record
+from extract.files import check_depth, read_record, write_whole
 from fx.output import to_json
 
 RESULT = "result.json"

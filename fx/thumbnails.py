@@ -1,4 +1,4 @@
-"""Small pictures inside a page."""
+"""Small images inside a page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import io
 from pathlib import Path
 
-NO_PICTURE = "data:,"
+NO_IMAGE = "data:,"
 LARGEST_FILE = 2**32  # bytes
 ANY_MB = 2**20
 
@@ -17,17 +17,17 @@ def thumbnail(path: Path, key: bytes, pixels: int) -> str:
 
     An empty one where it cannot be read any more, or its bytes are no longer those of the key.
     """
-    from extract import UnreadableImage, decode
     from extract.files import read_regular
+    from extract.images import UnreadableImage, decode
 
     try:
         data = read_regular(path, LARGEST_FILE)
         if hashlib.sha256(data).digest() != key:
-            return NO_PICTURE
+            return NO_IMAGE
         # these very bytes have been let in before
         image = decode(data, at_least=pixels, max_image_mb=ANY_MB)
     except (OSError, UnreadableImage):
-        return NO_PICTURE
+        return NO_IMAGE
     image.thumbnail((pixels, pixels))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80)

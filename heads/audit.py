@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from heads.head import HeldOut
+from heads.head import OutOfFoldPredictions
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +26,7 @@ class Doubts:
     contradicted: NDArray[np.bool_]
 
 
-def doubt_labels(held_out: HeldOut) -> Doubts:
+def doubt_labels(held_out: OutOfFoldPredictions) -> Doubts:
     """Rank rows by the probability of their label less that of the likeliest other class.
 
     A label is contradicted where another class reaches the mean probability that it has in rows

@@ -14,7 +14,7 @@ from scipy.special import log_softmax, softmax
 
 from heads.metrics import expected_calibration_error
 
-COOLEST, HOTTEST = 0.05, 20.0
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def fit_temperature(
     spread : float, optional; the temperature is drawn towards 1 as by a normal prior of its
         logarithm with this standard deviation, which many rows outweigh
     """
-    ends = np.log([COOLEST, HOTTEST])
+    ends = np.log([MIN_TEMPERATURE, MAX_TEMPERATURE])
 
     def loss(log_temperature: float) -> float:
         losses = log_losses(scores * np.exp(-log_temperature), labels)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from extract.files import UNFINISHED, told_where_it_fails, write_whole
+from extract.files import UNFINISHED, disk_full_as_fx_error, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +42,7 @@ def new_figure(beside: Path, **options: Any) -> Figure:
         # rest cannot be had
         for name in [one for one in sys.modules if one.partition(".")[0] == "matplotlib"]:
             del sys.modules[name]
-        with told_where_it_fails(beside):
+        with disk_full_as_fx_error(beside):
             beside.mkdir(parents=True, exist_ok=True)
             with (
                 tempfile.TemporaryDirectory(suffix=UNFINISHED, dir=beside) as folder,
@@ -54,7 +54,7 @@ def new_figure(beside: Path, **options: Any) -> Figure:
 
 
 def save_png(figure: Figure, file: Path, *, dpi: int) -> None:
-    """Draw a figure into a PNG file; raises as ``extract.files.write_whole`` does."""
+    """Draw a figure into a PNG file; raises as ``extract.files.durable.write_whole`` does."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=dpi)
     write_whole(file, drawn.getvalue())

@@ -29,22 +29,23 @@ from sklearn.preprocessing import (
 )
 from sklearn.svm import SVC
 
-from extract.archives import stored_entries
 from extract.errors import FxError
 from extract.files import (
+    LARGEST_RECORD,
+    check_depth,
     check_room,
+    decoded,
     open_regular,
     read_regular,
     refuse_holes,
+    stored_entries,
     write_whole,
 )
-from extract.records import LARGEST_RECORD, check_depth, decoded
-from heads.calibration import COOLEST, HOTTEST, Calibration
+from heads.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE, Calibration
 from heads.head import Head
+from heads.kinds import KERNELS, NYSTROEM
 from heads.metrics import Metrics
-from heads.nystroem import NYSTROEM
 from heads.search import Candidate
-from heads.support_vectors import KERNELS
 
 MODEL, RECORD = "head.skops", "head.json"
 FORMAT = 3
@@ -198,7 +199,7 @@ def _read_record(path: Path) -> _Record:
         fields = decoded(data, _Record)
         check_depth(fields.spec)
         check_depth(fields.source)
-        if not COOLEST / 10 <= fields.calibration.temperature <= 10 * HOTTEST:
+        if not MIN_TEMPERATURE / 10 <= fields.calibration.temperature <= 10 * MAX_TEMPERATURE:
             raise ValueError(f"a temperature of {fields.calibration.temperature:g}")
         return fields
 

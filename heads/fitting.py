@@ -12,10 +12,9 @@ from threadpoolctl import threadpool_limits
 from extract.errors import FxError
 from heads.calibration import Calibration, balanced_weights, calibrate
 from heads.folds import Fold, make_folds
-from heads.head import Head, HeldOut, checked_features, positions
-from heads.kinds import learners_for
+from heads.head import Head, OutOfFoldPredictions, checked_features, positions
+from heads.kinds import Features, Labels, Learner, learners_for
 from heads.kornblith import KORNBLITH, KornblithLogistic
-from heads.learners import Features, Labels, Learner
 from heads.search import BLAS_THREADS, Progress, Search, search
 
 IMBALANCED = 10
@@ -40,10 +39,12 @@ class _ChosenOn:
     splits: list[Fold]
     notes: list[str]
 
-    def held_out(self, found: Search, calibration: Calibration) -> HeldOut:
+    def held_out(self, found: Search, calibration: Calibration) -> OutOfFoldPredictions:
         """What was said of the held-out rows by the learner that was found."""
         probabilities = softmax(found.scores / calibration.temperature, axis=1)
-        return HeldOut(self.splits, found.held_out, self.truth[found.held_out], probabilities)
+        return OutOfFoldPredictions(
+            self.splits, found.held_out, self.truth[found.held_out], probabilities
+        )
 
 
 def fit_head(

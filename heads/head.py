@@ -13,16 +13,15 @@ from sklearn.pipeline import Pipeline
 from extract.errors import FxError
 from heads.calibration import Calibration
 from heads.folds import Fold
-from heads.kinds import learner_for
+from heads.kinds import KERNELS, learner_for
 from heads.metrics import Metrics, evaluate
 from heads.search import Candidate
-from heads.support_vectors import KERNELS
 
 FLOAT_CLASSES = frozenset({"fp32", "bf16", "fp16"})
 
 
 @dataclass(frozen=True, eq=False)
-class HeldOut:
+class OutOfFoldPredictions:
     """What models that had not seen rows said of them, while the head was chosen.
 
     Attributes
@@ -62,7 +61,7 @@ class Head:
     spec : dict that JSON can hold, what the features mean; not interpreted but for `check_spec`
     source : dict that JSON can hold, how to compute such features anew; not interpreted
     metrics : Metrics on test rows, once `tested`
-    held_out : HeldOut, of a head that was just fitted; not kept on the disk
+    held_out : OutOfFoldPredictions, of a head that was just fitted; not kept on the disk
     """
 
     kind: str
@@ -81,7 +80,7 @@ class Head:
     spec: dict[str, Any] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
     metrics: Metrics | None = None
-    held_out: HeldOut | None = None
+    held_out: OutOfFoldPredictions | None = None
 
     @property
     def dim(self) -> int:

@@ -8,7 +8,7 @@ validation images together.
 
 import numpy as np
 
-from heads.learners import Features, Logistic
+from heads.kinds import Features, Logistic
 
 KORNBLITH = "kornblith"
 

@@ -1,4 +1,4 @@
-"""Limits of a model: which pictures are unlike all it has seen, and which labels are possible."""
+"""Limits of a model: which images are unlike all it has seen, and which labels are possible."""
 
 import io
 from dataclasses import dataclass
@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.archives import stored_entries
 from extract.errors import FxError
-from extract.files import open_regular, refuse_holes, write_whole
+from extract.files import open_regular, refuse_holes, stored_entries, write_whole
 from heads.folds import Fold
-from heads.learners import Features, Labels
+from heads.kinds import Features, Labels
 
 FILE = "limits.npz"
-NEAREST = 5  # training rows whose mean distance says how unlike a picture is
+NEAREST = 5  # training rows whose mean distance says how unlike an image is
 LARGEST_FILE = 2**30  # bytes
 MOST = 2_000  # training rows that distances are measured to
 
@@ -55,7 +54,7 @@ class Limits:
         splits : list of (fitting rows, held-out rows), int arrays
         probabilities : float64 array of shape (m, k), of held-out rows
         labels : int array of shape (m,), of those
-        known : float32 array of shape (l, d), what new pictures are to be compared with; by
+        known : float32 array of shape (l, d), what new images are to be compared with; by
             default the features themselves
         seed : chooses among many rows
         """
@@ -83,7 +82,7 @@ class Limits:
 
         The mean cosine distance to the nearest training rows. After Y. Sun et al.,
         "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML 2022. Digits were told
-        from CIFAR-10 pictures by it (area under the ROC curve 0.999), and not by Euclidean or
+        from CIFAR-10 images by it (area under the ROC curve 0.999), and not by Euclidean or
         Mahalanobis distances (0.05 to 0.26: what a network hardly knows has short features), nor
         by cosines seen from the rows' mean (0.05).
 
@@ -100,7 +99,7 @@ class Limits:
         return _distance(self.rows, features)
 
     def farthest(self, rate: float) -> float:
-        """Distance beyond which a share `rate` of pictures like the training ones lie.
+        """Distance beyond which a share `rate` of images like the training ones lie.
 
         Raises
         ------
@@ -135,7 +134,7 @@ class Limits:
         return 4 * dim * min(MOST, rows // 2)
 
     def save(self, directory: Path) -> None:
-        """Write ``limits.npz``; raises as ``extract.files.write_whole`` does."""
+        """Write ``limits.npz``; raises as ``extract.files.durable.write_whole`` does."""
         file = io.BytesIO()
         np.savez(
             file,

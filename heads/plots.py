@@ -1,4 +1,4 @@
-"""Pictures of a head: the search it was chosen by, and how far its probabilities can be trusted."""
+"""Images of a head: the search it was chosen by, and how far its probabilities can be trusted."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from heads.calibration import fit_temperature, log_losses
 from heads.folds import Fold
-from heads.learners import STEP, Features, Labels, Learner, Scores, Trial
+from heads.kinds import STEP, Features, Labels, Learner, Scores, Trial
 
 Progress = Callable[[int, int], None]
 

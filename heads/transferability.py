@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.covariance import LedoitWolf
 
-ROUNDS, SETTLED = 100, 1e-4  # of the fixed point
+ROUNDS, LOGIT_TOL = 100, 1e-4  # of the fixed point
 
 
 def logme(features: ArrayLike, labels: ArrayLike) -> float:
@@ -47,7 +47,7 @@ def _evidence(
         weights = (eigenvalues * projected / (eigenvalues + ratio) ** 2).sum()
         residual = (projected * (ratio / (eigenvalues + ratio)) ** 2).sum() + outside
         alpha, beta = gamma / max(weights, 1e-12), (n - gamma) / max(residual, 1e-12)
-        if abs(alpha / beta - ratio) <= SETTLED * ratio:
+        if abs(alpha / beta - ratio) <= LOGIT_TOL * ratio:
             break
     ratio = alpha / beta
     weights = (eigenvalues * projected / (eigenvalues + ratio) ** 2).sum()

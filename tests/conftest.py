@@ -1,4 +1,4 @@
-"""Images and commands for the tests: real small pictures, and fx run as its user runs it."""
+"""Images and commands for the tests: real small images, and fx run as its user runs it."""
 
 import copy
 import io
@@ -16,17 +16,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from extract import (
-    Backbone,
-    FeatureStore,
-    Snapshot,
-    extract,
-    find_images,
-    load_backbone,
-    make_engine,
-    readers,
-)
-from finetune import Finetuned, FinetuneSettings, Resources, TrainingData, finetune
+from extract.backbones import Backbone, load_backbone
+from extract.engines import make_engine
+from extract.extraction import extract
+from extract.images import Snapshot, find_images
+from extract.images import workers as readers
+from extract.store import FeatureStore
+from finetune.finetuning import Finetuned, TrainingData, finetune
+from finetune.settings import FinetuneSettings
+from finetune.split import Resources
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -54,7 +52,7 @@ class Said:
 @pytest.fixture
 def fx(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
     """Run the command in this process: fx("extract", "data") is `fx extract data`."""
-    from fx.cli import main
+    from fx.commands.app import main
 
     def run(*words: object) -> Said:
         monkeypatch.setattr(sys, "argv", ["fx", *(str(word) for word in words)])
@@ -70,8 +68,8 @@ def fx(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> C
     return run
 
 
-def picture(colour: int, seed: int, size: int = 48) -> Image.Image:
-    """Make a picture of a class: one channel is bright, with noise of its own."""
+def make_image(colour: int, seed: int, size: int = 48) -> Image.Image:
+    """Make an image of a class: one channel is bright, with noise of its own."""
     noise = np.random.default_rng(seed).integers(0, 90, (size, size, 3))
     noise[..., colour % 3] += 120
     stripe = 4 + 6 * (seed % 6)
@@ -85,13 +83,13 @@ def write_classes(root: Path, per_class: int = 8, classes: tuple[str, ...] = ("a
         folder = root / label
         folder.mkdir(parents=True, exist_ok=True)
         for number in range(per_class):
-            picture(colour, 1000 * colour + number).save(folder / f"{number:03d}.png")
+            make_image(colour, 1000 * colour + number).save(folder / f"{number:03d}.png")
     return root
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two classes of eight pictures."""
+    """Two classes of eight images."""
     return write_classes(tmp_path / "data")
 
 
@@ -143,7 +141,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    """Encode a picture."""
+    """Encode an image."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
@@ -152,7 +150,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 def calibrate_batch_norm(module: nn.Module, images: torch.Tensor) -> None:
     """Give a random network batch-norm statistics of real images.
 
-    Without them it gives nearly the same vector for every picture, and proves nothing.
+    Without them it gives nearly the same vector for every image, and proves nothing.
     """
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):
@@ -166,7 +164,7 @@ def calibrate_batch_norm(module: nn.Module, images: torch.Tensor) -> None:
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of 24 pictures, for what is fine-tuned."""
+    """Three classes of 24 images, for what is fine-tuned."""
     return write_classes(tmp_path_factory.mktemp("images"), per_class=24, classes=("a", "b", "c"))
 
 

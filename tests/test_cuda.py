@@ -14,8 +14,11 @@ from conftest import calibrate_batch_norm, finetuned, write_classes
 from test_engine import floats, pixels_of
 from torch import nn
 
-from extract import Backbone, Engine, FeatureStore, Preprocessing, load_backbone, make_engine
-from finetune import load_model
+from extract.backbones import Backbone, load_backbone
+from extract.engines import Engine, make_engine
+from extract.images import Preprocessing
+from extract.store import FeatureStore
+from finetune.training import load_model
 
 pytestmark = [
     pytest.mark.gpu,
@@ -135,7 +138,7 @@ def test_a_training_on_the_card_goes_as_on_the_cpu(
 def test_a_training_goes_on_from_its_file_on_the_card(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("finetune.training.SAVE_INTERVAL", -1.0)
+    monkeypatch.setattr("finetune.training.loop.SAVE_INTERVAL", -1.0)
     resnet = load_backbone("resnet18", weights="random", size=32)
     options: dict[str, Any] = {
         "device": "cuda",

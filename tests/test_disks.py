@@ -23,13 +23,14 @@ from test_commands_killed import EXTRACT, SMALL, prepared, without_times
 from test_commands_killed import warm_up as imported_before
 from torch import nn
 
-from extract import Preprocessing
+from extract.backbones.weight_files import cached_url, fetch_from_hub, fetch_url
+from extract.engines.openvino_engine import OpenVINOEngine
+from extract.engines.quantisation import _save
 from extract.errors import CannotWrite, NoRoom
-from extract.files import reserve, told_where_it_fails, write_whole
-from extract.openvino_engine import OpenVINOEngine
-from extract.quantisation import _save
-from extract.weight_files import cached_url, fetch_from_hub, fetch_url
-from finetune import FinetuneSettings, make_accelerator
+from extract.files import disk_full_as_fx_error, reserve, write_whole
+from extract.images import Preprocessing
+from finetune.settings import FinetuneSettings
+from finetune.training import make_accelerator
 
 Fx = Callable[..., Said]
 Disk = Callable[[str], Path]
@@ -73,7 +74,7 @@ def run_in(folder: str, disk: str, words: list[str], checked: bool = True) -> di
     Where it is not to check, it finds out that a disk is full only when it writes.
     """
     import finetune.finetuning
-    from fx.cli import main
+    from fx.commands.app import main
 
     if not checked:
         finetune.finetuning.check_room_for_training = lambda *_, **__: 0
@@ -463,7 +464,7 @@ def test_a_full_disk_that_nobody_named_is_looked_for(
     def nowhere(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("fx.samples.write_sample", nowhere)
+    monkeypatch.setattr("fx.commands.samples.write_sample", nowhere)
     said = fx("sample", "digits", disk / "digits")
     assert said.err == (
         f"fx: error: No space left on device; the least is free on the disk of {disk}, 8.2 KB; "
@@ -482,7 +483,7 @@ def test_a_tracker_on_a_full_disk_prints_no_traceback(
         for step in range(1000):
             accelerator.log({"loss": 1.0}, step=step)
 
-    with pytest.raises(NoRoom, match=f"{disk} needs "), told_where_it_fails(disk):
+    with pytest.raises(NoRoom, match=f"{disk} needs "), disk_full_as_fx_error(disk):
         log()
     assert capfd.readouterr().err == ""
 
@@ -527,9 +528,9 @@ def test_a_folder_of_somebody_else_is_told_and_his_images_are_not_taken_for_it(
     file = tmp_path / "runs" / "head.json"
     for named in (file, file.with_name("head.json.partial"), file.parent, None):
         said = "cannot write .*: Permission denied; give a place"
-        with pytest.raises(CannotWrite, match=said), told_where_it_fails(file):
+        with pytest.raises(CannotWrite, match=said), disk_full_as_fx_error(file):
             raise PermissionError(errno.EACCES, "Permission denied", named and str(named))
-    with pytest.raises(PermissionError), told_where_it_fails(file):
+    with pytest.raises(PermissionError), disk_full_as_fx_error(file):
         raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "data" / "a.png"))
 
 

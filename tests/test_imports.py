@@ -7,12 +7,12 @@ import pytest
 
 COMPILER = {"torch._dynamo"}
 PACKAGES = {
-    "import extract; extract.load_backbone('efficientnet_lite0')": COMPILER,
-    "import extract; extract.load_backbone('mobilenet_v2', weights='random')": COMPILER,
-    "import extract; extract.load_backbone('efficientnet_lite0', channels=1)": COMPILER,
+    "import extract.backbones as b; b.load_backbone('efficientnet_lite0')": COMPILER,
+    "import extract.backbones as b; b.load_backbone('mobilenet_v2', weights='random')": COMPILER,
+    "import extract.backbones as b; b.load_backbone('efficientnet_lite0', channels=1)": COMPILER,
     # skops imports all of scikit-learn
     "import heads": {"torch._dynamo", "skops", "matplotlib.pyplot"},
-    "import finetune": {"torch._dynamo", "skops", "matplotlib.pyplot"},
+    "import finetune.finetuning": {"torch._dynamo", "skops", "matplotlib.pyplot"},
 }
 
 
@@ -25,7 +25,7 @@ def test_what_takes_long_to_import_is_left_out(code: str) -> None:
 
 def test_the_compiler_can_be_used_afterwards() -> None:
     code = (
-        "import extract; extract.load_backbone('efficientnet_lite0'); import torch;"
+        "import extract.backbones as b; b.load_backbone('efficientnet_lite0'); import torch;"
         "quick = torch.compile(lambda x: x + 1, backend='eager');"
         "print(quick(torch.ones(1)).item(), torch.compiler.disable.__module__)"
     )

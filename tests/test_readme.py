@@ -10,7 +10,7 @@ import pytest
 import typer
 from conftest import Said, write_classes
 
-from fx.cli import app
+from fx.commands.app import app
 
 README = Path(__file__).parents[1] / "README.md"
 Fx = Callable[..., Said]
@@ -84,7 +84,7 @@ def _leave_a_few(folder: Path) -> None:
 
 def _standing_for(word: str, here: Path) -> str:
     """Put a real thing where the README has a placeholder."""
-    if word == "new-pictures":
+    if word == "new-images":
         return str(write_classes(here / word, per_class=2))
     if word.startswith("runs/") and not (here / word).exists():
         (found,) = list((here / "runs").glob(f"{word.split('/')[1].rsplit('-', 1)[0]}-*"))[:1]

@@ -27,35 +27,33 @@ from pyarrow import parquet
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from extract import (
-    Backbone,
+from extract.backbones import Backbone, load_backbone, make_spec
+from extract.backbones.weights import read_state_dict
+from extract.engines import Quantised
+from extract.engines.engine import default_batch_size
+from extract.errors import FxError
+from extract.files import stored_entries
+from extract.images import (
+    MAX_SIZE,
+    FileStamp,
     ImageRow,
-    Quantised,
+    Preprocessing,
     Snapshot,
     find_images,
-    load_backbone,
-    look,
-    make_spec,
-    reading,
+    load_images,
 )
-from extract.archives import stored_entries
-from extract.engine import default_batch_size
-from extract.errors import FxError
-from extract.image_row import FileStamp
-from extract.preprocessing import MAX_SIZE, Preprocessing
-from extract.weights import read_state_dict
-from finetune.checkpoint import (
-    TrainingState,
-    load_training_state,
-    save_model,
-    save_training_state,
-)
+from extract.images import loader as reading
 from finetune.network import Network
+from finetune.training import TrainingState, save_model
+from finetune.training.checkpoint import load_training_state, save_training_state
 from fx.memory import peak_memory_mb, reset_peak_memory
-from fx.models import open_model
 from fx.options import Options
 from fx.runs import finish, finished
-from heads import Calibration, Limits, fit_head, load_head, save_head
+from fx.stages.models import open_model
+from heads.calibration import Calibration
+from heads.files import load_head, save_head
+from heads.fitting import fit_head
+from heads.limits import Limits
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -382,8 +380,8 @@ def test_every_wrong_type_in_a_model_s_record_is_one_error(
     def cached(name: str, **choices: Any) -> Backbone:
         return kept(tuple(sorted({"name": name, **choices}.items())))
 
-    monkeypatch.setattr("extract.load_backbone", cached)
-    monkeypatch.setattr("finetune.checkpoint.load_backbone", cached)
+    monkeypatch.setattr("extract.backbones.load_backbone", cached)
+    monkeypatch.setattr("finetune.training.checkpoint.load_backbone", cached)
     opened, refused = [], 0
     for at in places(record):
         value = record
@@ -896,12 +894,12 @@ def test_a_table_of_gigabytes_is_refused_or_takes_what_is_different(
         table = tables(path=one, label=pa.DictionaryArray.from_arrays(repeated, pa.array([label])))
         (entry,) = find_images(table).entries
     assert entry.label == label.strip()
-    monkeypatch.setattr("extract.parquet.MOST_ROWS", 99_999)
+    monkeypatch.setattr("extract.files.parquet.MOST_ROWS", 99_999)
     with pytest.raises(FxError, match="100,000 rows, where 99,999 are most"):
         find_images(table)
     plain = {"path": ["a/000.png"] * 10, "label": [label] * 10}
     parquet.write_table(pa.table(plain), table, use_dictionary=False, compression="zstd")
-    monkeypatch.setattr("extract.parquet.LARGEST_COLUMNS", 9 * 2**20)
+    monkeypatch.setattr("extract.files.parquet.LARGEST_COLUMNS", 9 * 2**20)
     with pytest.raises(FxError, match="bytes in its columns, where 9,437,184 are most"):
         find_images(table)
 
@@ -975,8 +973,8 @@ def test_large_images_are_few_at_a_time(folder: Path, monkeypatch: pytest.Monkey
     large = Preprocessing(MAX_SIZE, MAX_SIZE, "bilinear", (0.5,) * 3, (0.5,) * 3)
     source = find_images(folder / "a" / "000.png")
     for crops in (1, 10):
-        (looked,) = look(source, large, crops=crops)
-        assert looked.row.readable
+        (loaded,) = load_images(source, large, crops=crops)
+        assert loaded.row.readable
     assert max(ahead) < 600_000_000
 
 

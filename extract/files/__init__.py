@@ -1,0 +1,49 @@
+"""Files written whole and read with care: durable writes, archives, JSON, Parquet."""
+
+from extract.files.archives import stored_entries
+from extract.files.durable import (
+    UNFINISHED,
+    check_room,
+    disk_full_as_fx_error,
+    free_bytes,
+    in_units,
+    is_regular,
+    open_regular,
+    read_regular,
+    refuse_holes,
+    remove,
+    reserve,
+    sync,
+    whole_file,
+    why_not_written,
+    write_whole,
+)
+from extract.files.json_records import LARGEST_RECORD, check_depth, decoded, read_record
+from extract.files.parquet import MOST_ROWS, cells, check_size, open_parquet
+
+__all__ = [
+    "LARGEST_RECORD",
+    "MOST_ROWS",
+    "UNFINISHED",
+    "cells",
+    "check_depth",
+    "check_room",
+    "check_size",
+    "decoded",
+    "disk_full_as_fx_error",
+    "free_bytes",
+    "in_units",
+    "is_regular",
+    "open_parquet",
+    "open_regular",
+    "read_record",
+    "read_regular",
+    "refuse_holes",
+    "remove",
+    "reserve",
+    "stored_entries",
+    "sync",
+    "whole_file",
+    "why_not_written",
+    "write_whole",
+]

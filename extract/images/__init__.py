@@ -1,0 +1,40 @@
+"""Images: found, labelled, split, decoded, and written down as a snapshot."""
+
+from extract.images.crops import CROPS
+from extract.images.decoding import UnreadableImage, decode, image_size, read_pixels
+from extract.images.entries import MAX_IMAGE_MB, FileStamp, ImageEntry, ImageRow, ImageSource
+from extract.images.loader import batched, largest_file, load_images, mean_of_crops
+from extract.images.near_duplicates import first_near_copies, near_copies, near_copy_groups
+from extract.images.preprocessing import MAX_SIZE, Preprocessing
+from extract.images.snapshot import Snapshot
+from extract.images.sources import find_images
+from extract.images.splits import TEST_SHARE, assign_splits, position, same_bytes, unit_of
+
+__all__ = [
+    "CROPS",
+    "MAX_IMAGE_MB",
+    "MAX_SIZE",
+    "TEST_SHARE",
+    "FileStamp",
+    "ImageEntry",
+    "ImageRow",
+    "ImageSource",
+    "Preprocessing",
+    "Snapshot",
+    "UnreadableImage",
+    "assign_splits",
+    "batched",
+    "decode",
+    "find_images",
+    "first_near_copies",
+    "image_size",
+    "largest_file",
+    "load_images",
+    "mean_of_crops",
+    "near_copies",
+    "near_copy_groups",
+    "position",
+    "read_pixels",
+    "same_bytes",
+    "unit_of",
+]

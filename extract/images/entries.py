@@ -1,0 +1,136 @@
+"""Images as records: before any is opened, read, and as the rows of a snapshot.
+
+Entries of a source are sorted and none comes twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Split = Literal["train", "val", "test"]
+# of 2**20 bytes: what an image may take as 8-bit RGB, if nobody says otherwise
+MAX_IMAGE_MB = 512
+SPLIT_NAMES: dict[str, Split] = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageEntry:
+    """One image file.
+
+    Parameters
+    ----------
+    path : str
+        Relative to the source's root, with ``/`` between its parts; absolute only where a table
+        says so of a file outside of its folder. Bytes of a file name that are no UTF-8 are in it
+        as surrogates (``os.fsdecode``), so that the file can be opened.
+    label, split, group : str or None
+        None where nothing is said.
+    """
+
+    path: str
+    label: str | None
+    split: Split | None
+    group: str | None
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """The images of a folder or a table.
+
+    Parameters
+    ----------
+    root : Path
+        Absolute: the folder, or the folder that holds the table or the single image.
+    kind : {"classes", "splits", "table", "unlabelled"}
+    entries : tuple of ImageEntry
+        Sorted by path, then by label, split and group. A path comes twice only where a table
+        lists it with different labels, splits or groups.
+    skipped : tuple of (path, reason)
+        What might have been images and cannot be opened, sorted.
+    max_image_mb : int
+        Larger images are not decoded; see ``extract.decode``.
+    """
+
+    root: Path
+    kind: Literal["classes", "splits", "table", "unlabelled"]
+    entries: tuple[ImageEntry, ...]
+    skipped: tuple[tuple[str, str], ...]
+    max_image_mb: int = MAX_IMAGE_MB
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The different labels, sorted."""
+        return tuple(sorted({entry.label for entry in self.entries if entry.label is not None}))
+
+    @property
+    def labelled(self) -> bool:
+        """Whether any image has a label."""
+        return any(entry.label is not None for entry in self.entries)
+
+
+def shown(path: Path) -> str:
+    """Quote a path for a message."""
+    return repr(str(path))
+
+
+@dataclass(frozen=True, slots=True)
+class FileStamp:
+    """What tells that a file is unchanged without reading it (git's rule)."""
+
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRow:
+    """One image of a snapshot.
+
+    Attributes
+    ----------
+    path : relative to the snapshot's root
+    key : SHA-256 of the file's bytes; empty where it could not be read
+    label, group : as given; None where there is none
+    split : ``train``, ``val``, ``test``, or None for a row in no split
+    note : why it is in no split: the reason it cannot be read, ``copy of …``, or
+        ``conflicting labels``
+    readable : whether it has features
+    stamp : of the file, when it was read
+    """
+
+    path: str
+    key: bytes
+    label: str | None
+    group: str | None
+    split: Split | None
+    note: str
+    readable: bool
+    stamp: FileStamp | None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedImage:
+    """One image read: its row, and its pixels where they are needed.
+
+    Attributes
+    ----------
+    row : ImageRow
+    pixels : uint8 array of shape (crops, size, size, 3), or None
+    perceptual : perceptual hash, uint8 array of shape (32,), where it is asked for, or None
+    """
+
+    row: ImageRow
+    pixels: NDArray[np.uint8] | None = None
+    perceptual: NDArray[np.uint8] | None = None

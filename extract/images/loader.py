@@ -1,0 +1,182 @@
+"""Reading images: a bounded number of files is hashed and decoded ahead, in order."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import joblib
+import numpy as np
+from numpy.typing import NDArray
+
+from extract.files import open_regular
+from extract.images.decoding import MB, UnreadableImage, read_pixels
+from extract.images.decoding_memory import BYTES_AT_ONCE, memory_for
+from extract.images.entries import FileStamp, ImageEntry, ImageRow, ImageSource, LoadedImage
+from extract.images.near_duplicates import perceptual_hash
+from extract.images.preprocessing import Preprocessing
+from extract.images.workers import MAX_WORKERS, readers
+
+# Bytes: as many as the largest image that is let in has with three samples of 16 bits a pixel.
+# Files are read as a whole, and a film or a disk image named .jpg would fill the memory.
+LARGEST_FILE = 2**30
+# of a file that is read and decoded while no other image is
+LARGE_FILE = 2**26
+# of decoded images that wait for the engine: as many as there should be, and as there may be
+BYTES_AHEAD, MOST_BYTES_AHEAD = 2**25, 2**28
+
+
+def load_images(
+    source: ImageSource,
+    preprocessing: Preprocessing,
+    stored: Iterable[bytes] = (),
+    known: dict[str, tuple[FileStamp, bytes]] | None = None,
+    *,
+    crops: int = 1,
+    hashed: bool = False,
+) -> Generator[LoadedImage]:
+    """Read images, in order, a bounded number ahead. One thread has to ask for them all.
+
+    Parameters
+    ----------
+    source : the images, and the memory that each may take
+    preprocessing : what pixels are made into
+    stored : keys whose pixels are not needed
+    known : path → stamp and key, of files that need not be read if they still have that stamp
+    crops : squares cut from each image: 1, 5 or 10
+    hashed : whether perceptual hashes are wanted of what is decoded
+    """
+    have = stored if isinstance(stored, set) else set(stored)
+    stamps = known or {}
+    shape = (crops, preprocessing.size, preprocessing.size, 3)
+    cores = max(2, joblib.cpu_count())
+    # far enough that decoding goes on while an engine is made ready
+    most = max(4 * min(cores, MAX_WORKERS), min(256, BYTES_AHEAD // math.prod(shape)))
+    most = min(most, max(2, MOST_BYTES_AHEAD // math.prod(shape)))
+
+    def work(entry: ImageEntry) -> LoadedImage:
+        return _look_at(entry, source, preprocessing, have, crops, hashed)
+
+    ahead: deque[LoadedImage | Callable[[], LoadedImage]] = deque()
+    with readers(work, cores, most + 1, shape, len(source.entries)) as read:
+        for entry in source.entries:
+            # at once: handing it to another thread would take longer than looking
+            ahead.append(_unchanged(entry, source.root, have, stamps) or read(entry))
+            if len(ahead) > most:
+                yield _of(ahead.popleft())
+        while ahead:
+            yield _of(ahead.popleft())
+
+
+def _of(one: LoadedImage | Callable[[], LoadedImage]) -> LoadedImage:
+    return one if isinstance(one, LoadedImage) else one()
+
+
+def _unchanged(
+    entry: ImageEntry,
+    root: Path,
+    stored: set[bytes],
+    known: dict[str, tuple[FileStamp, bytes]],
+) -> LoadedImage | None:
+    before = known.get(entry.path)
+    if before is None or before[1] not in stored:
+        return None
+    try:
+        stamp = _stamp(os.stat(f"{root}/{entry.path}"))  # noqa: PTH116 (a Path takes as long again)
+    except OSError:  # to be told by who opens it
+        return None
+    return LoadedImage(_row(entry, before[1], "", stamp)) if stamp == before[0] else None
+
+
+def _stamp(status: os.stat_result) -> FileStamp:
+    return FileStamp(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _row(entry: ImageEntry, key: bytes, note: str, stamp: FileStamp | None) -> ImageRow:
+    return ImageRow(entry.path, key, entry.label, entry.group, entry.split, note, not note, stamp)
+
+
+def largest_file(max_image_mb: int) -> int:
+    """Bytes that an image's file may have."""
+    return max(LARGEST_FILE, 2 * max_image_mb * MB)
+
+
+def _look_at(
+    entry: ImageEntry,
+    source: ImageSource,
+    preprocessing: Preprocessing,
+    stored: set[bytes],
+    crops: int,
+    hashed: bool,
+) -> LoadedImage:
+    largest = largest_file(source.max_image_mb)
+    with ExitStack() as memory:
+        try:
+            with open_regular(source.root / entry.path, largest) as (file, status):
+                stamp = _stamp(status)
+                if alone := status.st_size > LARGE_FILE:
+                    memory.enter_context(memory_for(BYTES_AT_ONCE))
+                data = file.read(largest)
+        except OSError as error:
+            reason = error.strerror or str(error) or type(error).__name__
+            return LoadedImage(_row(entry, b"", reason, None))
+        except MemoryError:
+            return LoadedImage(_row(entry, b"", "not enough memory to read it", None))
+        key = hashlib.sha256(data).digest()
+        if key in stored:
+            return LoadedImage(_row(entry, key, "", stamp))
+        try:
+            pixels = read_pixels(data, preprocessing, crops, source.max_image_mb, alone)
+        except UnreadableImage as error:
+            return LoadedImage(_row(entry, key, str(error), stamp))
+        except MemoryError:
+            return LoadedImage(_row(entry, b"", "not enough memory to decode it", None))
+    perceptual = perceptual_hash(pixels[0]) if hashed else None
+    return LoadedImage(_row(entry, key, "", stamp), pixels, perceptual)
+
+
+def batched(images: Iterable[NDArray[np.uint8]], batch_size: int) -> Iterator[NDArray[np.uint8]]:
+    """Join images into batches, in order.
+
+    Parameters
+    ----------
+    images : uint8 arrays of shape (crops, size, size, 3)
+    batch_size : squares in a batch
+
+    Yields
+    ------
+    uint8 array of shape (batch_size, size, size, 3), the last one of at most that many
+    """
+    waiting: list[NDArray[np.uint8]] = []
+    count = 0
+    for image in images:
+        waiting.append(image)
+        count += len(image)
+        while count >= batch_size:
+            joined = np.concatenate(waiting)
+            yield joined[:batch_size]
+            waiting = [joined[batch_size:]]
+            count -= batch_size
+    if count:
+        yield np.concatenate(waiting)
+
+
+def mean_of_crops(
+    batches: Iterator[NDArray[np.float32]], crops: int
+) -> Iterator[NDArray[np.float32]]:
+    """Average the features of each image's crops, which may lie in two batches."""
+    rest: NDArray[np.float32] | None = None
+    for features in batches:
+        if crops == 1:
+            yield features
+            continue
+        joined = features if rest is None else np.concatenate([rest, features])
+        whole = len(joined) // crops * crops
+        rest = joined[whole:]
+        if whole:
+            yield joined[:whole].reshape(-1, crops, joined.shape[1]).mean(axis=1)

@@ -1,0 +1,154 @@
+"""Bytes kept in a store as Zarr arrays with a checksum: snapshots, and networks in int8.
+
+A blob is replaced whole: it is written beside the old one, synced, and renamed. Between the two
+renames that this takes, the old one is still found.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec
+
+from extract.errors import FxError
+from extract.files import UNFINISHED, disk_full_as_fx_error, remove, sync
+from extract.store.feature_set import Damage, checksum_of
+from extract.store.zarr_files import LARGEST, in_short, metadata_damage, open_array, open_group
+
+SNAPSHOTS, NETWORKS = "snapshots", "networks"
+OLD, NEW = f".old{UNFINISHED}", f".new{UNFINISHED}"
+
+
+def write_blob(store: Path, kind: str, name: str, data: bytes, **attributes: Any) -> None:
+    """Keep bytes under ``kind/name``; the caller holds the store's lock."""
+    values = np.frombuffer(data, dtype=np.uint8)
+    attributes = {**attributes, "checksum": checksum_of(values)}
+    with disk_full_as_fx_error(store, needs=len(data)):
+        _write_blob(store, kind, name, values, attributes)
+
+
+def _write_blob(
+    store: Path, kind: str, name: str, values: NDArray[np.uint8], attributes: dict[str, Any]
+) -> None:
+    if kind_damage(store, kind):
+        remove(store / kind / "zarr.json")
+    group = open_group(store, "r+").require_group(kind)
+    folder = store / kind / name
+    new, old = folder.with_name(name + NEW), folder.with_name(name + OLD)
+    try:
+        array = group.create_array(
+            new.name,
+            shape=values.shape,
+            chunks=(max(1, len(values)),),
+            dtype=values.dtype,
+            compressors=[Crc32cCodec()],
+            attributes=attributes,
+            overwrite=True,
+            config={"write_empty_chunks": True},
+        )
+        array[:] = values
+        sync(*new.rglob("*"))
+    except BaseException:
+        # the disk may be full of it
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    if folder.exists():
+        folder.replace(old)
+    new.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    sync(folder)
+
+
+def read_blob(store: Path, kind: str, name: str) -> bytes:
+    """Read the bytes under ``kind/name``.
+
+    Raises
+    ------
+    FxError
+        If they are not there, or not as they were written.
+    """
+    folder = _folder(store, kind, name)
+    damage, file = metadata_damage(folder), folder / "c" / "0"
+    try:
+        if damage:
+            raise FxError(damage)
+        array = open_array(folder)
+        # zarr would read zeros where the one chunk is missing
+        if array.size and not file.exists():
+            raise FxError(f"{file} is missing")
+        if array.ndim != 1 or array.dtype != np.uint8 or array.nbytes > LARGEST:
+            raise FxError(f"{folder} is damaged (it has {array.shape} numbers of {array.dtype})")
+        values = np.asarray(array[:])
+        # those of earlier versions have none
+        if array.attrs.get("checksum", checksum_of(values)) != checksum_of(values):
+            raise FxError(f"{file} is damaged (it is not what was written under this name)")
+        return values.tobytes()
+    except FxError:
+        raise
+    except Exception as error:  # zarr raises a different class for each way to be damaged
+        raise FxError(f"{file} is damaged ({in_short(error)})") from error
+
+
+def drop_blob(store: Path, kind: str, name: str) -> None:
+    """Delete what is kept under ``kind/name``; the caller holds the store's lock."""
+    doomed = store / kind / f"{name}{NEW}"
+    # first out of sight, so that a kill in between leaves no half of it
+    _folder(store, kind, name).replace(doomed)
+    shutil.rmtree(doomed)
+
+
+def put_back_blobs(store: Path) -> None:
+    """Put back what a killed run was about to replace; the caller holds the store's lock."""
+    for old in store.glob(f"*/*{OLD}"):
+        folder = old.with_name(old.name.removesuffix(OLD))
+        if not folder.exists():
+            old.replace(folder)
+
+
+def blob_names(store: Path, kind: str) -> list[str]:
+    """Names under a kind, sorted, damaged ones among them."""
+    folders = (store / kind).glob("*") if (store / kind).exists() else ()
+    names = {folder.name.removesuffix(OLD) for folder in folders if folder.is_dir()}
+    return sorted(name for name in names if not name.endswith(UNFINISHED))
+
+
+def blob_attribute(store: Path, kind: str, name: str, attribute: str) -> Any:
+    """Return an attribute of a blob, None where it cannot be read."""
+    try:
+        return open_array(_folder(store, kind, name)).attrs.get(attribute)
+    except Exception:  # as in read_blob: damage is told by who reads the bytes
+        return None
+
+
+def snapshots_by_age(store: Path) -> list[str]:
+    """Names of the snapshots, oldest first; damaged ones before all others."""
+    names = blob_names(store, SNAPSHOTS)
+    taken = {name: blob_attribute(store, SNAPSHOTS, name, "taken_ns") for name in names}
+    return sorted(names, key=lambda name: taken[name] if isinstance(taken[name], int) else 0)
+
+
+def kind_damage(store: Path, kind: str) -> str:
+    """Say what is wrong with the metadata of a kind; nothing where there is no such kind."""
+    return metadata_damage(store / kind) if (store / kind).exists() else ""
+
+
+def damaged_blobs(store: Path, kind: str) -> list[Damage]:
+    """Read everything of a kind back, and list what fails."""
+    reason = kind_damage(store, kind)
+    found = [Damage(kind, 0, 0, reason)] if reason else []
+    for name in blob_names(store, kind):
+        try:
+            read_blob(store, kind, name)
+        except FxError as error:
+            found.append(Damage(f"{kind}/{name}", 0, 0, str(error)))
+    return found
+
+
+def _folder(store: Path, kind: str, name: str) -> Path:
+    folder = store / kind / name
+    old = folder.with_name(name + OLD)
+    return old if old.exists() and not folder.exists() else folder

@@ -1,0 +1,244 @@
+"""Feature sets of a store, found by name, by spec and by generation.
+
+The newest generation of a spec is the one that counts. What a commit has decided on counts for a
+set, too, where it is not yet written there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from extract.errors import FxError
+from extract.files import UNFINISHED, sync
+from extract.store.feature_set import (
+    ROW_ARRAYS,
+    Checksums,
+    Damage,
+    FeatureSet,
+    Spec,
+    SpecFields,
+    spec_id,
+    split_generation,
+)
+from extract.store.writer import FeatureWriter, Publish, copy_rows, create_set
+from extract.store.zarr_files import in_short, metadata_damage, open_group, set_attributes
+
+
+class Catalogue:
+    """The feature sets that lie in a store's folder, as they are whenever it is asked.
+
+    Parameters
+    ----------
+    path : where the store lies
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def decided(self) -> dict[str, dict[str, Any]]:
+        """Attributes of sets that a commit has decided on: nothing where the root is damaged."""
+        with suppress(Exception):
+            return dict(read_root(self.path).commit)
+        return {}
+
+    def names(self) -> list[str]:
+        """Names of all feature sets, those that cannot be read among them."""
+        names = []
+        for folder in sorted(self.path.glob("*-*")):
+            if re.fullmatch(r".+-[0-9a-f]{12}(\.g\d+)?", folder.name) and folder.is_dir():
+                names.append(folder.name)
+        return names
+
+    def open(self, name: str, *, write: bool = False) -> FeatureSet:
+        """Open a set.
+
+        Raises
+        ------
+        FxError
+            If it cannot be read; the message tells what will become of it.
+        """
+        path = self.path / name
+        try:
+            # opened anew: a zarr group keeps the attributes that it read first; and before the
+            # root: a commit that comes in between is then seen in one of the two
+            group = open_group(path, "r+" if write else "r")
+            decided = self.decided().get(name, {})
+            feature_set = FeatureSet(group, path, decided)
+            if split_generation(name)[0] != spec_id(feature_set.spec):
+                raise ValueError("its spec is not the one that its name is made of")
+            return feature_set
+        except Exception as error:
+            folders = (path, *(path / array for array in ROW_ARRAYS))
+            reasons = filter(None, map(metadata_damage, folders))
+            reason = next(reasons, f"{path} cannot be read ({in_short(error)})")
+            newest = self._newest_generation(name)
+            todo = "the next fx extract of its images computes them again"
+            if newest != name:
+                todo = f"{newest} has taken its place, and fx store gc drops it"
+            raise FxError(f"{reason}; {todo}") from error
+
+    def sets(self) -> list[FeatureSet]:
+        """All feature sets that can be read, in the order of their names."""
+        found = []
+        for name in self.names():
+            with suppress(FxError):  # ``verify`` tells of these
+                found.append(self.open(name))
+        return found
+
+    def broken(self) -> dict[str, str]:
+        """Names of the feature sets that cannot be read, and why."""
+        found = {}
+        for name in self.names():
+            try:
+                self.open(name)
+            except FxError as error:
+                found[name] = str(error)
+        return found
+
+    def newest(self) -> FeatureSet | None:
+        """The set that rows were added to last; None where there is none."""
+        return max(self.sets(), key=lambda s: s.last_written, default=None)
+
+    def find(self, spec: Spec) -> FeatureSet | None:
+        """Find the newest generation of a spec's features; None if there is none to be read."""
+        # twice: a collection of garbage may be about to switch to another generation
+        for _ in range(2):
+            newest = max(self._generations(spec_id(spec)), key=_number, default=None)
+            with suppress(FxError):
+                return None if newest is None else self.open(newest)
+        # an older one holds other rows, or ones that were found to differ
+        return None
+
+    def _generations(self, of: str) -> list[str]:
+        return [name for name in self.names() if split_generation(name)[0] == of]
+
+    def new_generation(
+        self,
+        spec: Spec,
+        dim: int,
+        run: dict[str, Any],
+        dtype: str,
+        *,
+        copied: FeatureSet | None = None,
+        keys: Collection[bytes] | None = None,
+    ) -> str:
+        """Make a set for a spec beside those there are, in one step, and return its name.
+
+        Parameters
+        ----------
+        spec, dim, run, dtype : as in ``FeatureStore.start``
+        copied : rows to begin with
+        keys : which of them; None for all
+        """
+        before = [_number(name) for name in self._generations(spec_id(spec))]
+        name = spec_id(spec) + (f".g{max(before) + 1}" if before else "")
+        unfinished = f"{name}{UNFINISHED}"
+        try:
+            group = create_set(self.path, unfinished, spec, dim, dtype, run["weights_source"])
+            if copied is not None:
+                fresh = FeatureSet(group, self.path / unfinished, {})
+                wanted = copied.rows if keys is None else keys
+                copy_rows(copied, FeatureWriter([fresh], _publish_within(fresh.path), run), wanted)
+                fresh.close()
+            (self.path / unfinished).replace(self.path / name)
+        except BaseException:
+            # the disk may be full of it
+            shutil.rmtree(self.path / unfinished, ignore_errors=True)
+            raise
+        sync(self.path / name)
+        return name
+
+    def drop(self, name: str) -> bool:
+        """Delete a set unless somebody reads it: readers hold a shared lock on its folder."""
+        folder = self.path / name
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # first out of sight, so that a kill in between leaves no half of a set
+            doomed = folder.with_name(f"{name}{UNFINISHED}")
+            folder.replace(doomed)
+            shutil.rmtree(doomed)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(descriptor)
+        return True
+
+    def verify(self) -> list[Damage]:
+        """Read every set back and mark what is damaged; the caller holds the lock."""
+        found = [Damage(name, 0, 0, reason) for name, reason in self.broken().items()]
+        for name in [s.name for s in self.sets()]:
+            if name != self._newest_generation(name):
+                # nobody begins to read it any more
+                continue
+            feature_set = self.open(name, write=True)
+            rows = feature_set.damage()
+            spans = sorted({(d.start, d.stop) for d in rows})
+            if spans != feature_set.damaged:
+                with suppress(OSError):  # it is told all the same where nothing can be written
+                    set_attributes(feature_set.path, {"damaged": spans})
+            found += rows
+        return found
+
+    def _newest_generation(self, name: str) -> str:
+        return max(self._generations(split_generation(name)[0]), default=name, key=_number)
+
+
+class Decided(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a commit has decided on for one set."""
+
+    committed: Annotated[int, msgspec.Meta(ge=0)]
+    runs: list[dict[str, Any]]
+    checksums: Checksums | None = None
+
+
+class RootAttributes(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the attributes of a store's root must be; a store may be anybody's."""
+
+    fx_layout: int | None = None
+    last_extracted: str | None = None
+    last_spec: Spec | None = None
+    last_weights_source: str | None = None
+    last_snapshot: str | None = None
+    inode: int | None = None
+    writer: str = "another process"
+    commit: dict[str, dict[str, Any]] = {}
+
+    def __post_init__(self) -> None:
+        msgspec.convert(self.commit, dict[str, Decided])
+        if self.last_spec is not None:
+            msgspec.convert(self.last_spec, SpecFields)
+
+
+def read_root(store: Path) -> RootAttributes:
+    """Read the attributes of a store's root as they stand there.
+
+    Raises
+    ------
+    Exception
+        Of many classes, where they cannot be read or are none of a store.
+    """
+    return msgspec.convert(open_group(store).attrs.asdict(), RootAttributes)
+
+
+def _number(name: str) -> int:
+    return split_generation(name)[1]
+
+
+def _publish_within(folder: Path) -> Publish:
+    """Publish to a set that nobody can see yet."""
+
+    def publish(changes: dict[str, dict[str, Any]]) -> None:
+        for attributes in changes.values():
+            set_attributes(folder, attributes)
+
+    return publish

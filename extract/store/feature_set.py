@@ -1,0 +1,434 @@
+"""Reading features: the committed rows of one spec, checked as they are read."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import weakref
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import google_crc32c
+import msgspec
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from extract.errors import FxError
+from extract.files import is_regular
+from extract.store.zarr_files import LARGEST, in_short
+
+ROW_ARRAYS = ("features", "keys", "hashes")
+KEY_BYTES = 32
+DTYPES = ("float32", "float16")
+CRC_BYTES = 4
+# of a shard's index: where each of its chunks begins, and how long it is
+INDEX_BYTES = 16
+
+Spec = dict[str, Any]
+# by array: the CRC-32C of the committed rows of each chunk, or shard, as little-endian bytes
+Checksums = dict[str, list[int]]
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Attributes(msgspec.Struct, frozen=True):
+    """What a set's attributes must be; a store may be anybody's."""
+
+    spec: Spec
+    dim: Annotated[int, msgspec.Meta(ge=1)]
+    committed: _Count
+    runs: list[dict[str, Any]]
+    weights_source: str
+    damaged: list[tuple[_Count, _Count]]
+    # stores of earlier versions have none
+    checksums: Checksums | None = None
+
+
+class SpecFields(msgspec.Struct, frozen=True):
+    """What a spec's fields must be, where it has them."""
+
+    backbone: str
+    layer: str = ""
+    size: _Count = 0
+    crops: _Count = 0
+    channels: _Count = 0
+    numerics: str = ""
+    network: str = ""
+    preprocessing: dict[str, Any] = {}
+
+
+class _Run(msgspec.Struct, frozen=True):
+    """What is read of the record of an extraction."""
+
+    taken_ns: int
+    engine: str
+
+
+def spec_id(spec: Spec) -> str:
+    """Name a spec: its backbone and 12 hex digits of the SHA-256 of its canonical JSON."""
+    canonical = json.dumps(spec, sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(canonical.encode()).hexdigest()[:12]
+    return f"{str(spec['backbone']).replace('/', '_')}-{digest}"
+
+
+def channels_of(spec: Spec) -> int:
+    """Channels that the first convolution saw: 3 where the spec does not say."""
+    return int(spec.get("channels", 3))
+
+
+def checksum_of(rows: NDArray[Any]) -> int:
+    """CRC-32C of an array's numbers, row after row, as little-endian bytes."""
+    plain = np.ascontiguousarray(rows, dtype=rows.dtype.newbyteorder("<"))
+    return int(google_crc32c.value(plain.reshape(-1).view(np.uint8)))
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Committed rows that cannot be read back as they were written.
+
+    Attributes
+    ----------
+    group : name of the sub-group
+    start, stop : first row, and one past the last; both 0 where it is not known which
+    reason : what is wrong, with the file's name
+    """
+
+    group: str
+    start: int
+    stop: int
+    reason: str
+
+
+class FeatureSet:
+    """The committed rows of one spec: what a reader sees is fixed when this object is made.
+
+    A committed row never changes, and the checksums that were committed with it are compared
+    whenever it is read: rows of another time, or of another set, are damage, as absent ones are.
+
+    The set's folder is locked, shared, for as long as this object lives: what is collected as
+    garbage meanwhile stays until its last reader is gone.
+
+    Parameters
+    ----------
+    group : of the set
+    path : its folder
+    decided : attributes that a commit has decided on, and may not have written here yet
+
+    Attributes
+    ----------
+    spec : what the features mean
+    dim : int, numbers a row
+    dtype : that they are kept in, float32 or float16
+    committed : int, rows that count
+    runs : a record for each extraction that added rows
+    checksums : of the committed rows, by array and chunk; None in a store of an earlier version
+    damaged : spans of rows, first and one past the last, that ``fx store verify`` found damaged
+
+    Raises
+    ------
+    ValueError
+        If its attributes or arrays are not as fx writes them.
+    """
+
+    def __init__(self, group: zarr.Group, path: Path, decided: dict[str, Any]) -> None:
+        self.group = group
+        self.path = path
+        self.name = path.name
+        self._arrays = {name: _row_array(group, name) for name in ROW_ARRAYS}
+        there = min(array.shape[0] for array in self._arrays.values())
+        attributes = msgspec.convert(group.attrs.asdict(), _Attributes)
+        # what is decided is there already: more rows than there are is a damaged root
+        if attributes.committed < int(decided.get("committed", 0)) <= there:
+            attributes = msgspec.convert({**group.attrs.asdict(), **decided}, _Attributes)
+        msgspec.convert(attributes.spec, SpecFields)
+        msgspec.convert(attributes.runs, list[_Run])
+        self.spec = attributes.spec
+        self.dim = attributes.dim
+        self.committed = attributes.committed
+        self.runs = attributes.runs
+        self.weights_source = attributes.weights_source
+        self.damaged = attributes.damaged
+        self.checksums = attributes.checksums
+        self.dtype = np.dtype(self.array("features").dtype)
+        if there < self.committed:
+            raise ValueError(f"{there} rows are there, and {self.committed} are committed")
+        _check_arrays(self._arrays, self.dim)
+        if self.checksums is not None:
+            for name in ROW_ARRAYS:
+                if len(self.checksums.get(name, ())) != self.chunks(name):
+                    raise ValueError(f"the checksums of {name} are not those of its chunks")
+        self._rows: dict[bytes, int] | None = None
+        descriptor = os.open(path, os.O_RDONLY)
+        self.close = weakref.finalize(self, os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FileNotFoundError(f"{path} is being deleted") from None
+        except OSError:
+            pass  # a file system without locks is no reason not to read
+        # the lock may be that of a folder which has been deleted before it was taken
+        if os.fstat(descriptor).st_ino != path.stat().st_ino:
+            raise FileNotFoundError(f"{path} was deleted")
+
+    def array(self, name: str) -> zarr.Array[Any]:
+        """Return one of the row arrays: ``features``, ``keys`` or ``hashes``."""
+        return self._arrays[name]
+
+    def rows_per_chunk(self, name: str) -> int:
+        """Rows that an array keeps in one file: a shard, or a chunk where it has no shards."""
+        array = self.array(name)
+        return int((array.shards or array.chunks)[0])
+
+    def chunks(self, name: str) -> int:
+        """Files of an array that hold committed rows."""
+        return -(-self.committed // self.rows_per_chunk(name))
+
+    def chunk_file(self, name: str, number: int) -> Path:
+        """Path of one of an array's files."""
+        return self.path / name / "c" / str(number) / "0"
+
+    def look(self, name: str, number: int) -> tuple[NDArray[Any] | None, str]:
+        """Read the committed rows of one chunk, or say what is wrong with it."""
+        reason = self._file_damage(name, number)
+        if reason:
+            return None, reason
+        rows, file = self.rows_per_chunk(name), self.chunk_file(name, number)
+        start = number * rows
+        try:
+            values = np.asarray(self.array(name)[start : min(start + rows, self.committed)])
+        except (MemoryError, PermissionError):
+            raise
+        except Exception as error:  # any decoder's failure means the same here
+            return None, f"{file} is damaged ({in_short(error)})"
+        if self.checksums and checksum_of(values) != self.checksums[name][number]:
+            return None, f"{file} is damaged (it holds other rows than were committed)"
+        return values, ""
+
+    def _file_damage(self, name: str, number: int) -> str:
+        """Say what a look at a chunk's file tells without reading it; nothing if nothing does."""
+        file, array = self.chunk_file(name, number), self.array(name)
+        # zarr would read zeros for what is not there, whole files or chunks of a shard
+        if not file.exists():
+            return f"{file} is missing"
+        if not is_regular(file):
+            return f"{file} is damaged (it is no regular file)"
+        shard, chunk = self.rows_per_chunk(name), array.chunks[0]
+        rows = min(shard, self.committed - number * shard)
+        width = array.shape[1] * array.dtype.itemsize
+        least = -(-rows // chunk) * (chunk * width + CRC_BYTES)
+        if array.shards:
+            least += shard // chunk * INDEX_BYTES + CRC_BYTES
+        size = file.stat().st_size
+        return f"{file} is damaged (it has {size:,} bytes of {least:,})" if size < least else ""
+
+    def read_chunk(self, name: str, number: int) -> NDArray[Any]:
+        """Read the committed rows of one chunk; raises FxError where they are damaged."""
+        values, reason = self.look(name, number)
+        if values is None:
+            raise FxError(f"{reason}; run fx store verify {self.path.parent}, then fx extract")
+        return values
+
+    @property
+    def last_written(self) -> int:
+        """Time of the last extraction that added rows, nanoseconds since 1970; 0 for none."""
+        return max((int(run["taken_ns"]) for run in self.runs), default=0)
+
+    @property
+    def rows(self) -> dict[bytes, int]:
+        """Row number of every committed key, without rows that are known to be damaged."""
+        if self._rows is None:
+            found: dict[bytes, int] = {}
+            step = self.rows_per_chunk("keys")
+            for number in range(self.chunks("keys")):
+                start = number * step
+                stop = min(start + step, self.committed)
+                if any(first <= start and stop <= last for first, last in self.damaged):
+                    continue
+                found |= {
+                    key.tobytes(): row
+                    for row, key in enumerate(self.read_chunk("keys", number), start)
+                    # zeros stand for rows that an earlier version has given up
+                    if key.any() and not any(first <= row < last for first, last in self.damaged)
+                }
+            self._rows = found
+        return self._rows
+
+    def features(self, keys: Sequence[bytes]) -> NDArray[np.float32]:
+        """Read the features of some images.
+
+        Parameters
+        ----------
+        keys : SHA-256 digests of image files, 32 bytes each
+
+        Returns
+        -------
+        float32 array of shape (len(keys), dim), in the order of ``keys``
+
+        Raises
+        ------
+        FxError
+            If a key has no row here, or a chunk is not what was committed.
+        """
+        return self._take("features", keys).astype(np.float32, copy=False)
+
+    def hashes(self, keys: Sequence[bytes]) -> NDArray[np.uint8]:
+        """Read perceptual hashes: uint8 array of shape (len(keys), 32)."""
+        return self._take("hashes", keys)
+
+    def _take(self, name: str, keys: Sequence[bytes]) -> NDArray[Any]:
+        self._check_stored(keys)
+        rows = self.rows
+        wanted = np.array([rows[key] for key in keys], dtype=np.int64)
+        array = self.array(name)
+        result = np.empty((len(keys), array.shape[1]), dtype=array.dtype)
+        step = self.rows_per_chunk(name)
+        # a chunk at a time: beside the result, memory holds one of them
+        for number in np.unique(wanted // step).tolist():
+            inside = np.flatnonzero(wanted // step == number)
+            result[inside] = self.read_chunk(name, number)[wanted[inside] - number * step]
+        return result
+
+    def _check_stored(self, keys: Collection[bytes]) -> None:
+        absent = sum(key not in self.rows for key in keys)
+        if absent:
+            raise FxError(
+                f"{absent} of {len(keys)} images have no features in {self.path}; "
+                "run fx extract again"
+            )
+
+    def in_batches(
+        self, keys: Collection[bytes]
+    ) -> Iterator[tuple[list[bytes], list[NDArray[np.float32]], NDArray[np.uint8]]]:
+        """Yield the rows of some images, at most a shard of them at a time, in their order here.
+
+        Yields
+        ------
+        keys, [features], hashes : as ``FeatureWriter.append`` takes them
+        """
+        ordered = sorted((key for key in keys if key in self.rows), key=self.rows.__getitem__)
+        step = self.rows_per_chunk("features")
+        for start in range(0, len(ordered), step):
+            some = ordered[start : start + step]
+            yield some, [self.features(some)], self.hashes(some)
+
+    def digest(self, keys: Collection[bytes]) -> str:
+        """SHA-256, in hex, of the features and perceptual hashes of some images.
+
+        What is fitted on rows that were damaged, and have been mended since, is told apart by it.
+        The order of the rows is not in it, nor the set's own name, but its spec's.
+
+        Raises
+        ------
+        FxError
+            As ``features`` does.
+        """
+        self._check_stored(keys)
+        rows: dict[bytes, bytes] = {}
+        for some, (features,), hashes in self.in_batches(keys):
+            for key, row, perceptual in zip(some, features, hashes, strict=True):
+                one = hashlib.sha256(row)
+                one.update(perceptual)
+                rows[key] = one.digest()
+        found = hashlib.sha256(split_generation(self.name)[0].encode())
+        for key in sorted(rows):
+            found.update(key + rows[key])
+        return found.hexdigest()
+
+    def take_over(
+        self, *, committed: int, runs: list[dict[str, Any]], checksums: Checksums
+    ) -> None:
+        """See what a commit has just made count; for who has committed it."""
+        self.committed, self.runs, self.checksums = committed, runs, checksums
+        self._rows = None
+
+    def damage(self, *, thorough: bool = True) -> list[Damage]:
+        """List the ranges of committed rows that cannot be read back as they were written.
+
+        Parameters
+        ----------
+        thorough : read every row; else look at the files of all, and read the chunks that grow
+        """
+        found = []
+        for name in ROW_ARRAYS:
+            step, last = self.rows_per_chunk(name), self.chunks(name) - 1
+            for number in range(last + 1):
+                if thorough or number == last:
+                    _, reason = self.look(name, number)
+                else:
+                    reason = self._file_damage(name, number)
+                if reason:
+                    start = number * step
+                    stop = min(start + step, self.committed)
+                    found.append(Damage(self.name, start, stop, reason))
+        return found
+
+    def without(self, spans: Collection[tuple[int, int]]) -> None:
+        """Count damaged rows no more: spans of a first row, and one past the last."""
+        self.damaged = sorted(set(spans))
+        self._rows = None
+
+    def tail_is_damaged(self) -> bool:
+        """Whether unfinished rows lie in the last chunks that cannot be read, nor written over."""
+        for name in ROW_ARRAYS:
+            array, step = self.array(name), self.rows_per_chunk(name)
+            start = self.committed // step * step
+            stop = min(start + step, array.shape[0])
+            if start < self.committed < stop:
+                try:
+                    array[self.committed : stop]
+                except (MemoryError, PermissionError):
+                    raise
+                except Exception:  # as in look
+                    return True
+        return False
+
+    def measured_checksums(self) -> Checksums:
+        """Read every committed row and compute its chunk's checksum; raises FxError on damage."""
+
+        def of(name: str) -> list[int]:
+            chunks = range(self.chunks(name))
+            return [checksum_of(self.read_chunk(name, number)) for number in chunks]
+
+        return {name: of(name) for name in ROW_ARRAYS}
+
+
+def _row_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    array = group[name]
+    if not isinstance(array, zarr.Array):
+        raise ValueError(f"{name} is no array")
+    # all zeros are written, too: a chunk that is not there is a chunk that was lost
+    return array.with_config({"write_empty_chunks": True})
+
+
+def _check_arrays(arrays: dict[str, zarr.Array[Any]], dim: int) -> None:
+    """Raise ValueError unless the arrays are as ``create_set`` makes them."""
+    for name, array in arrays.items():
+        width, dtypes = (dim, DTYPES) if name == "features" else (KEY_BYTES, ("uint8",))
+        if str(array.dtype) not in dtypes:
+            raise ValueError(f"{name} is of {array.dtype}, not of {' or '.join(dtypes)}")
+        if array.ndim != 2 or array.shape[1] != width:
+            raise ValueError(f"{name} has the shape {array.shape}, and not {width} columns")
+        shard = array.shards or array.chunks
+        if shard[1] != width or array.chunks[1] != width or shard[0] % array.chunks[0]:
+            raise ValueError(f"{name} has chunks of {shard} and {array.chunks}")
+        if shard[0] * width * array.dtype.itemsize > LARGEST:
+            raise ValueError(f"{name} has chunks that are too large: {shard}")
+        codecs: Any = array.metadata.to_dict()["codecs"]
+        if array.shards:
+            sharding = codecs[0]["configuration"]
+            codecs = (*sharding["codecs"], *sharding["index_codecs"])
+        names = [one["name"] for one in codecs]
+        if names != ["bytes", "crc32c"] * (2 if array.shards else 1):
+            raise ValueError(f"{name} has other codecs than bytes and crc32c: {names}")
+
+
+def split_generation(name: str) -> tuple[str, int]:
+    """Split a feature set's name: that of its spec, and its generation (0, or behind ``.g``)."""
+    # a backbone's own name may hold a ".g", too
+    found = re.fullmatch(r"(.+)\.g(\d+)", name)
+    return (found[1], int(found[2])) if found else (name, 0)

@@ -1,0 +1,5 @@
+"""Networks cut into numbered blocks."""
+
+from finetune.blocks.blocks import cut, depths, find_blocks
+
+__all__ = ["cut", "depths", "find_blocks"]

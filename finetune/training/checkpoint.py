@@ -1,0 +1,322 @@
+"""Checkpoints: tensors in safetensors files, all else in JSON, nothing that can run code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from extract.backbones import Backbone, load_backbone
+from extract.errors import FxError
+from extract.files import (
+    check_depth,
+    check_room,
+    open_regular,
+    read_record,
+    whole_file,
+    write_whole,
+)
+from extract.images import Preprocessing
+from finetune.network import Network
+from heads.calibration import Calibration
+from heads.metrics import Metrics
+
+MODEL_TENSORS = "model.safetensors"
+MODEL_RECORD = "model.json"
+# bytes of tensors, which are in memory only as far as the network has them
+LARGEST_FILE = 2**36
+
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass
+class TrainingState:
+    """Everything that the next epoch depends on, besides what trains and its optimiser.
+
+    Attributes
+    ----------
+    calibration : of ``best``, on the validation rows
+    epoch : epochs that are finished
+    history : a record an epoch, from epoch 0 on
+    steps : a record a step: ``step``, from 1, ``learning_rate``, ``loss``
+    best_epoch, best_loss : the epoch of the least calibrated validation log loss
+    best : its tensors, before calibration; where final epochs follow, those of the last epoch that
+        was judged
+    average : tensors of the moving average of the weights, while one is judged
+    head_losses : of each validation row, the calibrated log loss before training
+    found : settings that were found by trial
+    notes : what was not as asked for
+    """
+
+    calibration: Calibration
+    epoch: int = 0
+    history: list[dict[str, float | int | None]] = field(default_factory=list)
+    steps: list[dict[str, float | int]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_loss: float = math.inf
+    best: Tensors = field(default_factory=dict)
+    average: Tensors = field(default_factory=dict)
+    head_losses: list[float] = field(default_factory=list)
+    found: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def on_all_rows(self) -> bool:
+        """Whether the last epoch trained on the validation rows too, so that none judged it."""
+        return bool(self.history) and self.history[-1]["calibrated_loss"] is None
+
+
+@dataclass(frozen=True)
+class FinetunedModel:
+    """A fine-tuned network as it is read back.
+
+    Attributes
+    ----------
+    network : in inference mode, on the CPU
+    preprocessing : of the pixels that it expects
+    classes : labels, in the order of the logits
+    record : what ``model.json`` says
+    """
+
+    network: Network
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+    record: dict[str, Any]
+
+
+def save_model(
+    directory: Path, network: Network, backbone: Backbone, record: dict[str, Any]
+) -> None:
+    """Write ``model.safetensors`` and ``model.json``.
+
+    Parameters
+    ----------
+    directory : is made where it is missing
+    network : what is delivered
+    backbone : gives the name, the original weights and the preprocessing
+    record : JSON values kept beside the tensors: classes, settings, metrics, versions
+
+    Raises
+    ------
+    CannotWrite
+        If there is no room for it, or nothing can be written there.
+    """
+    tensors = {name: value.cpu() for name, value in network.state_dict().items()}
+    about = {
+        "backbone": backbone.name,
+        "weights": backbone.weights,
+        "weights_hash": backbone.weights_hash,
+        "preprocessing": backbone.preprocessing.to_dict(),
+        "channels": backbone.channels,
+        **record,
+    }
+    # one without the other is no model
+    check_room(directory, bytes_of(tensors) + len(json.dumps(about, indent=2)))
+    _write_tensors(directory / MODEL_TENSORS, tensors, {})
+    with (directory / MODEL_TENSORS).open("rb") as written:
+        # a run that is killed between the two leaves no record with another's tensors
+        about["model_sha256"] = _sha256(written)
+    write_whole(directory / MODEL_RECORD, json.dumps(about, indent=2) + "\n")
+
+
+def load_model(directory: Path) -> FinetunedModel:
+    """Read a fine-tuned network.
+
+    Raises
+    ------
+    FxError
+        If a file is missing, is not what fx writes, or the tensors do not fit the record.
+    """
+    file = directory / MODEL_RECORD
+    try:
+        found = read_record(file, _Record)
+        record = read_record(file, dict[str, Any])
+        check_depth(record)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise FxError(
+            f"{file} is no model of fx ({reason}); give the folder that fx finetune wrote"
+        ) from error
+    tensors = directory / MODEL_TENSORS
+    try:
+        with open_regular(tensors, LARGEST_FILE) as (opened, _):
+            network = _read_network(tensors, found)
+            if found.model_sha256 not in (None, _sha256(opened)):
+                raise RuntimeError(f"it does not fit {MODEL_RECORD}")
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise FxError(
+            f"{tensors} cannot be read ({reason}); fine-tune again with --fresh"
+        ) from error
+    return FinetunedModel(network.eval(), found.preprocessing, found.classes, record)
+
+
+class _Record(msgspec.Struct, frozen=True):
+    """What model.json says; only what builds the network must be there."""
+
+    backbone: str
+    classes: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    preprocessing: Preprocessing
+    # older records do not say
+    channels: Literal[1, 3] = 3
+    model_sha256: str | None = None
+    weights: str = ""
+    weights_hash: str = ""
+    unfreeze: int | str = ""
+    settings: dict[str, str | int | float | bool | None] = {}
+    epochs: int = 0
+    best_epoch: int = 0
+    n_train: int = 0
+    n_validation: int = 0
+    n_fitted: int = 0
+    calibration: Calibration | None = None
+    trainable_parameters: int = 0
+    metrics: Metrics | None = None
+    snapshot_fingerprint: str = ""
+    versions: dict[str, str] = {}
+
+
+def _sha256(file: Any) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_network(file: Path, record: _Record) -> Network:
+    """Build a network, once the file is known to have its classifier, and read its tensors."""
+    with safe_open(file, framework="pt") as opened:
+        names = opened.keys()
+        kept = {name: tuple(opened.get_slice(name).get_shape()) for name in names}
+    if (found := kept.get("classifier.weight", ())[:1]) != (len(record.classes),):
+        raise RuntimeError(f"a classifier of {found} for {len(record.classes)} classes")
+    backbone = load_backbone(
+        record.backbone,
+        weights="random",
+        size=record.preprocessing.size,
+        channels=record.channels,
+    )
+    network = Network(backbone.module, nn.Linear(backbone.dim, len(record.classes)))
+    # into the network's own dictionary: MNASNet looks for the version that only that one holds
+    own = network.state_dict()
+    if own.keys() != kept.keys():
+        raise RuntimeError(f"{len(own.keys() ^ kept.keys())} tensors too many or too few")
+    for name, tensor in own.items():
+        if tuple(tensor.shape) != kept[name]:
+            raise RuntimeError(f"{name} has the shape {kept[name]}, not {tuple(tensor.shape)}")
+    own.update(load_file(file))
+    network.load_state_dict(own)
+    return network
+
+
+def save_training_state(
+    file: Path, state: TrainingState, module: nn.Module, optimiser: torch.optim.Optimizer
+) -> None:
+    """Write all that the next epoch depends on into one file, whole or not at all.
+
+    Raises
+    ------
+    CannotWrite
+        If there is no room for it, or nothing can be written there.
+    """
+    tensors = {f"module.{name}": value.cpu() for name, value in module.state_dict().items()}
+    tensors |= {f"best.{name}": value for name, value in state.best.items()}
+    tensors |= {f"average.{name}": value.cpu() for name, value in state.average.items()}
+    for index, moments in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{index}.{name}": value for name, value in moments.items()}
+    about = {name: value for name, value in vars(state).items() if name not in ("best", "average")}
+    about["calibration"] = state.calibration.as_dict()
+    _write_tensors(file, tensors, {"fx": json.dumps(about)})
+
+
+def load_training_state(
+    file: Path, module: nn.Module, optimiser: torch.optim.Optimizer
+) -> TrainingState:
+    """Read what ``save_training_state`` wrote into what trains and its optimiser.
+
+    Raises
+    ------
+    FxError
+        If the file is damaged.
+    """
+    try:
+        with open_regular(file, LARGEST_FILE), safe_open(file, framework="pt") as opened:
+            # not as other records: before the first epoch, the best loss is infinite
+            about = msgspec.convert(json.loads(opened.metadata()["fx"]), _About)
+        tensors = load_file(file)
+        trained = _below("module.", tensors)
+        module.load_state_dict(trained)
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in _below("optimiser.", tensors).items():
+            index, moment = name.split(".", 1)
+            moments.setdefault(int(index), {})[moment] = value
+        _check_shapes(moments, optimiser)
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
+        best, average = _below("best.", tensors), _below("average.", tensors)
+        averaged = [_below("module.", average)] if average else []
+        for found in (best, *averaged):
+            if _shapes(found) != _shapes(_below("part.", trained)):
+                raise RuntimeError("the tensors of the best epoch are another network's")
+    except (OSError, SafetensorError, RuntimeError, LookupError, ValueError, TypeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise FxError(f"{file} cannot be read ({reason}); begin again with --fresh") from error
+    return TrainingState(best=best, average=average, **msgspec.structs.asdict(about))
+
+
+class _About(msgspec.Struct):
+    """What is kept of a `TrainingState` besides its tensors."""
+
+    epoch: Annotated[int, msgspec.Meta(ge=0)]
+    history: list[dict[str, float | int | None]]
+    steps: list[dict[str, float | int]]
+    calibration: Calibration
+    best_epoch: Annotated[int, msgspec.Meta(ge=0)]
+    best_loss: float
+    head_losses: list[float]
+    found: dict[str, Any]
+    notes: list[str]
+
+
+def _check_shapes(
+    moments: dict[int, dict[str, torch.Tensor]], optimiser: torch.optim.Optimizer
+) -> None:
+    """Raise RuntimeError where they are another optimiser's, whose numbers would be mixed up."""
+    trained = [tensor for group in optimiser.param_groups for tensor in group["params"]]
+    for index, of_one in moments.items():
+        for name, value in of_one.items():
+            if value.dim() and value.shape != trained[index].shape:
+                shapes = f"{tuple(value.shape)}, not {tuple(trained[index].shape)}"
+                raise RuntimeError(f"{name} {index} is {shapes}")
+
+
+def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in tensors.items()}
+
+
+def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def bytes_of(tensors: Mapping[str, torch.Tensor]) -> int:
+    """Bytes that tensors take in a file."""
+    return sum(value.numel() * value.element_size() for value in tensors.values())
+
+
+def _write_tensors(file: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
+    needs = bytes_of(tensors) + sum(map(len, metadata.values()))
+    with whole_file(file, needs=needs) as unfinished:
+        # not what is channels last; and save_file writes out of the tensors' own memory
+        plain = {name: value.contiguous() for name, value in tensors.items()}
+        save_file(plain, unfinished, metadata)

@@ -1,0 +1,1 @@
+"""The comparison: what it measures, what it costs, and what it says."""

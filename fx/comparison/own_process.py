@@ -1,0 +1,179 @@
+"""A piece of work in a process of its own: its memory is its own, and goes with it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
+from typing import Any
+
+from extract.errors import FxError
+from fx.interruption import Interrupted, deferred, heed_no_more, raise_when_signalled
+from fx.output import Begin
+
+# imported once, for all processes that are begun after
+PRELOADED = [
+    "extract",
+    "heads",
+    "finetune",
+    "fx.comparison.cells",
+    "skops.io",
+    "sklearn.linear_model",
+    "torchvision",
+]
+BETWEEN_MESSAGES = 0.1  # seconds
+# Seconds that a process has to end by itself: when its work is done, and when it is told to.
+JOIN_TIMEOUT, NOTICE = 5.0, 0.3
+
+
+def in_own_process(work: Callable[..., Any], *arguments: object, begin: Begin) -> Any:
+    """Call ``work(*arguments, begin=...)`` in a new process and return what it returns.
+
+    The process ends with this call, and with this process.
+
+    Parameters
+    ----------
+    work : a function of a module; it, its arguments and its result can be pickled
+    begin : given what is being done, returns a progress callback; called here, in this process
+
+    Raises
+    ------
+    FxError
+        The one that the work raised, or that its process ended without a result.
+    RuntimeError
+        Of any other exception of the work, with its traceback.
+    """
+    receiver, sender = _context().Pipe(duplex=False)
+    # typeshed's base context has no Process
+    process = _context().Process(target=_child, args=(sender, work, arguments))  # type: ignore[attr-defined]
+    progress: Callable[[int, int], None] | None = None
+    try:
+        _start_server()
+        # a process that is half begun prints a traceback when the other half does not come
+        with deferred(_kill_server):
+            process.start()
+        sender.close()
+        while True:
+            kind, *content = receiver.recv()
+            if kind == "begin":
+                progress = begin(*content)
+            elif kind != "progress":
+                break
+            elif progress:
+                progress(*content)
+        # it ends by itself, and gives back what it shares with others
+        process.join(JOIN_TIMEOUT)
+        if kind == "refused":
+            raise content[0]
+        if kind == "failed":
+            raise RuntimeError(f"in a process of its own:\n{content[0]}")
+        return content[0]
+    except EOFError:
+        if process.pid is not None:
+            process.join()
+        raise FxError(
+            f"a process that measured ended with status {process.exitcode}; there may be too "
+            "little memory: take fewer images, a smaller --size or --batch-size"
+        ) from None
+    finally:
+        if process.pid is not None:
+            process.terminate()
+            try:
+                process.join(NOTICE)
+            finally:
+                process.kill()
+                process.join()
+        # not before: it may be telling something
+        receiver.close()
+
+
+@cache
+def _context() -> BaseContext:
+    """Processes are forked from one that has imported what they need, and nothing else."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def _start_server() -> None:
+    """Start the process that others are forked from; it and they begin with SIGINT blocked.
+
+    A terminal interrupts all its processes, and Python's answer to that while it imports, or before
+    ``_child`` is called, is a traceback.
+    """
+    # else it is started by the server's start, and lets the signal through
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _kill_server() -> None:
+    """Let nobody wait for a server that is still importing."""
+    # there is no public way to its number
+    server = getattr(forkserver, "_forkserver", None)
+    if (number := getattr(server, "_forkserver_pid", None)) is not None:
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
+
+
+def _child(sender: Connection, work: Callable[..., Any], arguments: tuple[object, ...]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # a terminal interrupts all its processes; the one that began this one will end it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    try:
+        try:
+            # it gives back what it shares with others; else Python warns of leaked semaphores
+            raise_when_signalled([signal.SIGTERM])
+            _work(sender, work, arguments)
+        finally:
+            heed_no_more()
+    except Interrupted:
+        sys.exit(1)
+
+
+def _work(sender: Connection, work: Callable[..., Any], arguments: tuple[object, ...]) -> None:
+    def send(*told: object) -> None:
+        # nobody may be there any more
+        with suppress(BrokenPipeError):
+            sender.send(told)
+
+    def begin(what: str) -> Callable[[int, int], None]:
+        send("begin", what)
+        last = 0.0
+
+        def progress(done: int, total: int) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if done >= total or now - last > BETWEEN_MESSAGES:
+                last = now
+                send("progress", done, total)
+
+        return progress
+
+    try:
+        send("result", work(*arguments, begin=begin))
+    except FxError as error:
+        send("refused", error)
+    except Exception:
+        send("failed", traceback.format_exc())
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,100 @@
+"""What a comparison measures: strategies, sizes of the training set, and seeds of each size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from heads.kinds import KINDS
+
+DEFAULT_STRATEGIES = ("logreg", "svm", "finetune:1")
+FROM_SCRATCH = ("scratch", "small_cnn")
+SIZES = 5  # the fewest that a learning curve is fitted to
+FEWEST_PER_CLASS = 5  # images of the smallest default size
+
+
+class Cell(NamedTuple):
+    """One strategy, fitted on one training subset; the seed says which of that size."""
+
+    strategy: str
+    n_train: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a comparison measures.
+
+    Attributes
+    ----------
+    strategies : kinds of head, ``finetune:K``, ``finetune:all``, ``scratch`` (the backbone from
+        random weights), ``small_cnn`` (a small network from random weights)
+    sizes : training images in all; empty: evenly in the logarithm up to all rows
+    seeds : training subsets that are drawn of each size; see ``seeds_of``
+    epochs : most epochs of a fine-tuning; None for 7, and more where there are few images
+    class_weight : ``balanced`` for classes that weigh the same however many images they have
+    """
+
+    strategies: tuple[str, ...] = DEFAULT_STRATEGIES
+    sizes: tuple[int, ...] = ()
+    seeds: int = 3
+    epochs: int | None = None
+    class_weight: str | None = None
+
+    def __post_init__(self) -> None:
+        for strategy in self.strategies:
+            kind, _, depth = strategy.partition(":")
+            whole = strategy in (*KINDS, *FROM_SCRATCH)
+            deep = kind == "finetune" and (depth == "all" or depth.isdecimal())
+            if not whole and not deep:
+                raise ValueError(
+                    f"unknown strategy {strategy!r}; choose from {', '.join(KINDS)}, finetune:K, "
+                    f"finetune:all, {', '.join(FROM_SCRATCH)}"
+                )
+        if not self.strategies:
+            raise ValueError("no strategies; choose from logreg, svm, finetune:K, scratch")
+        if any(size < 2 for size in self.sizes):
+            raise ValueError(f"a training set needs at least 2 images; got {min(self.sizes)}")
+        if self.seeds < 1 or (self.epochs is not None and self.epochs < 1):
+            raise ValueError("seeds and epochs must be at least 1")
+
+    def cells(self, sizes: Sequence[int], available: int, seed: int) -> Iterator[Cell]:
+        """List the cells, those first that tell most for their time.
+
+        Parameters
+        ----------
+        sizes : as ``subset_sizes`` gave them
+        available : training rows
+        seed : the first one
+        """
+        for draw in range(self.seeds):
+            for size in sizes:
+                if draw < self.seeds_of(size, available):
+                    for strategy in self.strategies:
+                        yield Cell(strategy, size, seed + draw)
+
+    def seeds_of(self, size: int, available: int) -> int:
+        """Decide how many training subsets of a size are drawn: fewer as they grow.
+
+        As many as there would be room for side by side, for draws that share most of their images
+        say little of what other images would give; and all images can be drawn in one way only.
+        """
+        return min(self.seeds, max(1, available // size))
+
+
+def subset_sizes(wanted: Sequence[int], available: int, classes: int) -> list[int]:
+    """Decide the sizes of a comparison.
+
+    Parameters
+    ----------
+    wanted : asked for, two a class at least and all at most; empty for five, spaced by a constant
+        factor from five images a class up to all
+    available : training rows
+    classes : of them
+    """
+    if wanted:
+        return sorted({min(max(size, 2 * classes), available) for size in wanted})
+    smallest = min(FEWEST_PER_CLASS * classes, available)
+    ratio = (available / smallest) ** (1 / (SIZES - 1))
+    return sorted({round(smallest * ratio**step) for step in range(SIZES)})

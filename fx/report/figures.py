@@ -1,0 +1,292 @@
+"""Plotly figures of the report, as plain data: every string in them is escaped for plotly.
+
+Text and rules carry no colour here: the page's style sheet colours them, so that one figure serves
+light, dark and print. The series' colours are legible on both grounds.
+"""
+
+import html
+from typing import Any
+
+from fx.report.cells import Cell, Style, finite, sizes_of, styles_of
+
+Figure = dict[str, Any]
+
+_MAX_NAMED_SIZES = 8
+_MAX_IN_LEGEND = 20
+_FRONT = "#7F7F7F"
+_TRAIN = Style("#0072B2", "solid", "circle")
+_VALIDATION = Style("#D55E00", "dash", "square")
+_CALIBRATED = Style("#009E73", "dashdot", "triangle-up")
+
+
+def learning_curve(
+    cells: dict[str, list[Cell]], styles: dict[str, Style], crossing: float | None
+) -> Figure:
+    """Accuracy against training images: a line, a 95 % band and the single seeds per strategy."""
+    sizes = sizes_of(cells)
+    data: list[dict[str, Any]] = []
+    for strategy, row in cells.items():
+        data += _curve(strategy, row, styles[strategy])
+    layout = _layout("training images", "accuracy on the test images")
+    layout["xaxis"] |= {"type": "log", "hoverformat": ",d"}
+    layout["hovermode"] = "x unified"
+    if len(sizes) <= _MAX_NAMED_SIZES:
+        layout["xaxis"] |= {"tickvals": sizes, "ticktext": [f"{size:,}" for size in sizes]}
+    if crossing is not None:
+        layout["shapes"] = [_upright(crossing)]
+    return {"data": data, "layout": layout, "alt": _curve_in_words(cells)}
+
+
+def cost(cells: dict[str, list[Cell]], styles: dict[str, Style]) -> Figure:
+    """Accuracy against seconds: a point per strategy and size, larger with more images."""
+    sizes = sizes_of(cells)
+    data: list[dict[str, Any]] = []
+    for strategy, row in cells.items():
+        points = [
+            (seconds, accuracy, cell.n_train)
+            for cell in row
+            if (seconds := cell.mean("seconds")) and (accuracy := cell.mean("accuracy")) is not None
+        ]
+        style = styles[strategy]
+        marker_sizes = [8 + 8 * (sizes.index(n) + 1) / len(sizes) for _, _, n in points]
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": html.escape(strategy),
+                "x": [seconds for seconds, _, _ in points],
+                "y": [accuracy for _, accuracy, _ in points],
+                "customdata": [f"{n:,} images" for _, _, n in points],
+                "hovertemplate": "%{customdata}: %{y:.3f} in %{x:.3~g} s",
+                "line": {"color": style.colour, "dash": style.dash, "width": 1},
+                "marker": {"color": style.colour, "symbol": style.symbol}
+                | {"size": marker_sizes, "opacity": 1, "line": {"width": 0}},
+            }
+        )
+    front = _pareto([point for trace in data for point in zip(trace["x"], trace["y"], strict=True)])
+    data.append(
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": "Pareto front",
+            "x": [seconds for seconds, _ in front],
+            "y": [accuracy for _, accuracy in front],
+            "hoverinfo": "skip",
+            "line": {"color": _FRONT, "dash": "dot", "width": 3, "shape": "hv"},
+        }
+    )
+    layout = _layout("seconds, per run", "accuracy on the test images")
+    # 1, 2 and 5 of each decade: all nine would run into one another
+    layout["xaxis"] |= {"type": "log", "tickformat": "~g", "dtick": "D2"}
+    layout["hovermode"] = "closest"
+    alt = "Accuracy against seconds; the table of results gives the same numbers."
+    return {"data": data, "layout": layout, "alt": alt}
+
+
+def reliability(bins: dict[str, list[list[float]]], styles: dict[str, Style]) -> Figure:
+    """Accuracy against confidence, a line a strategy; on the diagonal the two are equal."""
+    data = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": html.escape(strategy),
+            "x": [confidence for confidence, _, _ in rows],
+            "y": [accuracy for _, accuracy, _ in rows],
+            "customdata": [f"{int(count):,} images" for _, _, count in rows],
+            "hovertemplate": "said %{x:.3f}, right %{y:.3f} (%{customdata})",
+            "line": {"color": styles[strategy].colour, "dash": styles[strategy].dash, "width": 2},
+            "marker": {"color": styles[strategy].colour, "symbol": styles[strategy].symbol},
+        }
+        for strategy, rows in bins.items()
+    ]
+    layout = _layout("confidence", "accuracy")
+    diagonal = {"dash": "dot", "width": 1}
+    layout["shapes"] = [{"type": "line", "x0": 0, "y0": 0, "x1": 1, "y1": 1, "line": diagonal}]
+    lowest = min(value for rows in bins.values() for row in rows for value in row[:2])
+    for axis in ("xaxis", "yaxis"):
+        layout[axis] |= {"range": [max(0.0, lowest - 0.05), 1.02]}
+    layout["hovermode"] = "closest"
+    alt = "Accuracy against confidence; the calibration errors in the table of results sum it up."
+    return {"data": data, "layout": layout, "alt": alt}
+
+
+def feature_map(points: list[dict[str, Any]]) -> Figure:
+    """Points of a map, a trace a class; ``images`` of a trace are data URIs, a point each."""
+    labels = sorted({point["label"] for point in points})
+    data = []
+    for label, style in zip(labels, styles_of(labels).values(), strict=True):
+        of_label = [point for point in points if point["label"] == label]
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": html.escape(label),
+                "x": [point["x"] for point in of_label],
+                "y": [point["y"] for point in of_label],
+                "customdata": [[point["image"], point["path"]] for point in of_label],
+                "hoverinfo": "none",
+                "marker": {"color": style.colour, "symbol": style.symbol, "size": 6},
+            }
+        )
+    layout = _layout("", "")
+    for axis in ("xaxis", "yaxis"):
+        layout[axis] |= {"visible": False}
+    layout |= {"hovermode": "closest", "height": 520, "showlegend": len(labels) <= _MAX_IN_LEGEND}
+    alt = f"Map of {len(points):,} images of {len(labels)} classes by their features."
+    return {"data": data, "layout": layout, "alt": alt}
+
+
+def confusion(matrix: list[list[int]], classes: list[str], strategy: str) -> Figure:
+    """Heat map of a confusion matrix, each row as shares of its class: for many classes."""
+    names = [html.escape(name) for name in classes]
+    # the root, so that a few mistakes among many images are still seen
+    roots = [[round((count / (sum(row) or 1)) ** 0.5, 3) for count in row] for row in matrix]
+    ticks = (0, 1, 10, 25, 50, 100)
+    data = {
+        "type": "heatmap",
+        "x": names,
+        "y": names,
+        "z": roots,
+        "customdata": matrix,
+        "colorscale": "Cividis",
+        "zmin": 0,
+        "zmax": 1,
+        "colorbar": {
+            "thickness": 12,
+            "outlinewidth": 0,
+            "tickvals": [(percent / 100) ** 0.5 for percent in ticks],
+            "ticktext": [f"{percent} %" for percent in ticks],
+        },
+        "hovertemplate": "true %{y}<br>predicted %{x}<br>%{customdata} images<extra></extra>",
+    }
+    layout = _layout("predicted", "true")
+    layout["xaxis"] |= {"type": "category", "showgrid": False}
+    layout["yaxis"] |= {"type": "category", "showgrid": False, "autorange": "reversed"}
+    layout |= {"hovermode": "closest", "height": 480}
+    return {"data": [data], "layout": layout, "alt": f"Confusion matrix of {strategy}, as colours."}
+
+
+def training(run: dict[str, Any], quantity: str, name: str) -> Figure:
+    """Training and validation `quantity` ("loss" or "accuracy") by epoch, of the run `name`."""
+    history = run["history"]
+    epochs = [entry.get("epoch", index) for index, entry in enumerate(history)]
+    data = []
+    last = []
+    lines = [
+        ("training", f"train_{quantity}", _TRAIN),
+        ("validation", f"validation_{quantity}", _VALIDATION),
+    ]
+    if quantity == "loss":
+        lines.append(("validation, calibrated", "calibrated_loss", _CALIBRATED))
+    for side, key, style in lines:
+        values = [finite(entry.get(key)) for entry in history]
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": side,
+                "x": epochs,
+                "y": values,
+                "hovertemplate": "%{y:.4f}",
+                "line": {"color": style.colour, "dash": style.dash, "width": 2},
+                "marker": {"color": style.colour, "symbol": style.symbol, "size": 7},
+            }
+        )
+        if values and values[-1] is not None:
+            last.append(f"{side} {values[-1]:.3f}")
+    layout = _layout("epoch", quantity)
+    layout["xaxis"] |= {"dtick": 1} if len(epochs) <= 12 else {}
+    layout |= {"hovermode": "x unified", "height": 300}
+    if run.get("best_epoch") is not None:
+        layout["shapes"] = [_upright(run["best_epoch"])]
+    alt = f"{quantity.capitalize()} by epoch of {name}; at the last epoch: {', '.join(last)}."
+    return {"data": data, "layout": layout, "alt": alt}
+
+
+def _pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Points of (seconds, accuracy) that no quicker one equals."""
+    front: list[tuple[float, float]] = []
+    for seconds, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or accuracy > front[-1][1]:
+            front.append((seconds, accuracy))
+    return front
+
+
+def _curve(strategy: str, row: list[Cell], style: Style) -> list[dict[str, Any]]:
+    known = [(cell, accuracy) for cell in row if (accuracy := cell.mean("accuracy")) is not None]
+    bounds = [(cell.n_train, *cell.interval) for cell, _ in known if cell.interval]
+    seeds = [(cell.n_train, a) for cell, _ in known if len(cell.runs) > 1 for a in cell.accuracies]
+    group = html.escape(strategy)
+    line = {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": group,
+        "legendgroup": group,
+        "x": [cell.n_train for cell, _ in known],
+        "y": [accuracy for _, accuracy in known],
+        "customdata": [_in_brackets(cell) for cell, _ in known],
+        "hovertemplate": "%{y:.3f}%{customdata}",
+        "line": {"color": style.colour, "dash": style.dash, "width": 2},
+        "marker": {"color": style.colour, "symbol": style.symbol, "size": 9},
+    }
+    silent = {"type": "scatter", "legendgroup": group, "showlegend": False, "hoverinfo": "skip"}
+    if len(bounds) == 1 == len(known):
+        [(_, low, high)] = bounds
+        [(_, middle)] = known
+        line["error_y"] = {"array": [high - middle], "arrayminus": [middle - low], "width": 6}
+        bounds = []
+    band = silent | {
+        "mode": "lines",
+        "x": [n for n, _, _ in bounds] + [n for n, _, _ in reversed(bounds)],
+        "y": [low for _, low, _ in bounds] + [high for _, _, high in reversed(bounds)],
+        "fill": "toself",
+        "fillcolor": f"rgba({', '.join(str(v) for v in bytes.fromhex(style.colour[1:]))}, 0.13)",
+        "line": {"width": 0},
+    }
+    dots = silent | {
+        "mode": "markers",
+        "x": [n for n, _ in seeds],
+        "y": [accuracy for _, accuracy in seeds],
+        "opacity": 0.6,
+        "marker": {"color": style.colour, "symbol": style.symbol, "size": 4},
+    }
+    return [trace for trace in (band, dots, line) if trace["x"]]
+
+
+def _in_brackets(cell: Cell) -> str:
+    parts = [f"{cell.interval[0]:.3f} to {cell.interval[1]:.3f}"] if cell.interval else []
+    if len(cell.runs) > 1:
+        parts.append(f"{len(cell.runs)} seeds")
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def _curve_in_words(cells: dict[str, list[Cell]]) -> str:
+    lines = []
+    for strategy, row in cells.items():
+        points = [
+            f"{accuracy:.3f} at {cell.n_train:,}"
+            for cell in row
+            if (accuracy := cell.mean("accuracy")) is not None
+        ]
+        lines.append(f"{strategy} {', '.join(points) or 'without a result'}")
+    return f"Accuracy by number of training images: {'; '.join(lines)}."
+
+
+def _upright(x: float) -> dict[str, Any]:
+    line = {"dash": "dot", "width": 1}
+    return {"type": "line", "yref": "paper", "x0": x, "x1": x, "y0": 0, "y1": 1, "line": line}
+
+
+def _layout(x: str, y: str) -> dict[str, Any]:
+    axis = {"automargin": True, "zeroline": False, "showline": True, "ticks": "outside"}
+    return {
+        "xaxis": axis | {"title": {"text": x}},
+        "yaxis": axis | {"title": {"text": y}},
+        "height": 420,
+        "margin": {"l": 8, "r": 12, "t": 8, "b": 8},
+        "font": {"family": "system-ui, sans-serif", "size": 13},
+        "paper_bgcolor": "rgba(0, 0, 0, 0)",
+        "plot_bgcolor": "rgba(0, 0, 0, 0)",
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        "hoverlabel": {"bgcolor": "#1f262d", "bordercolor": "#1f262d", "font": {"color": "#fff"}},
+    }

@@ -1,0 +1,1 @@
+"""The three stages and prediction, as functions: options in, a record out."""

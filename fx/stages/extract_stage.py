@@ -1,0 +1,97 @@
+"""Stage one as the command runs it: the features of images, computed where the store lacks them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fx.options import Options, open_backbone, open_engine
+from fx.output import Begin
+
+if TYPE_CHECKING:
+    from extract.backbones import Backbone
+    from extract.engines import Engine
+    from extract.extraction import ExtractResult
+    from extract.images import ImageSource
+
+
+def extract_images(
+    images: Path,
+    options: Options,
+    *,
+    strict: bool = False,
+    rehash: bool = False,
+    dtype: str | None = None,
+    begin: Begin,
+) -> ExtractResult:
+    """Extract the features of a folder or table of images into the store.
+
+    Parameters
+    ----------
+    images : folder, table, or one image
+    options : ``snapshot`` names the one taken; ``layers`` may be several
+    dtype : that features are kept in; None for what the store has
+    strict : fail when an image cannot be read, after all others are done
+    rehash : read files that look unchanged, too
+    begin : given what is being done, returns a progress callback
+
+    Raises
+    ------
+    FxError
+        If there are no images, the backbone cannot be had, or with ``strict`` one is unreadable.
+    """
+    from extract.engines import quantised_network
+    from extract.errors import FxError
+    from extract.images import find_images
+    from extract.store import FeatureStore
+
+    source = find_images(images, max_image_mb=options.max_image_mb)
+    backbone = open_backbone(options).at_layers(options.layers or ("pool",))
+    quantised = None
+    if options.precision == "int8":
+        store = FeatureStore.create(options.store)
+        quantised = quantised_network(backbone, store, source, begin("quantising"))
+    result = fill_store(
+        source,
+        backbone,
+        open_engine(options, backbone, quantised),
+        options,
+        dtype=dtype,
+        rehash=rehash,
+        begin=begin,
+    )
+    if strict and result.failed:
+        first = result.failed[0]
+        raise FxError(
+            f"{len(result.failed)} images cannot be read (--strict); the first is "
+            f"{first['path']}: {first['reason']}; the others' features are stored"
+        )
+    return result
+
+
+def fill_store(
+    source: ImageSource,
+    backbone: Backbone,
+    engine: Engine,
+    options: Options,
+    *,
+    dtype: str | None = None,
+    rehash: bool = False,
+    begin: Begin,
+) -> ExtractResult:
+    """Extract the features that the store lacks, as the options say."""
+    from extract.extraction import extract
+    from extract.store import FeatureStore
+
+    return extract(
+        source,
+        backbone=backbone,
+        engine=engine,
+        store=FeatureStore.create(options.store),
+        crops=options.crops or 1,
+        dtype=dtype,
+        split_seed=options.split_seed,
+        snapshot=options.snapshot,
+        rehash=rehash,
+        progress=begin("extracting"),
+    )

@@ -1,0 +1,206 @@
+"""Stage three as the command runs it: a network fine-tuned, measured and kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fx.options import Options, open_backbone, open_engine
+from fx.output import Begin
+from fx.runs import finish, finished, run_directory
+from fx.stages.extract_stage import fill_store
+from fx.stages.rows import check_labelled, keys_of, training_data, used_rows
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import PartialState
+
+    from extract.backbones import Backbone
+    from extract.images import Snapshot
+    from extract.store import FeatureSet
+    from finetune.finetuning import Finetuned
+    from finetune.settings import FinetuneSettings
+
+
+def finetune_images(
+    images: Path,
+    options: Options,
+    *,
+    recipe: str = "default",
+    cache_limit: int | None = None,
+    log_to: str | None = None,
+    begin: Begin,
+    **chosen: Any,
+) -> dict[str, Any]:
+    """Fine-tune a backbone on a folder of images, from the head fitted on its features.
+
+    Parameters
+    ----------
+    images : folder or table of labelled images
+    options : backbone, store and the like
+    recipe : a name of ``finetune.RECIPES``
+    cache_limit : most bytes of activations on the disk
+    log_to : ``tensorboard`` or ``mlflow``
+    begin : given what is being done, returns a progress callback
+    chosen : fields of ``finetune.FinetuneSettings`` in the place of the recipe's
+
+    Raises
+    ------
+    FxError
+        If a setting is out of range, too little is labelled, or training cannot go on.
+    """
+    from extract.engines import resolve_device
+    from finetune.finetuning import finetune
+    from finetune.split import Resources
+    from finetune.training import joined
+
+    device = resolve_device(options.device)
+    settings = _settings(recipe, options, device, chosen)
+    scratch = settings.from_scratch
+    if scratch:
+        options = dataclasses.replace(options, weights="random")
+    backbone = open_backbone(options, seed=options.seed if scratch else 0)
+    processes = joined(device)
+    snapshot, stored = _prepared(images, backbone, options, scratch, processes, begin)
+    check_labelled(snapshot)
+    directory = _directory(options.out, settings, backbone, snapshot, stored, device)
+    before = finished(directory, fresh=options.fresh)
+    if before is not None:
+        # a run killed just after it had finished may have left it
+        _drop_what_going_on_needs(directory)
+        return before
+    begun = time.perf_counter()
+    result = finetune(
+        backbone,
+        training_data(snapshot, snapshot.split("train")),
+        None if stored is None else stored.features,
+        settings=settings,
+        directory=directory,
+        resources=Resources(
+            device=device,
+            cache=directory / "cache",
+            cache_limit=cache_limit,
+            engine=options.engine,
+            precision=options.precision,
+            batch_size=options.batch_size,
+            log_to=log_to,
+            max_image_mb=options.max_image_mb,
+            progress=begin,
+        ),
+    )
+    about = {
+        "path": directory,
+        "backbone": backbone.name,
+        "snapshot": snapshot.name,
+        "unfreeze": settings.unfreeze,
+        "from_scratch": scratch,
+        "recipe": recipe,
+    }
+    record = about | _measured(result, time.perf_counter() - begun)
+    if processes.is_main_process:
+        record = finish(directory, record)
+        _drop_what_going_on_needs(directory)
+    return record
+
+
+def _drop_what_going_on_needs(directory: Path) -> None:
+    shutil.rmtree(directory / "cache", ignore_errors=True)
+    (directory / "training.safetensors").unlink(missing_ok=True)
+
+
+def _settings(
+    recipe: str, options: Options, device: torch.device, chosen: dict[str, Any]
+) -> FinetuneSettings:
+    from extract.engines import training_precision
+    from extract.errors import FxError
+    from finetune.settings import FinetuneSettings
+
+    precision = training_precision(options.precision, device)
+    try:
+        return FinetuneSettings.of_recipe(recipe, precision=precision, seed=options.seed, **chosen)
+    except ValueError as error:
+        raise FxError(f"{error}; see fx finetune --help") from error
+
+
+def _directory(
+    out: Path,
+    settings: FinetuneSettings,
+    backbone: Backbone,
+    snapshot: Snapshot,
+    stored: FeatureSet | None,
+    device: torch.device,
+) -> Path:
+    identity = {
+        **settings.identity(),
+        "backbone": backbone.name,
+        "weights": backbone.weights_hash,
+        "preprocessing": backbone.preprocessing.to_dict(),
+        "snapshot": snapshot.fingerprint,
+        # of the head that it starts from
+        "features": None if stored is None else stored.digest(keys_of(used_rows(snapshot))),
+        "device": device.type,
+    }
+    name = "scratch" if settings.from_scratch else f"finetune-{settings.unfreeze}"
+    return run_directory(out, f"{name}-{backbone.name}", identity)
+
+
+def _measured(result: Finetuned, seconds: float) -> dict[str, Any]:
+    return {
+        "classes": result.classes,
+        "trainable_parameters": result.trainable_parameters,
+        "epochs": result.epochs,
+        "best_epoch": result.best_epoch,
+        "n_train": result.n_train,
+        "n_validation": result.n_validation,
+        "n_fitted": result.n_fitted,
+        "calibration": result.calibration.as_dict(),
+        **result.metrics.as_dict(),
+        "notes": result.notes,
+        "seconds": seconds,
+        "images_per_second": result.images_per_second,
+        "augment": result.augment,
+        "flips": None if result.flips is None else result.flips.as_dict(),
+        "history": result.history,
+    }
+
+
+def _prepared(
+    images: Path,
+    backbone: Backbone,
+    options: Options,
+    scratch: bool,
+    processes: PartialState,
+    begin: Begin,
+) -> tuple[Snapshot, FeatureSet | None]:
+    """Let the first process look at the images; give all the snapshot and the stored features."""
+    from accelerate.utils import broadcast_object_list
+
+    from extract.extraction import take_snapshot
+    from extract.images import Snapshot, find_images
+    from extract.store import FeatureStore
+
+    names = ["", ""]
+    if processes.is_main_process:
+        source = find_images(images, max_image_mb=options.max_image_mb)
+        if scratch:
+            # what trains from scratch needs no pretrained network
+            taken = take_snapshot(
+                source,
+                preprocessing=backbone.preprocessing,
+                store=FeatureStore.create(options.store),
+                split_seed=options.split_seed,
+                name=options.snapshot,
+                progress=begin("looking at the images"),
+            )
+            names = [taken.name, ""]
+        else:
+            engine = open_engine(options, backbone)
+            result = fill_store(source, backbone, engine, options, begin=begin)
+            names = [result.snapshot, result.spec]
+    broadcast_object_list(names)
+    store = FeatureStore(options.store)
+    snapshot = Snapshot.from_parquet(*store.read_snapshot(names[0]))
+    return snapshot, None if scratch else store.open_set(names[1])

@@ -1,0 +1,170 @@
+"""Fitted heads and fine-tuned networks, opened to predict with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from fx.options import Options, open_engine
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from extract.engines import Engine
+
+
+# sets of features whose networks are open at once
+MOST_SETS = 32
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A model that is ready to predict.
+
+    Attributes
+    ----------
+    engines : their outputs stand side by side; with each, how many crops of an image it averages
+    probabilities : of the engines' outputs, float32 array of shape (n, d), those of the classes
+    classes : in the order of the probabilities' columns
+    """
+
+    engines: list[tuple[Engine, int]]
+    probabilities: Callable[[NDArray[np.float32]], NDArray[np.float64]]
+    classes: tuple[str, ...]
+
+
+def open_model(model: Path, options: Options) -> OpenModel:
+    """Open what ``fx fit-head`` or ``fx finetune`` wrote.
+
+    Raises
+    ------
+    FxError
+        If it is none, or the network below a head cannot be had.
+    """
+    from extract.errors import FxError
+
+    folder = folder_of(model)
+    if not folder.exists():
+        raise FxError(f"no model at {model}; give a folder that fx fit-head or fx finetune wrote")
+    if (folder / "head.json").exists():
+        return _open_head(folder, options)
+    if (folder / "model.json").exists():
+        return _open_network(folder, options)
+    raise FxError(
+        f"{folder} holds neither head.json nor model.json; "
+        "give a folder that fx fit-head or fx finetune wrote"
+    )
+
+
+def folder_of(model: Path) -> Path:
+    """Folder of a model that is named by it or by a file in it."""
+    return model.parent if model.is_file() else model
+
+
+def _open_head(folder: Path, options: Options) -> OpenModel:
+    from extract.backbones import load_backbone, make_spec
+    from extract.engines import Quantised, resolve_device
+    from extract.errors import FxError
+    from heads.files import load_head
+
+    head = load_head(folder)
+    try:
+        wanted = _wanted(head.spec, head.source)
+    except ValueError as error:
+        raise FxError(
+            f"head cannot be read; got {error} in {folder / 'head.json'}; fit it again"
+        ) from error
+    engines, found, dim = [], [], 0
+    for spec, made in wanted:
+        layer, crops = spec.layer, int(spec.crops)
+        backbone = load_backbone(
+            spec.backbone, weights=made.weights, size=spec.size, channels=spec.channels
+        ).at_layers([layer])
+        dim += backbone.dim
+        precision = spec.numerics
+        on_cpu = resolve_device(options.device).type == "cpu"
+        asked = options
+        if options.precision == "auto" and not (on_cpu and precision == "fp16"):
+            asked = dataclasses.replace(options, precision=precision)
+        quantised = Quantised.read(folder) if asked.precision == "int8" else None
+        engine = open_engine(asked, backbone, quantised)
+        engines.append((engine, crops))
+        found.append(
+            make_spec(
+                backbone,
+                engine.precision,
+                layer=layer,
+                crops=crops,
+                network_hash=engine.network_hash,
+            )
+        )
+    head.check_spec(found[0] if len(found) == 1 else {"features": found})
+    if dim != head.dim:
+        raise FxError(
+            f"head cannot be read; got a model of {head.dim} numbers an image in {folder} where "
+            f"head.json means features of {dim}; fit it again"
+        )
+    return OpenModel(engines, head.predict_proba, head.classes)
+
+
+class _Spec(msgspec.Struct, frozen=True):
+    """What of a head's spec is needed to compute its features."""
+
+    backbone: str
+    layer: str
+    size: int
+    crops: Literal[1, 5, 10]
+    numerics: str
+    channels: Literal[1, 3] = 3
+
+
+class _Source(msgspec.Struct, frozen=True):
+    """Where a head's backbone comes from."""
+
+    weights: str
+
+
+def _wanted(spec: dict[str, Any], source: dict[str, Any]) -> list[tuple[_Spec, _Source]]:
+    """Pair the specs of a head with their sources; raises ValueError where they are none."""
+    from extract.images import MAX_SIZE
+
+    specs = msgspec.convert(spec.get("features", [spec]), list[_Spec])
+    sources = msgspec.convert(source.get("features", [source]), list[_Source])
+    if not 0 < len(specs) <= MOST_SETS:
+        raise ValueError(f"{len(specs)} sets of features, where 1 to {MOST_SETS} can be joined")
+    for one in specs:
+        if not 16 <= one.size <= MAX_SIZE:
+            raise ValueError(f"images of {one.size} pixels, where 16 to {MAX_SIZE} are possible")
+    return list(zip(specs, sources, strict=True))
+
+
+def _open_network(folder: Path, options: Options) -> OpenModel:
+    import numpy as np
+    from scipy.special import softmax
+
+    from extract.engines import make_engine
+    from finetune.training import load_model
+
+    model = load_model(folder)
+    # features, and not logits, come out of the engine: limits are of those
+    engine = make_engine(
+        model.network.backbone,
+        model.preprocessing,
+        name=options.engine,
+        device=options.device,
+        precision=options.precision,
+        batch_size=options.batch_size,
+    )
+
+    weight, bias = (one.detach().double().numpy() for one in model.network.classifier.parameters())
+
+    def probabilities(features: NDArray[np.float32]) -> NDArray[np.float64]:
+        return np.asarray(softmax(features @ weight.T + bias, axis=1))
+
+    return OpenModel([(engine, 1)], probabilities, model.classes)

@@ -1,0 +1,239 @@
+"""Labels for new images, from a head on features or a fine-tuned network."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fx.options import Options
+from fx.output import Begin, Progress
+from fx.stages.models import OpenModel, folder_of, open_model
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from extract.engines import Engine
+    from extract.images import ImageSource
+    from heads.limits import Limits
+
+LABELLED_AT_ONCE = 256
+WARM_BATCHES = 4  # that are not timed
+
+
+def predict_images(
+    model: Path,
+    images: Path,
+    options: Options,
+    *,
+    reject: float | None = None,
+    conformal: float | None = None,
+    begin: Begin,
+) -> dict[str, Any]:
+    """Label every readable image.
+
+    Parameters
+    ----------
+    model : folder that ``fx fit-head`` or ``fx finetune`` wrote
+    images : folder, table, or one image
+    options : device, precision and batch size
+    reject : share of images like the training ones that may be answered with None, for being as
+        unlike them as those from elsewhere
+    conformal : how often ``labels``, a set for each image, holds the true one
+    begin : given what is being done, returns a progress callback
+
+    Returns
+    -------
+    ``predictions``, a list of ``path``, ``label``, ``probability``, and ``distance`` or ``labels``
+    where asked for; ``failed``, a list of ``path`` and ``reason``; ``rejected``, how many have no
+    label; ``mean_set_size``
+
+    Raises
+    ------
+    FxError
+        If the model is none, or there are no images.
+    """
+    import numpy as np
+
+    from extract.images import find_images
+
+    opened = open_model(model, options)
+    source = find_images(images, max_image_mb=options.max_image_mb)
+    vectors = _side_by_side(opened, source, begin("predicting"))
+    labeller = _labeller(opened, folder_of(model), reject, conformal)
+    failed = [{"path": path, "reason": reason} for path, reason in source.skipped]
+    predictions: list[dict[str, Any]] = []
+    known: list[tuple[str, NDArray[np.float32]]] = []
+    for path, found in vectors:
+        if isinstance(found, str):
+            failed.append({"path": path, "reason": found})
+        else:
+            known.append((path, found))
+        if len(known) == LABELLED_AT_ONCE:
+            predictions += labeller.label(known)
+            known.clear()
+    if known:
+        predictions += labeller.label(known)
+    record: dict[str, Any] = {"model": str(model), "predictions": predictions, "failed": failed}
+    if labeller.farthest is not None:
+        record["rejected"] = sum(one["label"] is None for one in predictions)
+    if labeller.least is not None:
+        sizes = [len(one["labels"]) for one in predictions]
+        record["mean_set_size"] = float(np.mean(sizes)) if sizes else None
+    return record
+
+
+@dataclass(frozen=True)
+class _Labeller:
+    """Gives rows of features their labels.
+
+    Attributes
+    ----------
+    model : that knows the classes
+    limits : of what it has learned, where such are asked for
+    farthest : distance from the training images beyond which there is no label
+    least : probability from which on a class is in the set of labels
+    """
+
+    model: OpenModel
+    limits: Limits | None
+    farthest: float | None
+    least: float | None
+
+    def label(self, known: Sequence[tuple[str, NDArray[np.float32]]]) -> list[dict[str, Any]]:
+        """Label images, given as paths and features."""
+        import numpy as np
+
+        features = np.stack([vector for _, vector in known])
+        probabilities = self.model.probabilities(features)
+        predictions = [
+            {"path": path} | self._answer(row)
+            for (path, _), row in zip(known, probabilities, strict=True)
+        ]
+        if self.limits and self.farthest is not None:
+            distances = self.limits.distance(features)
+            for found, distance in zip(predictions, distances, strict=True):
+                found["distance"] = float(distance)
+                if distance > self.farthest:
+                    found["label"] = None
+        return predictions
+
+    def _answer(self, row: NDArray[np.float64]) -> dict[str, Any]:
+        classes, best = self.model.classes, int(row.argmax())
+        found: dict[str, Any] = {"label": classes[best], "probability": float(row[best])}
+        if self.least is not None:
+            found["labels"] = [classes[i] for i in (-row).argsort() if row[i] >= self.least]
+        return found
+
+
+def _labeller(
+    model: OpenModel, folder: Path, reject: float | None, conformal: float | None
+) -> _Labeller:
+    from heads.limits import Limits
+
+    if reject is None and conformal is None:
+        return _Labeller(model, None, None, None)
+    limits = Limits.load(folder)
+    farthest = None if reject is None else limits.farthest(reject)
+    least = None if conformal is None else limits.least_probability(conformal)
+    return _Labeller(model, limits, farthest, least)
+
+
+def milliseconds_per_image(model: Path, files: Sequence[Path], options: Options) -> float:
+    """Time predictions with a model that is loaded: decoding, then the network, then the rest.
+
+    Parameters
+    ----------
+    model : as in ``predict_images``
+    files : images, any number; those that cannot be read are left out
+    options : device, precision and batch size
+    """
+    import numpy as np
+
+    from extract.images import ImageEntry, ImageSource
+
+    opened = open_model(model, options)
+    entries = tuple(ImageEntry(str(file), None, None, None) for file in files)
+    source = ImageSource(Path("/"), "unlabelled", entries, (), options.max_image_mb)
+    timed = [seconds_per_image(engine, source, crops) for engine, crops in opened.engines]
+    features = np.concatenate([vectors for _, vectors in timed], axis=1)
+    begun = time.perf_counter()
+    opened.probabilities(features)
+    rest = (time.perf_counter() - begun) / len(features)
+    return 1000 * (rest + sum(seconds for seconds, _ in timed))
+
+
+def seconds_per_image(
+    engine: Engine, source: ImageSource, crops: int
+) -> tuple[float, NDArray[np.float32]]:
+    """Time decoding and then the network, with as many images as the source has.
+
+    Returns
+    -------
+    the seconds, and the network's outputs, float32 array of shape (images that can be read, d)
+    """
+    import numpy as np
+
+    from extract.errors import FxError
+    from extract.images import batched, load_images, mean_of_crops
+
+    begun = time.perf_counter()
+    loaded = load_images(source, engine.preprocessing, crops=crops)
+    pixels = [image.pixels for image in loaded if image.pixels is not None]
+    if not pixels:
+        raise FxError(f"none of the {len(source.entries)} images to be timed can be read")
+    seconds = (time.perf_counter() - begun) / len(pixels)
+    batches = list(batched(pixels, engine.batch_size))
+    done = list(mean_of_crops(engine.run(iter(batches)), crops))
+    # once more for the time: of what is returned first, the network was still being compiled
+    again = itertools.islice(itertools.cycle(batches), WARM_BATCHES + max(4, len(batches)))
+    times = [time.perf_counter() for _ in engine.run(again)]
+    images = (len(times) - WARM_BATCHES) * len(pixels) / len(batches)
+    return seconds + (times[-1] - times[WARM_BATCHES - 1]) / images, np.concatenate(done)
+
+
+def _side_by_side(
+    model: OpenModel, source: ImageSource, progress: Progress
+) -> Iterator[tuple[str, NDArray[np.float32] | str]]:
+    """Path and all outputs of every image, in order; in the outputs' place, why there are none."""
+    import numpy as np
+
+    total = len(model.engines) * len(source.entries)
+    looked_at = itertools.count(1)
+    streams = [
+        _vectors(source, engine, crops, lambda: progress(next(looked_at), total))
+        for engine, crops in model.engines
+    ]
+    for found in zip(*streams, strict=True):
+        vectors = [vector for _, vector in found]
+        reasons = [reason for reason in vectors if isinstance(reason, str)]
+        yield found[0][0], reasons[0] if reasons else np.concatenate(vectors)
+
+
+def _vectors(
+    source: ImageSource, engine: Engine, crops: int, tick: Callable[[], None]
+) -> Iterator[tuple[str, NDArray[np.float32] | str]]:
+    """Path and output of every image, in order; in an output's place, why there is none."""
+    from extract.images import batched, load_images, mean_of_crops
+
+    order: deque[tuple[str, str]] = deque()
+
+    def pixels() -> Iterator[NDArray[np.uint8]]:
+        for loaded in load_images(source, engine.preprocessing, crops=crops):
+            tick()
+            order.append((loaded.row.path, loaded.row.note if loaded.pixels is None else ""))
+            if loaded.pixels is not None:
+                yield loaded.pixels
+
+    batches = engine.run(batched(pixels(), engine.batch_size))
+    for outputs in mean_of_crops(batches, crops):
+        for vector in outputs:
+            while order[0][1]:
+                yield order.popleft()
+            yield order.popleft()[0], vector
+    yield from order

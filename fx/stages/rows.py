@@ -1,0 +1,86 @@
+"""Rows of a snapshot as heads and networks take them: keys, labels, and what belongs together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from extract.images import ImageRow, Snapshot
+    from finetune.finetuning import TrainingData
+
+
+def check_labelled(snapshot: Snapshot) -> None:
+    """Refuse a snapshot from which nothing can be learned or measured.
+
+    Raises
+    ------
+    FxError
+        If it has fewer than two classes, or no training or test rows.
+    """
+    from extract.errors import FxError
+
+    classes = snapshot.classes
+    if not classes:
+        raise FxError(
+            f"no labelled images in snapshot {snapshot.name}; lay them out as one folder a class, "
+            "then fx extract"
+        )
+    if len(classes) == 1:
+        raise FxError(
+            f"snapshot {snapshot.name} has one class, {classes[0]!r}; a classifier needs two"
+        )
+    for split in ("train", "test"):
+        if not snapshot.split(split):
+            raise FxError(
+                f"snapshot {snapshot.name} has no {split} rows; "
+                "give each class at least three images"
+            )
+
+
+def keys_of(rows: Sequence[ImageRow]) -> list[bytes]:
+    """Keys of rows."""
+    return [row.key for row in rows]
+
+
+def used_rows(snapshot: Snapshot) -> list[ImageRow]:
+    """Rows of a snapshot that are in a split."""
+    return [row for row in snapshot.rows if row.split]
+
+
+def labels_of(rows: Sequence[ImageRow]) -> list[str]:
+    """Labels of rows that have one."""
+    return [str(row.label) for row in rows]
+
+
+def training_data(snapshot: Snapshot, rows: Sequence[ImageRow]) -> TrainingData:
+    """Training rows, with the snapshot's that choose and measure, as a network takes them."""
+    from finetune.finetuning import TrainingData
+
+    validation, test = snapshot.split("val"), snapshot.split("test")
+    return TrainingData(Path(snapshot.root), rows, validation, test, snapshot.fingerprint)
+
+
+def groups_of(rows: Sequence[ImageRow], hashes: NDArray[np.uint8]) -> NDArray[np.intp] | None:
+    """Number what must not be torn apart in cross-validation: groups, and near-copies.
+
+    Parameters
+    ----------
+    rows : n rows of a snapshot
+    hashes : uint8 array of shape (n, 32), their perceptual hashes
+
+    Returns
+    -------
+    int array of shape (n,), or None where every row stands alone
+    """
+    import numpy as np
+
+    from extract.images import near_copy_groups, unit_of
+
+    unit = np.unique([unit_of(row) for row in rows], return_inverse=True)[1]
+    groups = near_copy_groups(hashes, unit)
+    return groups if len(np.unique(groups)) < len(rows) else None

@@ -1,0 +1,178 @@
+"""Perceptual hashes: copies of an image are found, and different images are none."""
+
+import tarfile
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial.distance import cdist
+from sklearn.datasets import load_digits
+from test_decode import BICUBIC, BILINEAR, SHARED, needs_shared, photographs, saved, scene
+
+from extract.images import (
+    Preprocessing,
+    decode,
+    first_near_copies,
+    near_copies,
+    near_copy_groups,
+    read_pixels,
+)
+from extract.images.crops import prepare
+from extract.images.near_duplicates import perceptual_hash
+
+
+@needs_shared
+@pytest.mark.parametrize("preprocessing", [BICUBIC, BILINEAR])
+def test_copies_of_photographs_are_found_and_nothing_else(preprocessing: Preprocessing) -> None:
+    images = [decode(path.read_bytes()) for path in photographs()]
+    originals = np.stack([perceptual_hash(prepare(image, preprocessing)[0]) for image in images])
+    copies = []
+    for number, image in enumerate(images):
+        half = image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS)
+        copy = (
+            saved(image, "JPEG", quality=50),
+            saved(image, "JPEG", quality=75),
+            saved(half, "JPEG", quality=50),
+            saved(half, "JPEG", quality=75),
+        )[number % 4]
+        copies.append(perceptual_hash(read_pixels(copy, preprocessing)[0]))
+    pairs = near_copies(originals, np.stack(copies))
+    assert (pairs[:, 0] == pairs[:, 1]).all()
+    assert len(pairs) >= 0.99 * len(images)
+
+
+@needs_shared
+def test_different_small_images_are_no_copies() -> None:
+    hashes = []
+    with tarfile.open(SHARED / "cifar4.tar.gz") as archive:
+        # every class and both splits have their turn; reading all 24,000 would take too long
+        for number, member in enumerate(archive):
+            if member.isfile() and number % 12 == 0:
+                file = archive.extractfile(member)
+                assert file is not None
+                hashes.append(perceptual_hash(read_pixels(file.read(), BICUBIC.at_size(96))[0]))
+    assert len(hashes) == 2_000
+    pairs = near_copies(np.stack(hashes), np.stack(hashes))
+    assert (pairs[:, 0] < pairs[:, 1]).sum() <= 1
+
+
+@pytest.mark.parametrize("preprocessing", [BICUBIC.at_size(96), BILINEAR])
+def test_handwritten_digits_are_hardly_ever_called_copies(preprocessing: Preprocessing) -> None:
+    images = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)
+    hashes = np.stack(
+        [
+            perceptual_hash(prepare(Image.fromarray(image).convert("RGB"), preprocessing)[0])
+            for image in images
+        ]
+    )
+    pairs = near_copies(hashes, hashes)
+    assert (pairs[:, 0] < pairs[:, 1]).sum() <= 2
+
+
+def test_images_without_contrast_are_copies_of_nothing() -> None:
+    flat = np.full((64, 64, 3), 77, dtype=np.uint8)
+    flat[::2] += 1
+    black = np.zeros((224, 224, 3), dtype=np.uint8)
+    hashes = np.stack([perceptual_hash(flat), perceptual_hash(black)])
+    assert not hashes.any()
+    assert near_copies(hashes, hashes, max_distance=256).shape == (0, 2)
+
+
+def test_a_hash_has_256_bits_and_does_not_mind_the_size_of_the_square() -> None:
+    image = scene(400, 300)
+    small, large = (
+        perceptual_hash(prepare(image, BICUBIC.at_size(size))[0]) for size in (112, 448)
+    )
+    assert small.shape == (32,)
+    assert small.dtype == np.uint8
+    assert len(near_copies(small[None], large[None])) == 1
+    other = perceptual_hash(prepare(scene(400, 300, seed=1), BICUBIC)[0])
+    assert len(near_copies(small[None], other[None])) == 0
+
+
+@settings(deadline=None)
+@given(
+    n=st.integers(0, 600),
+    m=st.integers(0, 40),
+    max_distance=st.integers(0, 140),
+    seed=st.integers(0, 1000),
+    swapped=st.booleans(),
+)
+def test_near_copies_are_those_within_the_hamming_distance(
+    n: int, m: int, max_distance: int, seed: int, swapped: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    a = rng.integers(0, 256, (n, 32), dtype=np.uint8)
+    b = rng.integers(0, 256, (m, 32), dtype=np.uint8)
+    for row in range(0, min(n, m), 2):  # some copies, with a few bits turned
+        b[row] = a[row] ^ np.packbits(rng.random(256) < 0.05)
+    if swapped:
+        a, b = b, a
+    pairs = near_copies(a, b, max_distance=max_distance)
+    assert pairs.shape == (len(pairs), 2)
+    assert np.issubdtype(pairs.dtype, np.integer)
+    expected = np.empty((0, 2), dtype=int)
+    if n and m:
+        bits_a, bits_b = np.unpackbits(a, axis=1), np.unpackbits(b, axis=1)
+        distance = np.rint(256 * cdist(bits_a, bits_b, "hamming"))
+        expected = np.argwhere(distance <= max_distance)
+    np.testing.assert_array_equal(pairs, expected)
+
+
+def test_near_copies_are_found_across_chunks() -> None:
+    rng = np.random.default_rng(0)
+    a = rng.integers(0, 256, (1_300, 32), dtype=np.uint8)
+    b = rng.integers(0, 256, (5_000, 32), dtype=np.uint8)
+    b[[0, 2_047, 2_048, 4_999]] = a[[1_299, 512, 511, 0]]
+    expected = [[0, 4_999], [511, 2_048], [512, 2_047], [1_299, 0]]
+    np.testing.assert_array_equal(near_copies(a, b), expected)
+
+
+def some_alike(n: int, m: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes of which a few differ by some bits, and a few are of no contrast."""
+    rng = np.random.default_rng(seed)
+    originals = rng.integers(0, 256, (1 + (n + m) // 3, 32), dtype=np.uint8)
+    drawn = originals[rng.integers(0, len(originals), n + m)]
+    drawn = drawn ^ np.packbits(rng.random((n + m, 256)) < 0.03, axis=1)
+    drawn[rng.random(n + m) < 0.05] = 0
+    return drawn[:n], drawn[n:]
+
+
+@settings(deadline=None)
+@given(n=st.integers(0, 600), m=st.integers(0, 40), seed=st.integers(0, 1000))
+def test_the_first_near_copy_of_each_is_the_first_of_its_pairs(n: int, m: int, seed: int) -> None:
+    a, b = some_alike(n, m, seed)
+    expected = np.full(n, -1)
+    for i, j in near_copies(a, b)[::-1]:
+        expected[i] = j
+    np.testing.assert_array_equal(first_near_copies(a, b), expected)
+
+
+@settings(deadline=None)
+@given(n=st.integers(1, 600), groups=st.integers(1, 400), seed=st.integers(0, 1000))
+def test_groups_are_joined_by_chains_of_near_copies(n: int, groups: int, seed: int) -> None:
+    hashes, _ = some_alike(n, 0, seed)
+    given = np.random.default_rng(seed).integers(0, groups, n)
+    pairs = given[near_copies(hashes, hashes)]
+    graph = coo_array((np.ones(len(pairs)), pairs.T), shape=(groups, groups))
+    expected = connected_components(graph, directed=False)[1][given]
+    found = near_copy_groups(hashes, given)
+    np.testing.assert_array_equal(found, np.unique(expected, return_inverse=True)[1])
+
+
+def test_ten_thousand_images_alike_take_the_memory_of_none() -> None:
+    # as the frames of a film: a hundred million pairs
+    hashes = np.full((10_000, 32), 0b01010101, np.uint8)
+    tracemalloc.start()
+    try:
+        assert not near_copy_groups(hashes, np.arange(10_000)).any()
+        assert not first_near_copies(hashes, hashes).any()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1e8

