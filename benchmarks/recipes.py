@@ -5,7 +5,8 @@ turn: the logistic regression that ``fx fit-head`` gives, and for every recipe t
 ``fx finetune --unfreeze all`` gives with those settings. All are measured on the same test images,
 which choose nothing. Seconds are of everything from the stored features to the model on the disk:
 the head, what is decided on flips, activations, training, and the test images; without limits, as
-cells of a comparison are.
+cells of a comparison are. Beside other work on the machine only the processor's seconds
+(``cpu_seconds``, of all threads) can be compared.
 
     python benchmarks/recipes.py ../shared/data/cifar4 --per-class 50,300 --seeds 3 \\
         --recipes '{"fx": {}, "without flips": {"augment": "none"}}' --out recipes.csv
@@ -41,6 +42,7 @@ COLUMNS = (
     "n_fitted",
     "flips",
     "seconds",
+    "cpu_seconds",
 )
 
 
@@ -108,7 +110,7 @@ def main() -> None:
     for place, records in found.items():
         means = {
             column: statistics.mean(float(str(record[column])) for record in records)
-            for column in ("accuracy", "log_loss", "ece", "seconds")
+            for column in ("accuracy", "log_loss", "ece", "seconds", "cpu_seconds")
         }
         deviation = statistics.pstdev(float(str(record["accuracy"])) for record in records)
         told = ", ".join(f"{column} {value:.4f}" for column, value in means.items())
@@ -133,10 +135,10 @@ def measured(
     from finetune.starting_head import starting_head
 
     test, root = snapshot.split("test"), Path(snapshot.root)
-    begun = time.perf_counter()
+    begun, busy = time.perf_counter(), time.process_time()
     if settings is None:
         head = starting_head(features, rows, seed=seed)
-        seconds = time.perf_counter() - begun
+        seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - busy
         head = head.tested(features([row.key for row in test]), [str(row.label) for row in test])
         return {
             "accuracy": head.metrics.accuracy,
@@ -145,6 +147,7 @@ def measured(
             "temperature": head.calibration.temperature,
             "n_fitted": head.n_train,
             "seconds": round(seconds, 2),
+            "cpu_seconds": round(cpu_seconds, 2),
         }
     shutil.rmtree(directory, ignore_errors=True)
     result = finetune(
@@ -174,6 +177,7 @@ def measured(
         "n_fitted": result.n_fitted,
         "flips": result.flips and result.flips.flips,
         "seconds": round(time.perf_counter() - begun, 2),
+        "cpu_seconds": round(time.process_time() - busy, 2),
     }
 
 
