@@ -10,6 +10,10 @@ PACKAGES = {
     "import extract.backbones as b; b.load_backbone('efficientnet_lite0')": COMPILER,
     "import extract.backbones as b; b.load_backbone('mobilenet_v2', weights='random')": COMPILER,
     "import extract.backbones as b; b.load_backbone('efficientnet_lite0', channels=1)": COMPILER,
+    # heads are fitted and their features read without a network
+    "import extract.errors, extract.files, extract.registry": {"torch", "pyarrow", "zarr"},
+    "import extract.images": {"torch", "zarr", "joblib", "scipy"},
+    "import extract.store": {"torch", "joblib", "scipy"},
     # skops imports all of scikit-learn
     "import heads": {"torch._dynamo", "skops", "matplotlib.pyplot"},
     "import finetune.finetuning": {"torch._dynamo", "skops", "matplotlib.pyplot"},

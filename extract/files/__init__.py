@@ -1,4 +1,4 @@
-"""Files written whole and read with care: durable writes, archives, JSON, Parquet."""
+"""Files written whole and read with care: durable writes, archives, JSON."""
 
 from extract.files.archives import stored_entries
 from extract.files.durable import (
@@ -19,22 +19,17 @@ from extract.files.durable import (
     write_whole,
 )
 from extract.files.json_records import LARGEST_RECORD, check_depth, decoded, read_record
-from extract.files.parquet import MOST_ROWS, cells, check_size, open_parquet
 
 __all__ = [
     "LARGEST_RECORD",
-    "MOST_ROWS",
     "UNFINISHED",
-    "cells",
     "check_depth",
     "check_room",
-    "check_size",
     "decoded",
     "disk_full_as_fx_error",
     "free_bytes",
     "in_units",
     "is_regular",
-    "open_parquet",
     "open_regular",
     "read_record",
     "read_regular",

@@ -1,17 +1,21 @@
-"""Squares of an image, scaled and cut as torchvision does it: what a network is trained to see."""
+"""Squares of an image, scaled and cut as torchvision does it: what a network is trained to see.
+
+torch scales them. It is imported where that is done: snapshots are read without it.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
-import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch.nn.functional import interpolate
-from torch.utils.dlpack import from_dlpack
 
 from extract.images.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    import torch
 
 CROPS = (1, 5, 10)
 
@@ -88,6 +92,7 @@ def bands(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
 
 def _scaled(image: Image.Image, size: tuple[int, int], method: str) -> NDArray[np.uint8]:
     """Scale an RGB image to a width and height."""
+    samples: torch.Tensor | NDArray[np.uint8]
     try:
         samples = _samples(image)
     except ValueError:
@@ -97,7 +102,7 @@ def _scaled(image: Image.Image, size: tuple[int, int], method: str) -> NDArray[n
             scaled_to(_samples(image.crop(box)), (size[0], box[3] - box[1]), method)
             for box in bands(image)
         ]
-        samples = torch.from_numpy(np.concatenate(narrow))
+        samples = np.concatenate(narrow)
     return scaled_to(samples, size, method)
 
 
@@ -106,7 +111,10 @@ def _samples(image: Image.Image) -> torch.Tensor:
 
     Raises ValueError where the image is not in one piece.
     """
-    samples = from_dlpack(pa.array(image).values)
+    import pyarrow
+    from torch.utils.dlpack import from_dlpack
+
+    samples = from_dlpack(pyarrow.array(image).values)
     return samples.view(image.height, image.width, 4)
 
 
@@ -123,8 +131,13 @@ def _box(
     )
 
 
-def scaled_to(pixels: torch.Tensor, size: tuple[int, int], method: str) -> NDArray[np.uint8]:
+def scaled_to(
+    pixels: torch.Tensor | NDArray[np.uint8], size: tuple[int, int], method: str
+) -> NDArray[np.uint8]:
     """Scale pixels (h, w, c) to a width and height, antialiased, in a third of Pillow's time."""
-    image = pixels[None].permute(0, 3, 1, 2)
+    import torch
+    from torch.nn.functional import interpolate
+
+    image = torch.as_tensor(pixels)[None].permute(0, 3, 1, 2)
     scaled = interpolate(image, size[::-1], mode=method, antialias=True)
     return cast("NDArray[np.uint8]", scaled[0].permute(1, 2, 0).numpy())

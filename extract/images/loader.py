@@ -10,7 +10,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import joblib
 import numpy as np
 from numpy.typing import NDArray
 
@@ -54,7 +53,10 @@ def load_images(
     have = stored if isinstance(stored, set) else set(stored)
     stamps = known or {}
     shape = (crops, preprocessing.size, preprocessing.size, 3)
-    cores = max(2, joblib.cpu_count())
+    # imports asyncio and multiprocessing, which nobody needs who reads a snapshot
+    from joblib import cpu_count
+
+    cores = max(2, cpu_count())
     # far enough that decoding goes on while an engine is made ready
     most = max(4 * min(cores, MAX_WORKERS), min(256, BYTES_AHEAD // math.prod(shape)))
     most = min(most, max(2, MOST_BYTES_AHEAD // math.prod(shape)))

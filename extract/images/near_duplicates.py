@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from extract.images.crops import scaled_to
@@ -35,7 +34,7 @@ def perceptual_hash(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     -------
     uint8 array of shape (32,)
     """
-    thumbnail = scaled_to(torch.from_numpy(pixels), (64, 64), "bilinear") @ _LUMA
+    thumbnail = scaled_to(pixels, (64, 64), "bilinear") @ _LUMA
     if thumbnail.std() < 1:
         return np.zeros(32, dtype=np.uint8)
     low = _LOW_FREQUENCIES @ thumbnail @ _LOW_FREQUENCIES.T

@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from extract.errors import FxError
-from extract.files import cells, decoded, open_parquet
+from extract.files import decoded
 from extract.images.entries import FileStamp, ImageRow
+from extract.images.parquet import cells, open_parquet
 from extract.images.splits import has_given_test
 
 SPLITS = ("train", "val", "test")

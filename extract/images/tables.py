@@ -15,8 +15,8 @@ import pyarrow as pa
 from pyarrow import csv
 
 from extract.errors import FxError
-from extract.files import MOST_ROWS, cells, check_size, open_parquet
 from extract.images.entries import SPLIT_NAMES, ImageEntry, ImageSource, shown
+from extract.images.parquet import MOST_ROWS, cells, check_size, open_parquet
 
 _COLUMNS = ("path", "label", "split", "group")
 # names of columns in an error

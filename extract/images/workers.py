@@ -21,7 +21,6 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from extract.errors import FxError
@@ -73,6 +72,9 @@ def _threads(work: Work, workers: int) -> Iterator[Read]:
 
 @contextmanager
 def _processes(work: Work, workers: int, ahead: int, shape: tuple[int, ...]) -> Iterator[Read]:
+    # here, so that no process imports it again; snapshots are read without it
+    import torch  # noqa: F401
+
     size = int(np.prod(shape))
     # of no file, and so of no size but the memory's
     places = np.frombuffer(mmap.mmap(-1, ahead * size), np.uint8).reshape(ahead, *shape)
@@ -156,6 +158,8 @@ def _begin(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # nor has it that one's threads
+    import torch
+
     torch.set_num_threads(1)
     share_memory(turn, parts)
     _work, _places = work, places
