@@ -1,8 +1,8 @@
-"""Training steps with the layers of ``finetune/cpu_layers.py`` run PyTorch's way, and fx's.
+"""Training steps with the layers of ``finetune/training/cpu_layers.py`` run in bf16, and in fp32.
 
 Forward and back on images of noise in bf16, alternating; milliseconds a step of 32 images.
 
-    python benchmarks/cpu_layers.py mobilenet_v2:all:96 efficientnet_lite0:all:128 resnet50:1:128
+    python benchmarks/cpu_layers.py mobilenet_v2:all:96 efficientnet_lite0:all:128
 """
 
 from __future__ import annotations

@@ -29,7 +29,6 @@ from finetune.training import (
     Rows,
     Trainer,
     TrainingState,
-    freed_memory_kept,
     make_accelerator,
     save_model,
     train,
@@ -40,7 +39,7 @@ from finetune.training import (
 from heads.calibration import Calibration
 from heads.fitting import BALANCED
 from heads.limits import MOST, Limits
-from heads.metrics import Metrics, evaluate
+from heads.evaluation import Evaluation, evaluate
 
 SHOWN = 8  # images on the contact sheet
 
@@ -86,7 +85,7 @@ class Finetuned:
     images_per_second : of training
     """
 
-    metrics: Metrics
+    metrics: Evaluation
     probabilities: NDArray[np.float64]
     calibration: Calibration
     classes: tuple[str, ...]
@@ -194,15 +193,14 @@ def finetune(
     )
     trainer.notes += [*notes, *([] if trial is None else [trial.said])]
     trainer.notes += [BALANCED] if settings.class_weight else []
-    with freed_memory_kept():
-        state = train(
-            trainer,
-            Rows(activations.positions(training), numbers),
-            Rows(activations.positions(validation), _numbers(validation, classes)),
-            set_aside=not data.validation,
-            state_file=directory / "training.safetensors",
-            progress=report("training"),
-        )
+    state = train(
+        trainer,
+        Rows(activations.positions(training), numbers),
+        Rows(activations.positions(validation), _numbers(validation, classes)),
+        set_aside=not data.validation,
+        state_file=directory / "training.safetensors",
+        progress=report("training"),
+    )
     seconds = time.perf_counter() - begun
     if auxiliaries is not None:
         auxiliaries.close()

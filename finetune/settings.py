@@ -17,7 +17,7 @@ BATCH_NORM = ("inference", "train")
 
 # Of what is done with settings: raised when the same settings come to give other networks, so that
 # nothing is taken for finished that an older way of training measured.
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 
 # What each sets where nothing else is asked for. ``keras-guide`` is the second phase of F. Chollet,
 # "Transfer learning and fine-tuning" (keras.io, 2020), whose first phase the fitted head replaces;

@@ -15,7 +15,7 @@ from finetune.data import Activations, Views
 from finetune.network import TrainedPart
 from finetune.settings import FinetuneSettings
 from finetune.split import SplitNetwork
-from finetune.training import Trainer, freed_memory_kept, make_accelerator
+from finetune.training import Trainer, make_accelerator
 
 STEPS = 2  # that are timed, after one that is not
 
@@ -71,14 +71,13 @@ def time_training(
     trainer = Trainer(part, activations, settings, make_accelerator(device, settings), split.depth)
     positions, labels = np.arange(images), np.arange(images) % classes
     trainer.training_mode()
-    with freed_memory_kept():
-        for step in range(STEPS + 1):
-            if step == 1:
-                begun = time.perf_counter()
-            trainer.step(positions, labels, rate=1e-6, epoch=1, seed=step)
-        trained = time.perf_counter()
-        trainer.logits(positions)
-        done = time.perf_counter()
+    for step in range(STEPS + 1):
+        if step == 1:
+            begun = time.perf_counter()
+        trainer.step(positions, labels, rate=1e-6, epoch=1, seed=step)
+    trained = time.perf_counter()
+    trainer.logits(positions)
+    done = time.perf_counter()
     return Timing(
         (trained - begun) / (STEPS * images),
         (done - trained) / images,

@@ -2,7 +2,6 @@
 
 from finetune.training.auxiliary import Auxiliaries
 from finetune.training.checkpoint import TrainingState, bytes_of, load_model, save_model
-from finetune.training.cpu_memory import freed_memory_kept
 from finetune.training.history import write_history, write_steps
 from finetune.training.loop import Rows, train
 from finetune.training.processes import check_tracker, joined, make_accelerator
@@ -15,7 +14,6 @@ __all__ = [
     "TrainingState",
     "bytes_of",
     "check_tracker",
-    "freed_memory_kept",
     "joined",
     "load_model",
     "make_accelerator",

@@ -29,7 +29,7 @@ from extract.files import (
 from extract.images import Preprocessing
 from finetune.network import Network
 from heads.calibration import Calibration
-from heads.metrics import Metrics
+from heads.evaluation import Evaluation
 
 MODEL_TENSORS = "model.safetensors"
 MODEL_RECORD = "model.json"
@@ -143,6 +143,8 @@ def load_model(directory: Path) -> FinetunedModel:
         found = read_record(file, _Record)
         record = read_record(file, dict[str, Any])
         check_depth(record)
+        if found.metrics is not None:
+            Evaluation.from_dict(found.metrics)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise FxError(
@@ -182,7 +184,7 @@ class _Record(msgspec.Struct, frozen=True):
     n_fitted: int = 0
     calibration: Calibration | None = None
     trainable_parameters: int = 0
-    metrics: Metrics | None = None
+    metrics: dict[str, Any] | None = None
     snapshot_fingerprint: str = ""
     versions: dict[str, str] = {}
 
@@ -258,7 +260,7 @@ def load_training_state(
         for name, value in _below("optimiser.", tensors).items():
             index, moment = name.split(".", 1)
             moments.setdefault(int(index), {})[moment] = value
-        _check_shapes(moments, optimiser)
+        _lay_out_as_trained(moments, optimiser)
         optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
         best, average = _below("best.", tensors), _below("average.", tensors)
         averaged = [_below("module.", average)] if average else []
@@ -285,16 +287,22 @@ class _About(msgspec.Struct):
     notes: list[str]
 
 
-def _check_shapes(
+def _lay_out_as_trained(
     moments: dict[int, dict[str, torch.Tensor]], optimiser: torch.optim.Optimizer
 ) -> None:
-    """Raise RuntimeError where they are another optimiser's, whose numbers would be mixed up."""
+    """Put moments into the order in memory of what they belong to: steps are then bitwise the same.
+
+    Raises RuntimeError where they are another optimiser's.
+    """
     trained = [tensor for group in optimiser.param_groups for tensor in group["params"]]
     for index, of_one in moments.items():
         for name, value in of_one.items():
-            if value.dim() and value.shape != trained[index].shape:
+            if not value.dim():
+                continue
+            if value.shape != trained[index].shape:
                 shapes = f"{tuple(value.shape)}, not {tuple(trained[index].shape)}"
                 raise RuntimeError(f"{name} {index} is {shapes}")
+            of_one[name] = torch.empty_like(trained[index]).copy_(value)
 
 
 def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Size]:

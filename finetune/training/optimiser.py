@@ -18,13 +18,6 @@ def make_optimiser(
 ) -> torch.optim.Optimizer:
     """Group tensors by their depth, and by whether they decay.
 
-    What the optimiser is given are views of the tensors, their axes in the order of memory.
-    PyTorch's fused Adam on CPUs goes through memory and minds no strides: it copies gradients that
-    are channels last, for nothing, and where the moments' axes lie in another order than a
-    tensor's, as after they were read from a file, it pairs the wrong numbers and says nothing.
-    Gradients are handed over at each step; the modules' own are to be zeroed, not the optimiser's.
-    Nor may the tensors be moved afterwards, to another device, say: the views would stay behind.
-
     A group's ``scale`` is its share of the peak learning rate: `settings.layer_decay` to the power
     of how many blocks lie behind it (J. Howard and S. Ruder, "Universal Language Model Fine-tuning
     for Text Classification", 2018, call it discriminative fine-tuning).
@@ -35,15 +28,11 @@ def make_optimiser(
     depth : blocks between a parameter and the classifier; 0 where it is not there
     settings : gives the rest
     """
-    views = {
-        parameter: nn.Parameter(_in_order_of(parameter, parameter.detach()))
-        for parameter in modules.parameters()
-        if parameter.requires_grad
-    }
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
-    for parameter, view in views.items():
-        place = depth.get(parameter, 0), parameter.dim() > 1
-        groups.setdefault(place, []).append(view)
+    for parameter in modules.parameters():
+        if parameter.requires_grad:
+            place = depth.get(parameter, 0), parameter.dim() > 1
+            groups.setdefault(place, []).append(parameter)
     described = [
         {
             "params": parameters,
@@ -54,28 +43,7 @@ def make_optimiser(
         for (blocks, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
     kind = torch.optim.AdamW if settings.optimiser == "adamw" else torch.optim.Adam
-    optimiser = kind(described, lr=1.0, fused=True)
-
-    def hand_over(*_: object) -> None:
-        for parameter, view in views.items():
-            assert view.data_ptr() == parameter.data_ptr(), "tensors were moved"
-            gradient = parameter.grad
-            view.grad = None if gradient is None else _in_order_of(parameter, gradient)
-
-    def let_go(*_: object) -> None:
-        # the next step's gradients are to have this memory
-        for view in views.values():
-            view.grad = None
-
-    optimiser.register_step_pre_hook(hand_over)
-    optimiser.register_step_post_hook(let_go)
-    return optimiser
-
-
-def _in_order_of(parameter: nn.Parameter, tensor: torch.Tensor) -> torch.Tensor:
-    """View a tensor with its axes in the order in which a parameter's lie in memory."""
-    strides = parameter.stride()
-    return tensor.permute(sorted(range(len(strides)), key=lambda axis: -strides[axis]))
+    return kind(described, lr=1.0, foreach=True)
 
 
 def set_rates(optimiser: torch.optim.Optimizer, rate: float) -> None:

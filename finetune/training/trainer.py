@@ -68,7 +68,6 @@ class Trainer:
         self.settings = settings
         self.accelerator = accelerator
         self.step_module = Step(part, settings.label_smoothing, auxiliaries, class_weights)
-        # before there is an optimiser: it sees the tensors where they are
         self.step_module.to(accelerator.device).to(memory_format=torch.channels_last)
         self.optimiser: torch.optim.Optimizer
         self.model, self.optimiser = accelerator.prepare(
@@ -127,8 +126,6 @@ class Trainer:
                     f"taken {self.micro_batch} at a time"
                 )
             self.model.zero_grad()
-            # which has them too where memory ran out in its own step
-            self.optimiser.zero_grad()
             clear_device_cache(garbage_collection=True)
 
     def _try(

@@ -301,7 +301,8 @@ import sys, torch
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from conftest import finetuned
-from extract import FeatureStore, load_backbone
+from extract.backbones import load_backbone
+from extract.store import FeatureStore
 from finetune import training
 torch.set_num_threads(1)
 training.SAVE_INTERVAL = -1.0

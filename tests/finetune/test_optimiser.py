@@ -93,11 +93,12 @@ def test_training_goes_on_bitwise_from_a_file(kind: str, tmp_path: Path) -> None
 
 def test_moments_of_another_shape_are_refused(tmp_path: Path) -> None:
     module = network(torch.channels_last)
-    # as it would be without the views
-    usual = torch.optim.AdamW(module.parameters(), fused=True)
-    step(module, usual, 0)
+    other = make_optimiser(module, {}, settings("adamw"))
+    step(module, other, 0)
+    first = other.param_groups[0]["params"][0]
+    other.state[first]["exp_avg"] = torch.zeros(2)
     file = tmp_path / "training.safetensors"
-    save_training_state(file, STATE, module, usual)
+    save_training_state(file, STATE, module, other)
     with pytest.raises(FxError, match=r"exp_avg 0 is .* begin again with --fresh"):
         load_training_state(file, module, make_optimiser(module, {}, settings("adamw")))
 

@@ -448,7 +448,7 @@ def test_balanced_class_weights_raise_the_recall_of_a_rare_class_and_are_told(
         )
         told[weight] = result
         assert (BALANCED in result.notes) == (weight is not None)
-    recall = {weight: result.metrics.per_class[2]["recall"] for weight, result in told.items()}
+    recall = {weight: result.metrics.per_class[2].recall for weight, result in told.items()}
     assert recall["balanced"] >= recall[None]
     said_rare = {w: float(r.probabilities[:, 2].mean()) for w, r in told.items()}
     assert said_rare["balanced"] > said_rare[None]
