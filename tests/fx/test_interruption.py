@@ -487,7 +487,8 @@ def test_converting_a_network_tells_nobody() -> None:
     # OpenVINO's telemetry forks a process for each, which a signal would leave behind; in a process
     # of its own, where nobody has imported OpenVINO before
     code = (
-        "import importlib; from extract import load_backbone, make_engine;"
+        "import importlib; from extract.backbones import load_backbone;"
+        "from extract.engines import make_engine;"
         "one = load_backbone('efficientnet_lite0', size=32);"
         "make_engine(one.module, one.preprocessing, name='openvino', device='cpu').graph();"
         "print(importlib.import_module('openvino.tools.ovc.telemetry_utils').tm.__name__)"

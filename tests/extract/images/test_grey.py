@@ -220,7 +220,7 @@ def test_a_fine_tuned_network_comes_back_with_its_channels(tmp_path: Path) -> No
 def test_heads_on_one_channel_predict_and_the_store_tells_them_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fx: Fx
 ) -> None:
-    from fx.stages.extract_stage import extract_images
+    from fx.stages.extract import extract_images
 
     monkeypatch.chdir(tmp_path)
     write_classes(Path("data"), per_class=10)

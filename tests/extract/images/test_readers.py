@@ -131,15 +131,15 @@ def test_a_process_that_is_killed_is_told_in_one_line_and_the_rest_is_kept(
 EXTRACTING = """
 import sys, time
 from pathlib import Path
-from extract import readers, reading
-readers.FEW_CORES = readers.FEW_IMAGES = 0
-read_pixels = reading.read_pixels
+from extract.images import loader, workers
+workers.FEW_CORES = workers.FEW_IMAGES = 0
+read_pixels = loader.read_pixels
 begun = Path(sys.argv[1])
 def slow(*arguments):
     begun.touch()
     time.sleep(0.5)
     return read_pixels(*arguments)
-reading.read_pixels = slow
+loader.read_pixels = slow
 sys.argv = ["fx", *sys.argv[2:]]
 from fx.commands.app import main
 main()
