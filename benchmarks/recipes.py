@@ -141,9 +141,9 @@ def measured(
         seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - busy
         head = head.tested(features([row.key for row in test]), [str(row.label) for row in test])
         return {
-            "accuracy": head.metrics.accuracy,
-            "log_loss": head.metrics.log_loss,
-            "ece": head.metrics.ece,
+            "accuracy": head.metrics["accuracy"],
+            "log_loss": head.metrics["log_loss"],
+            "ece": head.metrics["ece"],
             "temperature": head.calibration.temperature,
             "n_fitted": head.n_train,
             "seconds": round(seconds, 2),
@@ -168,9 +168,9 @@ def measured(
     )
     scores = result.metrics
     return {
-        "accuracy": scores.accuracy,
-        "log_loss": scores.log_loss,
-        "ece": scores.ece,
+        "accuracy": scores["accuracy"],
+        "log_loss": scores["log_loss"],
+        "ece": scores["ece"],
         "temperature": result.calibration.temperature,
         "best_epoch": result.best_epoch,
         "epochs": result.epochs,

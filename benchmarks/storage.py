@@ -83,7 +83,7 @@ def accuracy(train: np.ndarray, labels: list[str], test: np.ndarray, truth: list
     head = fit_head(train.astype(np.float32), labels, kind="logreg")
     metrics = head.tested(test.astype(np.float32), truth).metrics
     assert metrics is not None
-    return metrics.accuracy
+    return metrics["accuracy"]
 
 
 def main() -> None:

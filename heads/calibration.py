@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
-from heads.metrics import expected_calibration_error
-
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
+CALIBRATION_BINS = 15
+
+ReliabilityBin = tuple[float, float, int]  # mean confidence, accuracy, rows
 
 
 @dataclass(frozen=True)
@@ -106,4 +107,46 @@ def calibrate(
         log_loss_after=float(np.average(after, weights=weights)),
         ece_before=expected_calibration_error(softmax(scores, axis=1), labels),
         ece_after=expected_calibration_error(softmax(cooled, axis=1), labels),
+    )
+
+
+def expected_calibration_error(
+    probabilities: NDArray[np.floating[Any]],
+    labels: NDArray[np.integer[Any]],
+    *,
+    bins: int = CALIBRATION_BINS,
+) -> float:
+    """Mean distance between confidence and accuracy, over bins of equally many rows.
+
+    ECE = sum over bins b of |b| / n * |accuracy(b) - confidence(b)|, where a row's confidence is
+    its largest probability (Naeini, Cooper and Hauskrecht, AAAI 2015), with bins of equal mass
+    (Nixon et al., "Measuring Calibration in Deep Learning", 2019).
+
+    Parameters
+    ----------
+    probabilities : float array of shape (n, k)
+    labels : int array of shape (n,)
+    bins : int, at most; fewer where there are fewer rows
+    """
+    found = reliability_bins(probabilities, labels, bins=bins)
+    error = sum(rows * abs(accuracy - confidence) for confidence, accuracy, rows in found)
+    return error / len(labels)
+
+
+def reliability_bins(
+    probabilities: NDArray[np.floating[Any]],
+    labels: NDArray[np.integer[Any]],
+    *,
+    bins: int = CALIBRATION_BINS,
+) -> tuple[ReliabilityBin, ...]:
+    """Mean confidence, accuracy and number of rows, of bins of equally many rows.
+
+    Parameters are those of `expected_calibration_error`.
+    """
+    confidence = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == labels
+    order = np.argsort(confidence, kind="stable")
+    parts = np.array_split(order, min(bins, len(order)))
+    return tuple(
+        (float(confidence[part].mean()), float(correct[part].mean()), len(part)) for part in parts
     )

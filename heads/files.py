@@ -42,9 +42,9 @@ from extract.files import (
     write_whole,
 )
 from heads.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE, Calibration
+from heads.evaluation import Evaluation
 from heads.head import Head
 from heads.kinds import KERNELS, NYSTROEM
-from heads.metrics import Metrics
 from heads.search import Candidate
 
 MODEL, RECORD = "head.skops", "head.json"
@@ -100,7 +100,7 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...]
     calibration: Calibration
     search: tuple[Candidate, ...]
-    metrics: Metrics | None
+    metrics: dict[str, Any] | None
     spec: dict[str, Any]
     source: dict[str, Any]
     versions: dict[str, str] = {}
@@ -182,7 +182,7 @@ def load_head(directory: str | os.PathLike[str]) -> Head:
         n_train=fields.n_train,
         spec=fields.spec,
         source=fields.source,
-        metrics=fields.metrics,
+        metrics=None if fields.metrics is None else Evaluation.from_dict(fields.metrics),
     )
     if not _is_consistent(head) or not _predicts(head):
         raise FxError(_DOES_NOT_FIT.format(model))
@@ -199,6 +199,8 @@ def _read_record(path: Path) -> _Record:
         fields = decoded(data, _Record)
         check_depth(fields.spec)
         check_depth(fields.source)
+        if fields.metrics is not None:
+            Evaluation.from_dict(fields.metrics)
         if not MIN_TEMPERATURE / 10 <= fields.calibration.temperature <= 10 * MAX_TEMPERATURE:
             raise ValueError(f"a temperature of {fields.calibration.temperature:g}")
         return fields

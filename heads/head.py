@@ -12,9 +12,9 @@ from sklearn.pipeline import Pipeline
 
 from extract.errors import FxError
 from heads.calibration import Calibration
+from heads.evaluation import Evaluation, evaluate
 from heads.folds import Fold
 from heads.kinds import KERNELS, learner_for
-from heads.metrics import Metrics, evaluate
 from heads.search import Candidate
 
 FLOAT_CLASSES = frozenset({"fp32", "bf16", "fp16"})
@@ -60,7 +60,7 @@ class Head:
     n_train : int, rows that it was fitted on
     spec : dict that JSON can hold, what the features mean; not interpreted but for `check_spec`
     source : dict that JSON can hold, how to compute such features anew; not interpreted
-    metrics : Metrics on test rows, once `tested`
+    metrics : Evaluation on test rows, once `tested`
     held_out : OutOfFoldPredictions, of a head that was just fitted; not kept on the disk
     """
 
@@ -79,7 +79,7 @@ class Head:
     n_train: int
     spec: dict[str, Any] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
-    metrics: Metrics | None = None
+    metrics: Evaluation | None = None
     held_out: OutOfFoldPredictions | None = None
 
     @property

@@ -81,7 +81,7 @@ def _draw_reliability(head: Head, directory: Path) -> Figure:
     axes.set_xlabel("confidence")
     axes.set_ylabel("accuracy")
     measured = f"{head.metrics.n_test:,} images, {head.metrics.measured_by}"
-    axes.set_title(f"{head.kind}: calibration error {head.metrics.ece:.3f} ({measured})")
+    axes.set_title(f"{head.kind}: calibration error {head.metrics['ece']:.3f} ({measured})")
     axes.legend(frameon=False)
     return figure
 

@@ -1,18 +1,18 @@
 """Outer folds: a measurement for few images, in which every one of them is a test row once."""
 
-from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from scipy.special import softmax
 
 from extract.errors import FxError
+from heads.evaluation import Evaluation, evaluate
 from heads.fitting import fit_head
 from heads.folds import make_folds
 from heads.head import checked_features
-from heads.metrics import Metrics, evaluate
 from heads.search import Progress
 
 OUTER_FOLDS, REPEATS = 5, 3
@@ -27,7 +27,7 @@ def measure_by_resampling(
     seed: int = 0,
     progress: Progress | None = None,
     **choices: Any,
-) -> Metrics:
+) -> Evaluation:
     """Measure a way of fitting heads on rows that are split anew again and again.
 
     Every outer fold makes the whole choice inside its own fitting rows. Measures are of all rows
@@ -51,7 +51,7 @@ def measure_by_resampling(
 
     Returns
     -------
-    metrics : Metrics
+    metrics : Evaluation
 
     Raises
     ------
@@ -100,16 +100,16 @@ def measure_by_resampling(
         uncalibrated=np.concatenate(uncalibrated),
     )
     low, high = corrected_interval(accuracies, float(np.mean(shares)))
-    return replace(
+    return msgspec.structs.replace(
         pooled,
-        accuracy_ci=[
+        accuracy_ci=(
             max(0.0, min(low, first.accuracy_ci[0])),
             min(1.0, max(high, first.accuracy_ci[1])),
-        ],
-        per_class=[
-            {**of_all, "n_test": of_first["n_test"]}
+        ),
+        per_class=tuple(
+            msgspec.structs.replace(of_all, n_test=of_first.n_test)
             for of_all, of_first in zip(pooled.per_class, first.per_class, strict=True)
-        ],
+        ),
         n_test=first.n_test,
         confusion=first.confusion,
         measured_by=f"{REPEATS} times {once} outer folds",

@@ -54,6 +54,7 @@ from heads.calibration import Calibration
 from heads.files import load_head, save_head
 from heads.fitting import fit_head
 from heads.limits import Limits
+from heads.metrics import METRICS
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -399,6 +400,8 @@ def test_every_wrong_type_in_a_model_s_record_is_one_error(
         # numbers for numbers and words for words may be those of another model
         alike = wrong is not ... and (kind_of(wrong) is kind_of(value) or wrong is value)
         left_out = wrong is ... and at[0] == "search"  # some of it came with later versions
+        # metrics come and go with versions, and some are not always defined
+        left_out |= at[0] == "metrics" and name in METRICS and wrong in (None, ...)
         free = name in OPTIONAL or isinstance(at[-1], int) or {"per_class", "versions"} & {*at}
         assert alike or left_out or free, (at, wrong)
         assert not isinstance(wrong, float) or np.isfinite(wrong), (at, wrong)

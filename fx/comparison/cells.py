@@ -21,7 +21,7 @@ from fx.memory import peak_memory_mb, reset_peak_memory
 from fx.options import Options, open_backbone, read_snapshot
 from fx.output import Begin
 from fx.runs import finish
-from fx.stages.prediction import milliseconds_per_image
+from fx.stages.predict import milliseconds_per_image
 from fx.stages.rows import groups_of, keys_of, labels_of, training_data, used_rows
 from heads.kinds import KINDS
 
@@ -205,7 +205,7 @@ def _measure_head(
 ) -> tuple[dict[str, Any], int, NDArray[np.float64]]:
     from heads.files import save_head
     from heads.fitting import fit_head
-    from heads.metrics import evaluate
+    from heads.evaluation import evaluate
 
     validation, test = opened.snapshot.split("val"), opened.snapshot.split("test")
     features, read = opened.features, opened.features.features

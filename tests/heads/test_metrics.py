@@ -3,15 +3,21 @@
 import json
 import math
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, top_k_accuracy_score
 
 from extract.errors import FxError
-from heads.metrics import Metrics, evaluate, expected_calibration_error
+from heads.calibration import expected_calibration_error
+from heads.evaluation import Evaluation, evaluate
+from heads.files import load_head, save_head
+from heads.fitting import fit_head
+from heads.metrics import METRICS, Metric
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -37,8 +43,8 @@ def test_every_measure_is_what_its_definition_says(seed: int, n: int, k: int) ->
         counts[truth][said] += 1
     right = sum(counts[j][j] for j in range(k))
     assert got.confusion == counts
-    assert got.accuracy == right / n
-    assert got.log_loss == pytest.approx(sum(-math.log(p[i, y[i]]) for i in range(n)) / n)
+    assert got["accuracy"] == right / n
+    assert got["log_loss"] == pytest.approx(sum(-math.log(p[i, y[i]]) for i in range(n)) / n)
 
     # Wilson (1927), as every textbook has it
     z, share = 1.959963984540054, right / n
@@ -51,8 +57,8 @@ def test_every_measure_is_what_its_definition_says(seed: int, n: int, k: int) ->
         said, true = sum(row[j] for row in counts), sum(counts[j])
         if said + true:
             f1.append(2 * counts[j][j] / (said + true))
-    assert got.macro_f1 == pytest.approx(sum(f1) / len(f1))
-    assert 0 <= got.ece <= 1
+    assert got["macro_f1"] == pytest.approx(sum(f1) / len(f1))
+    assert 0 <= got["ece"] <= 1
     assert got.n_test == n
 
 
@@ -64,22 +70,22 @@ def test_measures_by_class_are_those_of_scikit_learn(seed: int, n: int, k: int) 
     said = p.argmax(axis=1)
     with warnings.catch_warnings():  # of classes that are said and never true
         warnings.simplefilter("ignore")
-        assert got.balanced_accuracy == pytest.approx(balanced_accuracy_score(y, said))
+        assert got["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(y, said))
     assert got.majority == np.bincount(y).max() / n
     expected = None
     if k > 10:
         expected = pytest.approx(top_k_accuracy_score(y, p, k=5, labels=np.arange(k)))
-    assert got.top5 == expected
+    assert got.metrics["top5"] == expected
     for j, one in enumerate(got.per_class):
-        assert one["n_test"] == (y == j).sum()
-        if one["n_test"]:
-            assert one["recall"] == pytest.approx((said[y == j] == j).mean())
+        assert one.n_test == (y == j).sum()
+        if one.n_test:
+            assert one.recall == pytest.approx((said[y == j] == j).mean())
         else:
-            assert one["recall"] is None
+            assert one.recall is None
         if (said == j).any():
-            assert one["precision"] == pytest.approx((y[said == j] == j).mean())
+            assert one.precision == pytest.approx((y[said == j] == j).mean())
         else:
-            assert one["precision"] is None
+            assert one.precision is None
     assert sum(rows for _, _, rows in got.reliability) == n
     np.testing.assert_allclose(got.reliability_uncalibrated, got.reliability)
 
@@ -105,21 +111,51 @@ def test_a_class_without_test_rows_is_no_obstacle() -> None:
     p = np.array([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.6, 0.3, 0.1]])
     got = evaluate(p, np.array([0, 1, 1]), ["ape", "bee", "cow"])
     assert got.confusion == [[1, 0, 0], [1, 1, 0], [0, 0, 0]]
-    assert got.accuracy == pytest.approx(2 / 3)
-    assert got.macro_f1 == pytest.approx((2 / 3 + 2 / 3) / 2)
-    assert np.isfinite(got.log_loss)
+    assert got["accuracy"] == pytest.approx(2 / 3)
+    assert got["macro_f1"] == pytest.approx((2 / 3 + 2 / 3) / 2)
+    assert np.isfinite(got["log_loss"])
 
 
 def test_a_certain_mistake_costs_much_but_not_infinitely() -> None:
     got = evaluate(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([0, 1]), ["a", "b"])
-    assert 10 < got.log_loss < 50
+    assert 10 < got["log_loss"] < 50
 
 
 def test_metrics_turn_into_json_and_back() -> None:
     got = evaluate(*predictions(3, 40, 3), ["a", "b", "c"])
-    assert Metrics(**json.loads(json.dumps(got.as_dict(), allow_nan=False))) == got
+    assert Evaluation.from_dict(json.loads(json.dumps(got.as_dict(), allow_nan=False))) == got
 
 
 def test_no_test_rows_is_an_error_that_says_so() -> None:
     with pytest.raises(FxError, match="no test rows"):
         evaluate(np.zeros((0, 2)), np.zeros(0, int), ["a", "b"])
+
+
+@pytest.fixture
+def kappa() -> Iterator[None]:
+    """A metric more: Cohen's kappa."""
+
+    def value(labels: np.ndarray, probabilities: np.ndarray) -> float:
+        return float(cohen_kappa_score(labels, probabilities.argmax(axis=1)))
+
+    METRICS.add("kappa", Metric("kappa", "Cohen's kappa", value), "Cohen's kappa: above chance.")
+    yield
+    METRICS.remove("kappa")
+
+
+def test_a_metric_that_is_added_is_measured_saved_and_read(kappa: None, tmp_path: Path) -> None:
+    p, y = predictions(0, 60, 3)
+    assert evaluate(p, y, ["a", "b", "c"])["kappa"] == cohen_kappa_score(y, p.argmax(axis=1))
+    features = np.random.default_rng(0).normal(size=(40, 4)) + 2 * (np.arange(40) % 2)[:, None]
+    labels = np.array(["ant", "bee"] * 20)
+    head = fit_head(features, labels, kind="centroid").tested(features, labels)
+    save_head(head, tmp_path)
+    assert json.loads((tmp_path / "head.json").read_text())["metrics"]["kappa"] > 0.5
+    METRICS.remove("kappa")
+    assert load_head(tmp_path).metrics == head.metrics  # a metric of another version is kept
+    older = head.tested(features, labels)
+    METRICS.add("kappa", Metric("kappa", "Cohen's kappa", lambda y, p: 0.0), "")
+    save_head(older, tmp_path)
+    read = load_head(tmp_path).metrics  # and one that it did not have is missing
+    assert read is not None
+    assert read.metrics.keys() == set(METRICS) - {"kappa"}

@@ -1,0 +1,139 @@
+"""What a classifier reached on rows that chose nothing: every metric, an interval, counts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+from sklearn.metrics import confusion_matrix
+
+from extract.errors import FxError
+from heads.calibration import ReliabilityBin, reliability_bins
+from heads.metrics import METRICS
+
+
+class ClassMetrics(msgspec.Struct, frozen=True):
+    """What was reached on one class.
+
+    Attributes
+    ----------
+    name : str, ``class`` in JSON
+    precision, recall : float, None where nothing is to divide by
+    n_test : int, its rows
+    """
+
+    name: str = msgspec.field(name="class")
+    precision: float | None
+    recall: float | None
+    n_test: int
+
+
+class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
+    """Measures of one set of predicted probabilities.
+
+    Attributes
+    ----------
+    metrics : the value of every metric by its name, None where it is not defined; in JSON they
+        stand beside the other fields
+    accuracy_ci : two floats, the accuracy's 95 % interval: Wilson's, or that of `measured_by`
+    majority : float, accuracy of always naming the class that most of the rows have
+    per_class : ClassMetrics, in the order of the classes
+    reliability : bins of equally many rows, after calibration
+    reliability_uncalibrated : the same before calibration; empty where that is not known
+    n_test : int, rows
+    confusion : list of lists of int, rows are true classes, columns predicted ones
+    measured_by : str, how the rows came to be ones that chose nothing
+    """
+
+    metrics: dict[str, float | None]
+    accuracy_ci: tuple[float, float]
+    majority: float
+    per_class: tuple[ClassMetrics, ...]
+    reliability: tuple[ReliabilityBin, ...]
+    reliability_uncalibrated: tuple[ReliabilityBin, ...]
+    n_test: int
+    confusion: list[list[int]]
+    measured_by: str = "test rows"
+
+    def __getitem__(self, name: str) -> float:
+        """Value of a metric: NaN where it is not defined, or was not there when it was measured."""
+        value = self.metrics.get(name)
+        return float("nan") if value is None else value
+
+    def as_dict(self) -> dict[str, Any]:
+        """Turn into what JSON can hold."""
+        rest: dict[str, Any] = msgspec.to_builtins(self)
+        return {**rest.pop("metrics"), **rest}
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> "Evaluation":
+        """Read what `as_dict` gave; whatever else is in it must be a metric of another version.
+
+        Raises
+        ------
+        ValueError
+            Where something is of another type, or missing that is not a metric.
+        """
+        metrics = {name: value for name, value in record.items() if name not in _FIELDS}
+        rest = {name: value for name, value in record.items() if name in _FIELDS}
+        return msgspec.convert({**rest, "metrics": metrics}, cls)
+
+
+_FIELDS = frozenset(Evaluation.__struct_fields__) - {"metrics"}
+
+
+def evaluate(
+    probabilities: NDArray[np.floating[Any]],
+    y: NDArray[np.integer[Any]],
+    classes: Sequence[str],
+    *,
+    uncalibrated: NDArray[np.floating[Any]] | None = None,
+) -> Evaluation:
+    """Measure predicted probabilities against the true classes.
+
+    Parameters
+    ----------
+    probabilities : float array of shape (n, k), rows summing to one
+    y : int array of shape (n,), the true class of each row as a position in `classes`
+    classes : k names; some may have no row
+    uncalibrated : float array of shape (n, k), optional; the probabilities before calibration
+
+    Raises
+    ------
+    FxError
+        Where there is no row.
+    """
+    n, k = len(y), len(classes)
+    if not n:
+        raise FxError("no test rows; got 0 labelled images to test on; give a test split")
+    if probabilities.shape != (n, k):
+        raise ValueError(f"probabilities must have shape {(n, k)}, got {probabilities.shape}")
+    # float64, since rows of float32 sum to one too coarsely for scikit-learn's log loss
+    y, p = y.astype(np.intp), probabilities.astype(np.float64)
+    p /= p.sum(axis=1, keepdims=True)
+    confusion = confusion_matrix(y, p.argmax(axis=1), labels=np.arange(k))
+    correct, true, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    interval = binomtest(int(correct.sum()), n).proportion_ci(method="wilson")
+    return Evaluation(
+        metrics={name: _defined(METRICS[name].function(y, p)) for name in METRICS},
+        accuracy_ci=(float(interval.low), float(interval.high)),
+        majority=float(true.max() / n),
+        per_class=tuple(
+            ClassMetrics(name, _share(right, of_said), _share(right, of_true), int(of_true))
+            for name, right, of_said, of_true in zip(classes, correct, predicted, true, strict=True)
+        ),
+        reliability=reliability_bins(p, y),
+        reliability_uncalibrated=() if uncalibrated is None else reliability_bins(uncalibrated, y),
+        n_test=n,
+        confusion=confusion.tolist(),
+    )
+
+
+def _defined(value: float) -> float | None:
+    return None if np.isnan(value) else value
+
+
+def _share(part: int, whole: int) -> float | None:
+    return float(part / whole) if whole else None

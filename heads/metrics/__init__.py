@@ -1,0 +1,39 @@
+"""The metrics: one a module, each a function of true classes and predicted probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from extract.registry import Registry
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["METRICS", "Metric"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number that says how good predictions are.
+
+    Attributes
+    ----------
+    name : str, in JSON
+    label : str, in tables and plots
+    function : called with labels, int array of shape (n,), n > 0, and probabilities, float64 array
+        of shape (n, k) with rows that sum to one; gives the value, NaN where it is not defined
+    higher_is_better : bool
+    needs_probabilities : bool, False where the most probable class is all that counts
+    """
+
+    name: str
+    label: str
+    function: Callable[[NDArray[np.intp], NDArray[np.float64]], float]
+    higher_is_better: bool = True
+    needs_probabilities: bool = False
+
+
+METRICS: Registry[Metric] = Registry(__name__, "METRIC", "metric")

@@ -1,0 +1,14 @@
+"""Log loss: the mean of -log(probability of the true class), in nats."""
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import log_loss
+
+from heads.metrics import Metric
+
+
+def _log_loss(labels: NDArray[np.intp], probabilities: NDArray[np.float64]) -> float:
+    return float(log_loss(labels, probabilities, labels=np.arange(probabilities.shape[1])))
+
+
+METRIC = Metric("log_loss", "log loss", _log_loss, higher_is_better=False, needs_probabilities=True)
