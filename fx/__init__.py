@@ -16,11 +16,25 @@ if TYPE_CHECKING:
     from fx.comparison.plan import Plan
     from fx.options import Options
     from fx.report.writing import write_report
-    from fx.stages.extract_stage import extract_images
+    from fx.stages.extract import extract_images
     from fx.stages.extractor import FeatureExtractor
-    from fx.stages.finetune_stage import finetune_images
-    from fx.stages.head_stage import fit_head_on_store
-    from fx.stages.prediction import predict_images
+    from fx.stages.finetune import finetune_images
+    from fx.stages.fit_head import fit_head_on_store
+    from fx.stages.predict import predict_images
+
+    __version__: str
+
+_WHERE = {
+    "FeatureExtractor": "fx.stages.extractor",
+    "Options": "fx.options",
+    "Plan": "fx.comparison.plan",
+    "compare": "fx.comparison.comparison",
+    "extract_images": "fx.stages.extract",
+    "finetune_images": "fx.stages.finetune",
+    "fit_head_on_store": "fx.stages.fit_head",
+    "predict_images": "fx.stages.predict",
+    "write_report": "fx.report.writing",
+}
 
 __all__ = [
     "FeatureExtractor",
@@ -34,23 +48,19 @@ __all__ = [
     "write_report",
 ]
 
-_WHERE = {
-    "FeatureExtractor": "fx.stages.extractor",
-    "Options": "fx.options",
-    "Plan": "fx.comparison.plan",
-    "compare": "fx.comparison.comparison",
-    "extract_images": "fx.stages.extract_stage",
-    "finetune_images": "fx.stages.finetune_stage",
-    "fit_head_on_store": "fx.stages.head_stage",
-    "predict_images": "fx.stages.prediction",
-    "write_report": "fx.report.writing",
-}
-
 
 def __getattr__(name: str) -> Any:
     # imported when asked for (PEP 562): the command's help needs none of it
-    from importlib import import_module
+    if name == "__version__":
+        from importlib.metadata import version
 
+        return version("fx-images")
     if name not in _WHERE:
         raise AttributeError(f"module 'fx' has no attribute {name!r}")
+    from importlib import import_module
+
     return getattr(import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from extract.backbones import Backbone
-    from extract.engines import Engine, Quantised
+    from extract.engines import Engine
     from extract.images import Snapshot
-    from extract.store import FeatureSet, FeatureStore
+    from extract.store import FeatureSet, FeatureStore, StoredNetwork
 
 DEFAULT_BACKBONE = "efficientnet_lite0"
 
@@ -31,9 +32,9 @@ class Options:
     snapshot : None takes the last one taken
     precision, device, engine : how networks are run
     batch_size : images in one forward pass; None for what suits the engine
-    split_seed : moves the test rows
-    seed : of everything else that is drawn
-    fresh : do again what is finished
+    split_seed : random seed of the test split
+    seed : of everything else that is random
+    fresh : repeat what is finished
     max_image_mb : 2**20 bytes that an image may take as 8-bit RGB; larger ones are not decoded
     """
 
@@ -90,8 +91,15 @@ def open_backbone(options: Options, *, seed: int = 0) -> Backbone:
     )
 
 
-def open_engine(options: Options, backbone: Backbone, quantised: Quantised | None = None) -> Engine:
-    """Make the engine that runs a backbone as the options say."""
+def open_engine(
+    options: Options,
+    backbone: Backbone,
+    quantised: Callable[[], StoredNetwork] | None = None,
+) -> Engine:
+    """Make the engine that runs a backbone as the options say.
+
+    ``quantised`` gives the backbone in int8, where that is what runs.
+    """
     from extract.engines import make_engine
 
     return make_engine(
@@ -154,7 +162,7 @@ def choose_features(store: FeatureStore, options: Options) -> FeatureSet:
         have = ", ".join(sorted({_described(s) for s in sets}))
         raise FxError(
             f"no features of {what} in {store.path}; it has: {have or 'none'}; "
-            "run fx extract with the same options"
+            "extract the images with the same options"
         )
     last = store.last_extracted().name
     return max(found, key=lambda s: (s.name == last, s.last_written))
@@ -184,10 +192,10 @@ def choose_sets(store: FeatureStore, options: Options) -> list[FeatureSet]:
         # those in int8 cannot be joined
         best = max(found, key=lambda one: ("network" not in one.spec, one.last_written))
         if best.name in [one.name for one in chosen]:
-            raise FxError(f"--features names {best.name} twice")
+            raise FxError(f"`features` names {best.name} twice")
         chosen.append(best)
     if len(chosen) > 1 and any("network" in one.spec for one in chosen):
-        raise FxError("--features joins no int8 features; extract them in another --precision")
+        raise FxError("`features` joins no int8 features; extract them in another `precision`")
     return chosen
 
 
@@ -200,7 +208,7 @@ def _one_layer(options: Options) -> str | None:
     from extract.errors import FxError
 
     if len(options.layers) > 1:
-        raise FxError(f"a head takes one --layer; got {','.join(options.layers)}")
+        raise FxError(f"a head takes one `layer`; got {','.join(options.layers)}")
     return options.layers[0] if options.layers else None
 
 

@@ -103,14 +103,13 @@ def print_comparison(comparison: dict[str, Any], *, file: TextIO | None = None) 
 def to_json(value: object) -> str:
     """Return `value` as the text of one JSON object.
 
-    Dataclasses and mappings become objects, NumPy's arrays and scalars lists and numbers, paths
-    and enumerations' members text and values, sets sorted lists, and numbers that are not finite
-    null. Only ASCII is written, so that any terminal and any file name can be printed.
+    Records, dataclasses and mappings become objects, NumPy's arrays and scalars lists and numbers,
+    paths text, sets sorted lists, and numbers that are not finite null. Only ASCII is written, so that any terminal and any file name can be printed.
 
     Raises
     ------
     TypeError
-        If `value` is no mapping or dataclass, or something in it has no JSON form.
+        If `value` is no record, dataclass or mapping, or something in it has no JSON form.
     """
     plain = _plain(value)
     if not isinstance(plain, dict):
@@ -272,6 +271,8 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if hasattr(value, "as_json"):
+        return _plain(value.as_json())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
         return {field.name: _plain(getattr(value, field.name)) for field in fields}

@@ -324,7 +324,7 @@ def test_figures_are_drawn_where_matplotlib_can_keep_nothing(useless: Path, tmp_
 TRACE = """
 import sys, tempfile
 tempfile._candidate_tempdir_list = lambda: [sys.argv[1]]
-from fx.listing import describe_backbone
+from fx.commands.backbones import describe_backbone
 print(len(describe_backbone("small_cnn")["blocks"]))
 """
 
@@ -464,7 +464,7 @@ def test_a_full_disk_that_nobody_named_is_looked_for(
     def nowhere(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("fx.commands.samples.write_sample", nowhere)
+    monkeypatch.setattr("fx.stages.samples.write_sample", nowhere)
     said = fx("sample", "digits", disk / "digits")
     assert said.err == (
         f"fx: error: No space left on device; the least is free on the disk of {disk}, 8.2 KB; "

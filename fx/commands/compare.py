@@ -1,8 +1,8 @@
-"""The commands that say which strategy to use: by measuring, and before anything is trained."""
+"""``fx compare``: all strategies, measured on the same splits."""
 
 from __future__ import annotations
 
-import textwrap
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +12,7 @@ from fx.commands.arguments import (
     FEATURES,
     MAX_IMAGE_MB,
     RUNS,
+    Backbones,
     BatchSize,
     Channels,
     ClassWeight,
@@ -21,6 +22,7 @@ from fx.commands.arguments import (
     Fresh,
     Images,
     Json,
+    LogTo,
     MaxImageMB,
     Out,
     Precision,
@@ -31,55 +33,74 @@ from fx.commands.arguments import (
     Weights,
     choice,
     names_in,
-    seconds_in,
-    show,
+    options_in,
+    with_unit,
 )
-from fx.output import print_comparison, progress_bars
+from fx.commands.command import Command
+from fx.commands.printing import print_wrapped, show
+from fx.output import print_comparison, print_table, progress_bars
 
 if TYPE_CHECKING:
+    from extract.registry import Registry
     from fx.comparison.plan import Plan
+
+SECONDS = {"S": 1, "M": 60, "H": 3600}
+
+
+class Compare(Command):
+    """Its help lists the strategies."""
+
+    def choices(self) -> Mapping[str, Registry[Any]]:
+        from fx.comparison.strategies import STRATEGIES
+
+        return {"Strategies": STRATEGIES}
 
 
 def compare(
     images: Images = DATA,
     sizes: Annotated[
-        str, typer.Option(help="Training images in all. [default: five sizes up to all]")
-    ] = "",
-    strategies: Annotated[
         str,
         typer.Option(
-            help="Of logreg, svm, knn, centroid, finetune:K, finetune:all, scratch, small_cnn."
+            metavar="N,N", help="Numbers of training images. [default: five sizes up to all]"
         ),
+    ] = "",
+    strategies: Annotated[
+        str, typer.Option(metavar="A,B", help="Strategies, of those below.")
     ] = "logreg,svm,finetune:1",
     seeds: Annotated[
-        int, typer.Option(min=1, help="Training subsets of each size; fewer of large ones.")
+        int,
+        typer.Option(min=1, help="Training subsets of each size; fewer of large sizes."),
     ] = 3,
     epochs: Annotated[
         int | None,
-        typer.Option(min=1, help="Of a fine-tuning, at most. [default: 7, up to 24 of few images]"),
+        typer.Option(
+            min=1,
+            help="Epochs of fine-tuning at most. [default: 7, and up to 24 with few images]",
+        ),
     ] = None,
     class_weight: ClassWeight = None,
     prefer: Annotated[
-        str, typer.Option(help="cheap: the cheapest about as good as the best; or accuracy.")
+        str,
+        typer.Option(
+            help="Recommend for accuracy, or cheap: the cheapest that is about as good as the best."
+        ),
     ] = "cheap",
     wanted: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="An accuracy: predict how many images it would take."),
+        typer.Option(min=0, max=1, help="Predict how many images this accuracy would take."),
     ] = None,
     budget: Annotated[
         str | None,
-        typer.Option(help="A time such as 30m: measure what fits, by cost_model on this machine."),
+        typer.Option(
+            metavar="TIME", help="Measure what is predicted to fit in a time such as 30m."
+        ),
     ] = None,
-    log_to: Annotated[
-        str | None, typer.Option(help="tensorboard or mlflow, where installed: every cell.")
-    ] = None,
+    log_to: LogTo = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be measured, and its time.")
+        bool,
+        typer.Option("--dry-run", help="Only print what would be measured, and how long it takes."),
     ] = False,
-    backbone: Annotated[
-        str | None,
-        typer.Option(help="Network, or several between commas. [default: the last extracted]"),
-    ] = None,
+    backbone: Backbones = None,
     weights: Weights = None,
     size: Size = None,
     channels: Channels = None,
@@ -95,51 +116,35 @@ def compare(
     fresh: Fresh = False,
     json_: Json = False,
     debug: Debug = False,
-) -> dict[str, Any]:
-    """Measure all strategies on the same splits over growing training sets; write a report."""
-    from fx.commands.summaries import print_preview
-    from fx.comparison.comparison import compare as run_comparison
-    from fx.comparison.preview import preview
-    from fx.options import Options
-
-    weighing = choice("--class-weight", class_weight, (None, "balanced"))
-    plan = _plan(strategies, sizes, seeds, epochs, weighing)
-    options = Options(
-        store=store,
-        out=out,
-        backbone=backbone,
-        weights=weights,
-        size=size,
-        channels=channels,
-        precision=precision,
-        device=device,
-        engine=engine,
-        batch_size=batch_size,
-        split_seed=split_seed,
-        seed=seed,
-        fresh=fresh,
-        max_image_mb=max_image_mb,
-    )
+) -> Any:
+    """Measure all strategies and write a report."""
+    options = options_in(locals())
+    plan = _plan(strategies, sizes, seeds, epochs, class_weight)
     choice("--prefer", prefer, ("cheap", "accuracy"))
-    limit = None if budget is None else seconds_in("--budget", budget)
+    example = "a duration such as 90s, 30m or 2h"
+    limit = None if budget is None else with_unit("--budget", budget, SECONDS, example)
     if dry_run:
+        from fx.comparison.preview import preview
+
         with progress_bars(quiet=json_) as begin:
             planned = preview(images, options, plan, budget=limit, begin=begin)
-        show(planned, json_, lambda: print_preview(planned))
+        show(planned, json_, lambda: _print_preview(planned))
         return planned
+    from fx.comparison.comparison import compare as run_comparison
+
     with progress_bars(quiet=json_) as begin:
-        record = run_comparison(
+        comparison = run_comparison(
             images,
             options,
             plan,
             prefer=prefer,
             wanted=wanted,
             budget=limit,
-            log_to=choice("--log-to", log_to, (None, "tensorboard", "mlflow")),
+            log_to=log_to,
             begin=begin,
         )
-    show(record, json_, lambda: _tell(record))
-    return record
+    show(comparison, json_, lambda: _print(comparison))
+    return comparison
 
 
 def _plan(
@@ -154,47 +159,39 @@ def _plan(
         raise typer.BadParameter(str(error)) from error
 
 
-def _tell(record: dict[str, Any]) -> None:
-    from fx.commands.summaries import print_skipped
+def _print(comparison: dict[str, Any]) -> None:
+    print_comparison(comparison)
+    _print_skipped(comparison["skipped"])
+    notes = [f"{one['backbone']}: {one['said']}." for one in comparison["flips"]]
+    notes += [f"{note}." for note in comparison["notes"]]
+    said = (*notes, comparison["recommendation"], comparison["quadrant"]["said"])
+    for text in said:
+        print_wrapped(text)
+    print(f"report: {comparison['report']}")
 
-    print_comparison(record)
-    print_skipped(record["skipped"])
-    notes = [f"{one['backbone']}: {one['said']}." for one in record["flips"]]
-    notes += [f"{note}." for note in record["notes"]]
-    for said in (*notes, record["recommendation"], record["quadrant"]["said"]):
-        print(textwrap.fill(said, 80))
-    print(f"report: {record['report']}")
+
+def _print_skipped(cells: Sequence[dict[str, Any]]) -> None:
+    """Print what was not measured, and why: a line for every strategy, size and reason."""
+    told = dict.fromkeys((c["strategy"], c["n_train"], c["reason"]) for c in cells)
+    for strategy, size, reason in told:
+        print(f"left out: {strategy} at {size:,}: {reason}")
 
 
-def advise(
-    images: Images = DATA,
-    backbone: Annotated[
-        str | None,
-        typer.Option(help="Network, or several between commas. [default: those at hand]"),
-    ] = None,
-    weights: Weights = None,
-    size: Size = None,
-    precision: Precision = "auto",
-    device: Device = "auto",
-    engine: EngineName = "auto",
-    max_image_mb: MaxImageMB = MAX_IMAGE_MB,
-    json_: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Say which strategy to try first and why, before anything is trained."""
-    from fx.advice import advise as give_advice
-    from fx.commands.summaries import print_advice
-    from fx.options import Options
-
-    options = Options(
-        backbone=backbone,
-        weights=weights,
-        size=size,
-        precision=precision,
-        device=device,
-        engine=engine,
-        max_image_mb=max_image_mb,
+def _print_preview(record: dict[str, Any]) -> None:
+    """Print what a comparison would measure, and what it would take."""
+    seconds: dict[tuple[str, int], list[float]] = {}
+    for cell in record["cells"]:
+        seconds.setdefault((cell["strategy"], cell["n_train"]), []).append(cell["seconds"])
+    rows = [
+        [strategy, f"{size:,}", len(each), f"{each[0]:,.0f}"]
+        for (strategy, size), each in sorted(seconds.items())
+    ]
+    print_table(["strategy", "images", "seeds", "seconds each"], rows)
+    _print_skipped([cell | {"reason": "would not fit the budget"} for cell in record["skipped"]])
+    extraction, shared = record["extraction_seconds"], record["shared_seconds"]
+    print(f"extracting features: {extraction:,.0f} s; running frozen blocks: {shared:,.0f} s")
+    print(
+        f"in all about {record['seconds'] / 60:,.1f} minutes at most, "
+        f"{record['disk_mb']:,.0f} MB on the disk"
     )
-    with progress_bars(quiet=json_) as begin:
-        record = give_advice(images, options, begin=begin)
-    show(record, json_, lambda: print_advice(record))
+    print("as if nothing were there yet: what is finished takes no time again")

@@ -1,15 +1,41 @@
-"""The whole pipeline on an embedded data set, as the commands that a reader can type."""
+"""``fx demo``: the whole pipeline on an embedded data set, as commands that a reader can type."""
 
 from __future__ import annotations
 
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
+
+from fx.commands.arguments import RUNS, Debug, Json
+from fx.commands.printing import show
 
 # Digits of 8×8 pixels gain nothing from 224 of the network's, and take five times as long.
 SIZE = 96
+
+
+def demo(
+    context: typer.Context,
+    directory: Annotated[Path, typer.Argument(help="Folder for the images and all results.")] = (
+        RUNS / "demo"
+    ),
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run all stages on a sample data set, offline."""
+    app = context.find_root().command
+
+    def run(words: Sequence[str]) -> Any:
+        return app.main(list(words), prog_name="fx", standalone_mode=False)
+
+    # with --json, what the single commands print is no part of the one object on stdout
+    with redirect_stdout(sys.stderr) if json_ else nullcontext():
+        comparison = run_demo(directory, run=run)
+    show(comparison, json_, lambda: None)
 
 
 def demo_commands(directory: Path) -> list[list[str]]:
@@ -26,8 +52,8 @@ def demo_commands(directory: Path) -> list[list[str]]:
     ]
 
 
-def run_demo(directory: Path, *, run: Callable[[Sequence[str]], Any]) -> dict[str, Any]:
-    """Run the demonstration's commands in a row, saying each on stderr.
+def run_demo(directory: Path, *, run: Callable[[Sequence[str]], Any]) -> Any:
+    """Run the demonstration's commands in a row, printing each on stderr.
 
     Parameters
     ----------
@@ -36,7 +62,7 @@ def run_demo(directory: Path, *, run: Callable[[Sequence[str]], Any]) -> dict[st
 
     Returns
     -------
-    the comparison's JSON object
+    what the last command, the comparison, returned
 
     Raises
     ------
@@ -51,6 +77,4 @@ def run_demo(directory: Path, *, run: Callable[[Sequence[str]], Any]) -> dict[st
         # typer returns the status of a command that was interrupted
         if isinstance(answer, int) and answer:
             raise SystemExit(answer)
-    # the last is the comparison
-    record: dict[str, Any] = answer
-    return record
+    return answer

@@ -1,8 +1,8 @@
-"""The command of stage one."""
+"""``fx extract``: stage one."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,16 +19,20 @@ from fx.commands.arguments import (
     Images,
     Json,
     MaxImageMB,
-    Precision,
     Size,
     SplitSeed,
     Store,
+    StoredPrecision,
     Weights,
     choice,
     names_in,
-    show,
+    options_in,
 )
+from fx.commands.printing import print_some, show
 from fx.output import progress_bars
+
+if TYPE_CHECKING:
+    from extract.extraction import ExtractResult
 
 
 def extract(
@@ -39,62 +43,86 @@ def extract(
     layer: Annotated[
         str,
         typer.Option(
-            help="Where features are taken, several in one pass: pool (what the classifier gets), "
-            "any inner layer averaged over its area, NAME:flatten for its whole map."
+            help="Layers of the network, between commas. pool: the classifier's input; NAME: an "
+            "inner layer, averaged over its area; NAME:flatten: its whole map."
         ),
     ] = "pool",
     crops: Annotated[
-        int, typer.Option(help="1: the centre; 5: and the corners; 10: and mirrored; averaged.")
+        int,
+        typer.Option(
+            help="Crops of an image whose features are averaged. 1: the centre; 5: the corners "
+            "too; 10: these mirrored too."
+        ),
     ] = 1,
     channels: Channels = None,
     store: Store = FEATURES,
     dtype: Annotated[
         str | None,
-        typer.Option(help="float32, or float16: half the room. [default: the store's, or float32]"),
+        typer.Option(
+            help="Of the stored features: float32, or float16, which takes half the space. "
+            "[default: the store's, or float32]"
+        ),
     ] = None,
-    precision: Precision = "auto",
+    precision: StoredPrecision = "auto",
     device: Device = "auto",
     engine: EngineName = "auto",
     batch_size: BatchSize = None,
     max_image_mb: MaxImageMB = MAX_IMAGE_MB,
     split_seed: SplitSeed = 0,
     snapshot: Annotated[
-        str | None, typer.Option(help="Name for this state of the images. [default: made up]")
+        str | None,
+        typer.Option(help="Name for this state of the images. [default: made of the folder's]"),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail if an image is bad.")] = False,
-    rehash: Annotated[bool, typer.Option("--rehash", help="Read unchanged files too.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail if an image cannot be read.")
+    ] = False,
+    rehash: Annotated[
+        bool, typer.Option("--rehash", help="Read files that look unchanged, too.")
+    ] = False,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Stage one: compute the features of images and keep them in a store."""
-    from fx.options import Options
-    from fx.stages.extract_stage import extract_images
-
-    options = Options(
-        store=store,
-        backbone=backbone,
-        weights=weights,
-        size=size,
-        layers=names_in(layer),
-        crops=choice("--crops", crops, (1, 5, 10)),
-        channels=channels,
-        snapshot=snapshot,
-        precision=precision,
-        device=device,
-        engine=engine,
-        batch_size=batch_size,
-        split_seed=split_seed,
-        max_image_mb=max_image_mb,
+    """Stage one: compute features of images into a store."""
+    options = options_in(
+        locals(), layers=names_in(layer), crops=choice("--crops", crops, (1, 5, 10))
     )
+    choice("--dtype", dtype, ("float32", "float16"))
+    from fx.stages.extract import extract_images
+
     with progress_bars(quiet=json_) as begin:
         result = extract_images(
-            images,
-            options,
-            strict=strict,
-            rehash=rehash,
-            dtype=choice("--dtype", dtype, (None, "float32", "float16")),
-            begin=begin,
+            images, options, strict=strict, rehash=rehash, dtype=dtype, begin=begin
         )
-    from fx.commands.summaries import print_extraction
+    show(result, json_, lambda: _print(result))
 
-    show(result, json_, lambda: print_extraction(result))
+
+def _print(result: ExtractResult) -> None:
+    """Print what an extraction did, and every oddity that the user should know of."""
+    print(
+        f"{result.images:,} images: {result.new:,} computed, {result.reused:,} already there, "
+        f"{len(result.failed):,} unreadable"
+    )
+    widths = " + ".join(
+        f"{one['dim']:,}" if one["layer"] == "pool" else f"{one['dim']:,} ({one['layer']})"
+        for one in result.layers
+    )
+    how = result.precision + (f", {result.crops} crops" if result.crops > 1 else "")
+    print(
+        f"{result.backbone}, {widths} features each, {how}, {result.engine}: "
+        f"{result.seconds:.1f} s, {result.images_per_second:,.0f} images/s"
+    )
+    splits = [f"{sum(counts.values()):,} {name}" for name, counts in result.splits.items()]
+    if splits:
+        classes = len(next(iter(result.splits.values())))
+        print(f"{classes} classes; {', '.join(splits)}")
+    print_some("unreadable", [f"{r['path']}: {r['reason']}" for r in result.failed])
+    print_some("copies, counted once", [f"{r['path']} = {r['copy_of']}" for r in result.duplicates])
+    print_some("same bytes under two labels, in no split", result.conflicts)
+    print_some(
+        "leaks between splits",
+        [
+            f"{r['path']} ({r['split']}) ~ {r.get('copy') or r['near_copy']} ({r['other']})"
+            for r in result.leaks
+        ],
+    )
+    print(f"store {result.store}, snapshot {result.snapshot}")

@@ -1,9 +1,8 @@
-"""The command of stage three, which has settings of its own."""
+"""``fx finetune``: stage three."""
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +20,7 @@ from fx.commands.arguments import (
     Fresh,
     Images,
     Json,
+    LogTo,
     MaxImageMB,
     Out,
     Precision,
@@ -30,11 +30,18 @@ from fx.commands.arguments import (
     Store,
     Weights,
     choice,
-    show,
+    options_in,
+    with_unit,
 )
+from fx.commands.printing import print_measured, show
 from fx.output import progress_bars
 
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+if TYPE_CHECKING:
+    from fx.stages.records import FinetuneResult
+
+BYTES = {"B": 1, "": 1}
+for power, prefix in enumerate("KMGT", 1):
+    BYTES |= {prefix: 1000**power, f"{prefix}B": 1000**power}
 
 
 def finetune(
@@ -51,56 +58,64 @@ def finetune(
     recipe: Annotated[
         str,
         typer.Option(
-            help="default; keras-guide: Adam, 1e-5, ten epochs; two-phase: the classifier alone, "
-            "then the blocks at 1e-5. What is asked for beside it takes its place."
+            help="Settings to begin with. keras-guide: Adam at 1e-5 for ten epochs; two-phase: the "
+            "classifier alone, then the blocks at 1e-5. Other options override it."
         ),
     ] = "default",
     epochs: Annotated[
         int | None,
-        typer.Option(min=1, help="At most. [default: the recipe's, or 7, up to 24 of few images]"),
+        typer.Option(
+            min=1,
+            help="Epochs at most. [default: the recipe's; else 7, and up to 24 with few images]",
+        ),
     ] = None,
     learning_rate: Annotated[
         str | None,
         typer.Option(
             metavar="RATE|auto",
-            help="At its peak; auto: by a range test on training images. "
-            "[default: the recipe's, or 3e-4; 1e-3 from scratch]",
+            help="Peak learning rate; auto: by a range test on training images. "
+            "[default: the recipe's; else 3e-4, or 1e-3 from scratch]",
         ),
     ] = None,
     layer_decay: Annotated[
         float | None,
-        typer.Option(help="The rate's factor from each block to the one before. [default: 0.7]"),
+        typer.Option(
+            help="Factor of the learning rate from each block to the one before. [default: 0.7]"
+        ),
     ] = None,
     label_smoothing: Annotated[
-        float | None, typer.Option(min=0, max=0.99, help="[default: the recipe's, or 0.1]")
+        float | None,
+        typer.Option(min=0, max=0.99, help="Label smoothing. [default: the recipe's; else 0.1]"),
     ] = None,
     dropout: Annotated[
-        float | None, typer.Option(min=0, max=0.99, help="Before the classifier. [default: 0.2]")
+        float | None,
+        typer.Option(min=0, max=0.99, help="Dropout before the classifier. [default: 0.2]"),
     ] = None,
-    bn: Annotated[
+    batch_norm: Annotated[
         str,
         typer.Option(
-            help="inference: batch norm keeps the pretrained statistics, for those of small "
-            "batches are noise; train: it takes the batches' own. From scratch it trains."
+            "--bn",
+            help="Statistics of batch norm. inference: the pretrained ones; train: those of each "
+            "batch, as always from scratch.",
         ),
     ] = "inference",
     augment: Annotated[
         str | None,
         typer.Option(
-            help="auto (flip, if the head tells mirrored images as well), none, flip, course "
-            "(rotate, shift, shear, zoom, flip) or trivial. [default: the recipe's, or auto]"
+            help="none, flip, course (rotate, shift, shear, zoom, flip), trivial, or auto: flip if "
+            "the head recognises mirrored images as well. [default: the recipe's; else auto]"
         ),
     ] = None,
     mix: Annotated[str | None, typer.Option(help="mixup or cutmix. [default: neither]")] = None,
     views: Annotated[
-        int, typer.Option(min=1, help="Augmented images of an image kept for frozen blocks.")
+        int, typer.Option(min=1, help="Augmented versions of each image for frozen blocks.")
     ] = 8,
     class_weight: ClassWeight = None,
     cache_limit: Annotated[
-        str, typer.Option(metavar="SIZE", help="Most disk space for frozen blocks' outputs.")
+        str, typer.Option(metavar="SIZE", help="Most disk space for outputs of frozen blocks.")
     ] = "20GB",
     batch_size: Annotated[
-        str | None, typer.Option(metavar="N|auto", help="Images a step. [default: 32]")
+        str | None, typer.Option(metavar="N|auto", help="Images in one step. [default: 32]")
     ] = None,
     micro_batch: Annotated[
         int | None,
@@ -115,9 +130,7 @@ def finetune(
     device: Device = "auto",
     engine: EngineName = "auto",
     max_image_mb: MaxImageMB = MAX_IMAGE_MB,
-    log_to: Annotated[
-        str | None, typer.Option(help="tensorboard or mlflow, where installed.")
-    ] = None,
+    log_to: LogTo = None,
     split_seed: SplitSeed = 0,
     seed: Seed = 0,
     out: Out = RUNS,
@@ -125,27 +138,10 @@ def finetune(
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Stage three: train the last blocks of a network, starting from the fitted head."""
-    from fx.commands.summaries import print_measured
-    from fx.options import Options
-    from fx.stages.finetune_stage import finetune_images
-
-    options = Options(
-        store=store,
-        out=out,
-        backbone=backbone,
-        weights=weights,
-        size=size,
-        channels=channels,
-        precision=precision,
-        device=device,
-        engine=engine,
-        split_seed=split_seed,
-        seed=seed,
-        fresh=fresh,
-        max_image_mb=max_image_mb,
-    )
-    chosen: dict[str, Any] = {
+    """Stage three: train the last blocks of a network."""
+    # of its batch size, that of training, the settings know
+    options = options_in(locals(), batch_size=None)
+    settings: dict[str, Any] = {
         "unfreeze": _depth(unfreeze, from_scratch),
         "from_scratch": from_scratch,
         "epochs": epochs,
@@ -153,28 +149,41 @@ def finetune(
         "layer_decay": layer_decay,
         "label_smoothing": label_smoothing,
         "dropout": dropout,
-        "batch_norm": choice("--bn", bn, ("inference", "train")),
-        "augment": choice(
-            "--augment", augment, (None, "auto", "none", "flip", "course", "trivial")
-        ),
-        "mix": choice("--mix", mix, (None, "mixup", "cutmix")),
+        "batch_norm": choice("--bn", batch_norm, ("inference", "train")),
+        "augment": choice("--augment", augment, ("auto", "none", "flip", "course", "trivial")),
+        "mix": choice("--mix", mix, ("mixup", "cutmix")),
         "views": views,
-        "class_weight": choice("--class-weight", class_weight, (None, "balanced")),
+        "class_weight": class_weight,
         "batch_size": _number_or_auto("--batch-size", batch_size, int),
         "micro_batch": micro_batch,
     }
+    choice("--recipe", recipe, ("default", "keras-guide", "two-phase"))
+    limit = with_unit("--cache-limit", cache_limit, BYTES, "a size such as 20GB or 500MB")
+    from fx.stages.finetune import finetune_images
+
     with progress_bars(quiet=json_) as begin:
-        record = finetune_images(
+        result = finetune_images(
             images,
             options,
-            recipe=choice("--recipe", recipe, ("default", "keras-guide", "two-phase")),
-            cache_limit=_bytes("--cache-limit", cache_limit),
-            log_to=choice("--log-to", log_to, (None, "tensorboard", "mlflow")),
+            recipe=recipe,
+            cache_limit=int(limit),
+            log_to=log_to,
             begin=begin,
-            **chosen,
+            **settings,
         )
-    what = "trained from scratch" if from_scratch else f"unfreeze {record['unfreeze']}"
-    show(record, json_, lambda: print_measured(record, f"{record['backbone']}, {what}"))
+    show(result, json_, lambda: _print(result))
+
+
+def _print(result: FinetuneResult) -> None:
+    what = "trained from scratch" if result.from_scratch else f"unfreeze {result.unfreeze}"
+    chosen = result.best_epoch
+    kept = f"epoch {chosen} kept" if chosen else "the head it began as is kept"
+    details = [
+        f"{result.trainable_parameters:,} parameters trained for {result.epochs} epochs: {kept}",
+        f"what is kept was fitted on {result.n_fitted:,} images",
+    ]
+    print_measured(result, f"{result.backbone}, {what}", details)
+    print(f"saved in {result.path}")
 
 
 def _depth(unfreeze: str | None, from_scratch: bool) -> int | str:
@@ -196,10 +205,3 @@ def _number_or_auto(name: str, text: str | None, kind: type[int] | type[float]) 
     if not 0 < number < float("inf"):
         raise typer.BadParameter(f"{name} must be a number above 0, or auto; got {text!r}")
     return number
-
-
-def _bytes(name: str, text: str) -> int:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip().upper())
-    if not found:
-        raise typer.BadParameter(f"{name} must be a size such as 20GB or 500MB; got {text!r}")
-    return int(float(found[1]) * UNITS[found[2]])

@@ -1,8 +1,9 @@
-"""The command of stage two."""
+"""``fx fit-head``: stage two."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,36 +13,53 @@ from fx.commands.arguments import (
     Backbone,
     Channels,
     ClassWeight,
-    Crops,
     Debug,
     Fresh,
     Json,
-    Layer,
     Out,
-    Precision,
     Seed,
     Size,
     SnapshotName,
     StoreArgument,
+    StoredPrecision,
     Weights,
     choice,
     names_in,
+    options_in,
     positive,
-    show,
 )
-from fx.output import progress_bars
+from fx.commands.command import Command
+from fx.commands.printing import SHOWN, print_measured, show
+from fx.output import printable, progress_bars
+
+if TYPE_CHECKING:
+    from extract.registry import Registry
+    from fx.stages.records import DoubtfulLabels, HeadResult
+
+
+class FitHead(Command):
+    """Its help lists the heads."""
+
+    def choices(self) -> Mapping[str, Registry[Any]]:
+        from heads.kinds import HEADS
+
+        return {"Heads": HEADS}
 
 
 def fit_head(
-    kind: Annotated[str, typer.Argument(help="logreg, svm, knn or centroid.", metavar="KIND")],
+    kind: Annotated[str, typer.Argument(help="Head, one of those below.", metavar="KIND")],
     store: StoreArgument = FEATURES,
     backbone: Backbone = None,
     weights: Weights = None,
     size: Size = None,
-    layer: Layer = "",
-    crops: Crops = None,
+    layer: Annotated[
+        str, typer.Option(help="Layer of the network. [default: the last extracted]")
+    ] = "",
+    crops: Annotated[
+        int | None, typer.Option(help="Crops of an image. [default: those last extracted]")
+    ] = None,
     channels: Channels = None,
-    precision: Precision = "auto",
+    precision: StoredPrecision = "auto",
     features: Annotated[
         str,
         typer.Option(metavar="A,B", help="Stored features to join, as fx store ls names them."),
@@ -55,13 +73,12 @@ def fit_head(
     class_weight: ClassWeight = None,
     c: Annotated[
         float | None,
-        typer.Option("--c", help="1 / penalty, or neighbours. [default: by cross-validation]"),
+        typer.Option(
+            "--c",
+            help="Inverse of the penalty, or number of neighbours. [default: by cross-validation]",
+        ),
     ] = None,
-    folds: Annotated[int, typer.Option(min=2, help="Of the cross-validation.")] = 5,
-    protocol: Annotated[
-        str | None,
-        typer.Option(help="kornblith: 45 penalties, raw features, chosen on validation images."),
-    ] = None,
+    folds: Annotated[int, typer.Option(min=2, help="Folds of the cross-validation.")] = 5,
     audit: Annotated[
         bool, typer.Option("--audit", help="List the images whose labels may be wrong.")
     ] = False,
@@ -72,37 +89,50 @@ def fit_head(
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Stage two: fit a classifier on stored features; measure it on images that chose nothing."""
-    from fx.commands.summaries import print_measured
-    from fx.options import Options
-    from fx.stages.head_stage import fit_head_on_store
+    """Stage two: fit and measure a classifier on stored features."""
+    options = options_in(locals(), layers=names_in(layer), features=names_in(features))
+    choice("--kernel", kernel, ("rbf", "linear", "nystroem", "auto"))
+    choice("--normalize", normalize, ("standard", "l2", "none", "auto"))
+    positive("--c", c)
+    from fx.stages.fit_head import fit_head_on_store
+    from heads.kinds import HEADS
 
-    options = Options(
-        store=store,
-        out=out,
-        backbone=backbone,
-        weights=weights,
-        size=size,
-        layers=names_in(layer),
-        crops=crops,
-        channels=channels,
-        features=names_in(features),
-        snapshot=snapshot,
-        precision=precision,
-        seed=seed,
-        fresh=fresh,
-    )
+    choice("KIND", kind, HEADS.names())
     with progress_bars(quiet=json_) as begin:
-        record = fit_head_on_store(
-            choice("kind", kind, ("logreg", "svm", "knn", "centroid")),
+        result = fit_head_on_store(
+            kind,
             options,
-            kernel=choice("--kernel", kernel, ("rbf", "linear", "nystroem", "auto")),
-            normalize=choice("--normalize", normalize, ("standard", "l2", "none", "auto")),
-            class_weight=choice("--class-weight", class_weight, (None, "balanced")),
-            c=positive("--c", c),
+            kernel=kernel,
+            normalize=normalize,
+            class_weight=class_weight,
+            c=c,
             folds=folds,
-            protocol=choice("--protocol", protocol, (None, "kornblith")),
             audit=audit,
             begin=begin,
         )
-    show(record, json_, lambda: print_measured(record, f"{kind} on {record['backbone']}"))
+    show(result, json_, lambda: _print(result))
+
+
+def _print(result: HeadResult) -> None:
+    print_measured(result, f"{result.kind} on {result.backbone}", [_chosen(result)])
+    if result.audit:
+        _print_doubtful(result.audit)
+    print(f"saved in {result.path}")
+
+
+def _chosen(result: HeadResult) -> str:
+    parts = [f"normalisation {result.normalize}"]
+    if result.kind == "knn":
+        parts.insert(0, f"{result.c:g} neighbours")
+    elif result.kind != "centroid":
+        parts.insert(0, f"C {result.c:.3g}")
+    return ", ".join([*parts, *([f"{result.kernel} kernel"] if result.kernel else [])])
+
+
+def _print_doubtful(labels: DoubtfulLabels) -> None:
+    print(f"labels contradicted: {labels.contradicted:,} of {labels.audited:,}")
+    for one in labels.first[:SHOWN]:
+        path, label, other = map(printable, (one.path, one.label, one.suggested))
+        print(f"  {path}: {label}, more like {other}")
+    print(f"all, to look at: {labels.page}")
+    print(f"to correct, and to give to fx extract: {labels.table}")

@@ -40,7 +40,7 @@ class OpenModel:
 
 
 def open_model(model: Path, options: Options) -> OpenModel:
-    """Open what ``fx fit-head`` or ``fx finetune`` wrote.
+    """Open a fitted head or a fine-tuned network.
 
     Raises
     ------
@@ -51,14 +51,14 @@ def open_model(model: Path, options: Options) -> OpenModel:
 
     folder = folder_of(model)
     if not folder.exists():
-        raise FxError(f"no model at {model}; give a folder that fx fit-head or fx finetune wrote")
+        raise FxError(f"no model at {model}; give the folder of a head or of a fine-tuned network")
     if (folder / "head.json").exists():
         return _open_head(folder, options)
     if (folder / "model.json").exists():
         return _open_network(folder, options)
     raise FxError(
         f"{folder} holds neither head.json nor model.json; "
-        "give a folder that fx fit-head or fx finetune wrote"
+        "give the folder of a head or of a fine-tuned network"
     )
 
 
@@ -69,8 +69,9 @@ def folder_of(model: Path) -> Path:
 
 def _open_head(folder: Path, options: Options) -> OpenModel:
     from extract.backbones import load_backbone, make_spec
-    from extract.engines import Quantised, resolve_device
+    from extract.engines import resolve_device
     from extract.errors import FxError
+    from extract.store import StoredNetwork
     from heads.files import load_head
 
     head = load_head(folder)
@@ -92,8 +93,7 @@ def _open_head(folder: Path, options: Options) -> OpenModel:
         asked = options
         if options.precision == "auto" and not (on_cpu and precision == "fp16"):
             asked = dataclasses.replace(options, precision=precision)
-        quantised = Quantised.read(folder) if asked.precision == "int8" else None
-        engine = open_engine(asked, backbone, quantised)
+        engine = open_engine(asked, backbone, lambda: StoredNetwork.read(folder))
         engines.append((engine, crops))
         found.append(
             make_spec(

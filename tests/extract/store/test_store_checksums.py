@@ -22,8 +22,7 @@ from test_store import DIM, RUN, SPEC, append, keys_of, read, rows_of
 from extract.errors import FxError
 from extract.store import FeatureStore, collect
 from extract.store.feature_set import ROW_ARRAYS, checksum_of, spec_id
-from fx.commands.listing import describe_store
-from fx.commands.summaries import print_store
+from fx.commands.store import describe_store, print_store
 
 Fx = Callable[..., Said]
 NAME = spec_id(SPEC)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from fx.options import Options, open_backbone, open_engine
 from fx.output import Begin
-from fx.runs import finish, finished, run_directory
-from fx.stages.extract_stage import fill_store
+from fx.runs import Run
+from fx.stages.extract import fill_store
+from fx.stages.records import FinetuneResult
 from fx.stages.rows import check_labelled, keys_of, training_data, used_rows
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from extract.backbones import Backbone
     from extract.images import Snapshot
     from extract.store import FeatureSet
-    from finetune.finetuning import Finetuned
     from finetune.settings import FinetuneSettings
 
 
@@ -34,7 +34,7 @@ def finetune_images(
     log_to: str | None = None,
     begin: Begin,
     **chosen: Any,
-) -> dict[str, Any]:
+) -> FinetuneResult:
     """Fine-tune a backbone on a folder of images, from the head fitted on its features.
 
     Parameters
@@ -66,22 +66,23 @@ def finetune_images(
     processes = joined(device)
     snapshot, stored = _prepared(images, backbone, options, scratch, processes, begin)
     check_labelled(snapshot)
-    directory = _directory(options.out, settings, backbone, snapshot, stored, device)
-    before = finished(directory, fresh=options.fresh)
-    if before is not None:
+    run = _run(options.out, settings, backbone, snapshot, stored, device)
+    if options.fresh:
+        run.forget()
+    if run.finished:
         # a run killed just after it had finished may have left it
-        _drop_what_going_on_needs(directory)
-        return before
+        _drop_what_going_on_needs(run.directory)
+        return run.result(FinetuneResult)
     begun = time.perf_counter()
-    result = finetune(
+    trained = finetune(
         backbone,
         training_data(snapshot, snapshot.split("train")),
         None if stored is None else stored.features,
         settings=settings,
-        directory=directory,
+        directory=run.directory,
         resources=Resources(
             device=device,
-            cache=directory / "cache",
+            cache=run.directory / "cache",
             cache_limit=cache_limit,
             engine=options.engine,
             precision=options.precision,
@@ -91,19 +92,33 @@ def finetune_images(
             progress=begin,
         ),
     )
-    about = {
-        "path": directory,
-        "backbone": backbone.name,
-        "snapshot": snapshot.name,
-        "unfreeze": settings.unfreeze,
-        "from_scratch": scratch,
-        "recipe": recipe,
-    }
-    record = about | _measured(result, time.perf_counter() - begun)
+    result = FinetuneResult(
+        path=str(run.directory),
+        backbone=backbone.name,
+        snapshot=snapshot.name,
+        classes=trained.classes,
+        n_train=trained.n_train,
+        n_validation=trained.n_validation,
+        evaluation=trained.metrics,
+        notes=tuple(trained.notes),
+        seconds=time.perf_counter() - begun,
+        unfreeze=settings.unfreeze,
+        from_scratch=scratch,
+        recipe=recipe,
+        trainable_parameters=trained.trainable_parameters,
+        epochs=trained.epochs,
+        best_epoch=trained.best_epoch,
+        n_fitted=trained.n_fitted,
+        calibration=trained.calibration,
+        images_per_second=trained.images_per_second,
+        augment=trained.augment,
+        flips=None if trained.flips is None else trained.flips.as_dict(),
+        history=trained.history,
+    )
     if processes.is_main_process:
-        record = finish(directory, record)
-        _drop_what_going_on_needs(directory)
-    return record
+        run.finish(result)
+        _drop_what_going_on_needs(run.directory)
+    return result
 
 
 def _drop_what_going_on_needs(directory: Path) -> None:
@@ -122,17 +137,17 @@ def _settings(
     try:
         return FinetuneSettings.of_recipe(recipe, precision=precision, seed=options.seed, **chosen)
     except ValueError as error:
-        raise FxError(f"{error}; see fx finetune --help") from error
+        raise FxError(str(error)) from error
 
 
-def _directory(
+def _run(
     out: Path,
     settings: FinetuneSettings,
     backbone: Backbone,
     snapshot: Snapshot,
     stored: FeatureSet | None,
     device: torch.device,
-) -> Path:
+) -> Run:
     identity = {
         **settings.identity(),
         "backbone": backbone.name,
@@ -144,27 +159,7 @@ def _directory(
         "device": device.type,
     }
     name = "scratch" if settings.from_scratch else f"finetune-{settings.unfreeze}"
-    return run_directory(out, f"{name}-{backbone.name}", identity)
-
-
-def _measured(result: Finetuned, seconds: float) -> dict[str, Any]:
-    return {
-        "classes": result.classes,
-        "trainable_parameters": result.trainable_parameters,
-        "epochs": result.epochs,
-        "best_epoch": result.best_epoch,
-        "n_train": result.n_train,
-        "n_validation": result.n_validation,
-        "n_fitted": result.n_fitted,
-        "calibration": result.calibration.as_dict(),
-        **result.metrics.as_dict(),
-        "notes": result.notes,
-        "seconds": seconds,
-        "images_per_second": result.images_per_second,
-        "augment": result.augment,
-        "flips": None if result.flips is None else result.flips.as_dict(),
-        "history": result.history,
-    }
+    return Run.of(out, f"{name}-{backbone.name}", identity)
 
 
 def _prepared(

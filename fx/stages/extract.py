@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from extract.engines import Engine
     from extract.extraction import ExtractResult
     from extract.images import ImageSource
+    from extract.store import StoredNetwork
 
 
 def extract_images(
@@ -47,10 +48,10 @@ def extract_images(
 
     source = find_images(images, max_image_mb=options.max_image_mb)
     backbone = open_backbone(options).at_layers(options.layers or ("pool",))
-    quantised = None
-    if options.precision == "int8":
-        store = FeatureStore.create(options.store)
-        quantised = quantised_network(backbone, store, source, begin("quantising"))
+
+    def quantised() -> StoredNetwork:
+        return quantised_network(backbone, FeatureStore.create(options.store), source, begin)
+
     result = fill_store(
         source,
         backbone,
@@ -63,7 +64,7 @@ def extract_images(
     if strict and result.failed:
         first = result.failed[0]
         raise FxError(
-            f"{len(result.failed)} images cannot be read (--strict); the first is "
+            f"{len(result.failed)} images cannot be read; the first is "
             f"{first['path']}: {first['reason']}; the others' features are stored"
         )
     return result

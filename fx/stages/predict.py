@@ -8,11 +8,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from msgspec import UNSET, UnsetType
 
 from fx.options import Options
 from fx.output import Begin, Progress
 from fx.stages.models import OpenModel, folder_of, open_model
+from fx.stages.records import Prediction, Predictions, UnreadableImage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,24 +37,18 @@ def predict_images(
     reject: float | None = None,
     conformal: float | None = None,
     begin: Begin,
-) -> dict[str, Any]:
+) -> Predictions:
     """Label every readable image.
 
     Parameters
     ----------
-    model : folder that ``fx fit-head`` or ``fx finetune`` wrote
+    model : folder of a fitted head or a fine-tuned network
     images : folder, table, or one image
     options : device, precision and batch size
     reject : share of images like the training ones that may be answered with None, for being as
         unlike them as those from elsewhere
     conformal : how often ``labels``, a set for each image, holds the true one
     begin : given what is being done, returns a progress callback
-
-    Returns
-    -------
-    ``predictions``, a list of ``path``, ``label``, ``probability``, and ``distance`` or ``labels``
-    where asked for; ``failed``, a list of ``path`` and ``reason``; ``rejected``, how many have no
-    label; ``mean_set_size``
 
     Raises
     ------
@@ -66,12 +63,12 @@ def predict_images(
     source = find_images(images, max_image_mb=options.max_image_mb)
     vectors = _side_by_side(opened, source, begin("predicting"))
     labeller = _labeller(opened, folder_of(model), reject, conformal)
-    failed = [{"path": path, "reason": reason} for path, reason in source.skipped]
-    predictions: list[dict[str, Any]] = []
+    failed = [UnreadableImage(path, reason) for path, reason in source.skipped]
+    predictions: list[Prediction] = []
     known: list[tuple[str, NDArray[np.float32]]] = []
     for path, found in vectors:
         if isinstance(found, str):
-            failed.append({"path": path, "reason": found})
+            failed.append(UnreadableImage(path, found))
         else:
             known.append((path, found))
         if len(known) == LABELLED_AT_ONCE:
@@ -79,13 +76,14 @@ def predict_images(
             known.clear()
     if known:
         predictions += labeller.label(known)
-    record: dict[str, Any] = {"model": str(model), "predictions": predictions, "failed": failed}
+    rejected: int | UnsetType = UNSET
+    mean_set_size: float | UnsetType | None = UNSET
     if labeller.farthest is not None:
-        record["rejected"] = sum(one["label"] is None for one in predictions)
+        rejected = sum(one.label is None for one in predictions)
     if labeller.least is not None:
-        sizes = [len(one["labels"]) for one in predictions]
-        record["mean_set_size"] = float(np.mean(sizes)) if sizes else None
-    return record
+        sizes = [len(one.labels or ()) for one in predictions]
+        mean_set_size = float(np.mean(sizes)) if sizes else None
+    return Predictions(str(model), tuple(predictions), tuple(failed), rejected, mean_set_size)
 
 
 @dataclass(frozen=True)
@@ -105,30 +103,31 @@ class _Labeller:
     farthest: float | None
     least: float | None
 
-    def label(self, known: Sequence[tuple[str, NDArray[np.float32]]]) -> list[dict[str, Any]]:
+    def label(self, known: Sequence[tuple[str, NDArray[np.float32]]]) -> list[Prediction]:
         """Label images, given as paths and features."""
         import numpy as np
 
         features = np.stack([vector for _, vector in known])
         probabilities = self.model.probabilities(features)
-        predictions = [
-            {"path": path} | self._answer(row)
-            for (path, _), row in zip(known, probabilities, strict=True)
-        ]
+        distances: list[float | UnsetType] = [UNSET] * len(known)
         if self.limits and self.farthest is not None:
-            distances = self.limits.distance(features)
-            for found, distance in zip(predictions, distances, strict=True):
-                found["distance"] = float(distance)
-                if distance > self.farthest:
-                    found["label"] = None
-        return predictions
+            distances = [float(one) for one in self.limits.distance(features)]
+        return [
+            self._answer(path, row, distance)
+            for (path, _), row, distance in zip(known, probabilities, distances, strict=True)
+        ]
 
-    def _answer(self, row: NDArray[np.float64]) -> dict[str, Any]:
+    def _answer(
+        self, path: str, row: NDArray[np.float64], distance: float | UnsetType
+    ) -> Prediction:
         classes, best = self.model.classes, int(row.argmax())
-        found: dict[str, Any] = {"label": classes[best], "probability": float(row[best])}
+        label: str | None = classes[best]
+        if self.farthest is not None and distance is not UNSET and distance > self.farthest:
+            label = None
+        labels: tuple[str, ...] | UnsetType = UNSET
         if self.least is not None:
-            found["labels"] = [classes[i] for i in (-row).argsort() if row[i] >= self.least]
-        return found
+            labels = tuple(classes[i] for i in (-row).argsort() if row[i] >= self.least)
+        return Prediction(path, label, float(row[best]), labels, distance)
 
 
 def _labeller(

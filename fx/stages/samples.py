@@ -6,6 +6,7 @@ import io
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,25 @@ BEGUN = ".fx-sample-images"
 BLOCK = 4096  # bytes that the smallest file takes on most disks
 
 
-def write_sample(name: str, directory: Path, *, begin: Begin) -> dict[str, Any]:
+@dataclass(frozen=True)
+class WrittenSample:
+    """A sample data set on the disk.
+
+    Attributes
+    ----------
+    name : of the data set
+    path : its folder
+    images : how many
+    classes : names of its sub-folders
+    """
+
+    name: str
+    path: str
+    images: int
+    classes: tuple[str, ...]
+
+
+def write_sample(name: str, directory: Path, *, begin: Begin) -> WrittenSample:
     """Write a sample data set below a folder, one sub-folder a class.
 
     Parameters
@@ -47,10 +66,6 @@ def write_sample(name: str, directory: Path, *, begin: Begin) -> dict[str, Any]:
         downloads
     directory : must be missing or empty, or hold this sample already
     begin : given what is being done, returns a progress callback
-
-    Returns
-    -------
-    ``name``, ``path``, ``images``, ``classes``
 
     Raises
     ------
@@ -77,8 +92,8 @@ def write_sample(name: str, directory: Path, *, begin: Begin) -> dict[str, Any]:
         images = list(_digits() if name == "digits" else _downloaded(name))
         encoded = _encoded(images, begin("encoding images"))
         files = _write(encoded, name, directory, begin("writing images"))
-    classes = sorted({file.parent.name for file in files})
-    return {"name": name, "path": str(directory), "images": len(files), "classes": classes}
+    classes = tuple(sorted({file.parent.name for file in files}))
+    return WrittenSample(name, str(directory), len(files), classes)
 
 
 def _encoded(images: Sequence[tuple[Any, str]], progress: Progress) -> list[tuple[bytes, str]]:
@@ -142,7 +157,7 @@ def _downloaded(name: str) -> Iterable[tuple[Any, str]]:
             data = getattr(torchvision.datasets, DOWNLOADED[name])(str(cache), download=True)
     except (OSError, RuntimeError) as error:
         raise FxError(
-            f"{name} cannot be downloaded ({error}); without a network take: fx sample digits"
+            f"{name} cannot be downloaded ({error}); without a network take digits"
         ) from error
     for image, label in data:
         yield image, str(data.classes[label])

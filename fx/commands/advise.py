@@ -1,0 +1,91 @@
+"""``fx advise``: which strategy to try first, before anything is trained."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from fx.commands.arguments import (
+    DATA,
+    MAX_IMAGE_MB,
+    Debug,
+    Device,
+    EngineName,
+    Images,
+    Json,
+    MaxImageMB,
+    Precision,
+    Size,
+    Weights,
+    options_in,
+)
+from fx.commands.printing import print_some, print_wrapped, show
+from fx.output import print_table, progress_bars
+
+_SCORES = ("knn", "logreg", "logme", "h_score", "distance")
+
+
+def advise(
+    images: Images = DATA,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help="Network, or several between commas. [default: all whose weights are at hand]"
+        ),
+    ] = None,
+    weights: Weights = None,
+    size: Size = None,
+    precision: Precision = "auto",
+    device: Device = "auto",
+    engine: EngineName = "auto",
+    max_image_mb: MaxImageMB = MAX_IMAGE_MB,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say which strategy to try first, before any training."""
+    options = options_in(locals())
+    from fx.advice import advise as give_advice
+
+    with progress_bars(quiet=json_) as begin:
+        advice = give_advice(images, options, begin=begin)
+    show(advice, json_, lambda: _print(advice))
+
+
+def _print(record: dict[str, Any]) -> None:
+    sample, classes = record["sample"], record["classes"]
+    print_wrapped(
+        f"{sum(classes.values()):,} labelled images of {len(classes):,} classes: about "
+        f"{record['n_train']:,} to train on, {record['n_test']:,} to test; the largest class has "
+        f"{record['imbalance']:.1f} times the smallest"
+    )
+    counts = {
+        "unreadable": sample["unreadable"],
+        "copies": sample["copies"],
+        "near-copies": sample["near_copies"],
+        "across splits": sample["near_copies_across_splits"],
+    }
+    odd = ", ".join(f"{len(found):,} {what}" for what, found in counts.items())
+    print(f"of {sample['n']:,} looked at: {odd}")
+    print_some("unreadable", [f"{r['path']}: {r['reason']}" for r in sample["unreadable"]])
+    if sides := sample["shorter_side"]:
+        inputs = ", ".join(f"{one['backbone']} {one['size']}" for one in record["networks"])
+        print_wrapped(
+            f"shorter sides: {sides['least']:,} to {sides['greatest']:,} pixels, median "
+            f"{sides['median']:,}; the network sees: {inputs}"
+        )
+    print_table(
+        ["features", "n", "k-NN", "logreg", "LogME", "H-score", "distance"],
+        [[one[name] for name in ("backbone", "n", *_SCORES)] for one in record["networks"]],
+        title="scores on the images looked at, cross-validated: no promise of a test",
+    )
+    print_table(
+        ["seconds, predicted", "extract", *record["networks"][0]["predicted_seconds"]],
+        [
+            [one["backbone"], f"{one['extraction_seconds']:,.0f}"]
+            + [f"{seconds:,.0f}" for seconds in one["predicted_seconds"].values()]
+            for one in record["networks"]
+        ],
+    )
+    print_wrapped(record["quadrant"]["said"])
+    print_wrapped(f"Try first: {record['strategy']}.")

@@ -1,0 +1,80 @@
+"""``fx predict``: labels for new images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fx.commands.arguments import (
+    MAX_IMAGE_MB,
+    BatchSize,
+    Debug,
+    Device,
+    EngineName,
+    Images,
+    Json,
+    MaxImageMB,
+    StoredPrecision,
+    options_in,
+)
+from fx.commands.printing import print_some, show
+from fx.output import printable, progress_bars
+
+if TYPE_CHECKING:
+    from fx.stages.records import Prediction, Predictions
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="Folder written by fit-head or finetune.")],
+    images: Images,
+    reject: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATE",
+            help="Give no label to images unlike the training images; this share of images like "
+            "them goes without one, too.",
+        ),
+    ] = None,
+    conformal: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE", help="Give sets of labels; this share of them holds the true one."
+        ),
+    ] = None,
+    precision: StoredPrecision = "auto",
+    device: Device = "auto",
+    engine: EngineName = "auto",
+    batch_size: BatchSize = None,
+    max_image_mb: MaxImageMB = MAX_IMAGE_MB,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Label new images with a head or a fine-tuned network."""
+    options = options_in(locals())
+    from fx.stages.predict import predict_images
+
+    with progress_bars(quiet=json_) as begin:
+        found = predict_images(
+            model, images, options, reject=reject, conformal=conformal, begin=begin
+        )
+    show(found, json_, lambda: _print(found))
+
+
+def _print(found: Predictions) -> None:
+    labels = [printable(_answer(one)) for one in found.predictions]
+    width = max(map(len, labels), default=0)
+    for label, prediction in zip(labels, found.predictions, strict=True):
+        print(f"{prediction.probability:.3f}  {label:<{width}}  {printable(prediction.path)}")
+    if isinstance(found.rejected, int):
+        print(f"none of these: {found.rejected:,} of {len(labels):,} images")
+    if isinstance(found.mean_set_size, float):
+        print(f"mean size of the sets of labels: {found.mean_set_size:.2f}")
+    print_some("unreadable", [f"{one.path}: {one.reason}" for one in found.failed])
+
+
+def _answer(prediction: Prediction) -> str:
+    if prediction.label is None:
+        return "none of these"
+    return " | ".join(prediction.labels or [prediction.label])

@@ -1,0 +1,104 @@
+"""What the commands print for people: a few lines, and tables that fit 80 columns."""
+
+from __future__ import annotations
+
+import math
+import os
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from fx.commands.command import with_options
+from fx.interruption import result_follows
+from fx.output import all_of_it, print_table, printable, to_json
+
+if TYPE_CHECKING:
+    from fx.stages.records import MeasuredModel
+
+# Records listed one by one; of more, only how many there are is said.
+SHOWN = 5
+WIDTH = 80  # columns
+MOST_CLASSES = 12  # whose confusion is a table; of more, the worst pairs are listed
+
+
+def show(record: object, as_json: bool, otherwise: Callable[[], object]) -> None:
+    """Print a record as JSON, or let `otherwise` print it for people.
+
+    Of several processes that ``accelerate launch`` has started, the first alone speaks.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return
+    with all_of_it():
+        if as_json:
+            text = to_json(record)
+            result_follows()
+            print(text)
+        else:
+            otherwise()
+
+
+def print_wrapped(text: str) -> None:
+    """Print a sentence in lines of at most 80 columns."""
+    print(textwrap.fill(text, WIDTH))
+
+
+def print_some(what: str, lines: Sequence[str]) -> None:
+    """Print how many there are of something, and the first of them."""
+    if lines:
+        print(f"{what}: {len(lines):,}")
+        for line in lines[:SHOWN]:
+            print(f"  {printable(line)}")
+        if len(lines) > SHOWN:
+            print(f"  and {len(lines) - SHOWN:,} more (--json lists all)")
+
+
+def print_measured(result: MeasuredModel, what: str, details: Sequence[str]) -> None:
+    """Print how a head or a network did on rows that chose nothing.
+
+    Parameters
+    ----------
+    result : of a stage
+    what : was fitted
+    details : lines of this stage alone
+    """
+    measured = result.evaluation
+    low, high = measured.accuracy_ci
+    print(f"{what}: accuracy {measured['accuracy']:.3f} ({low:.3f} to {high:.3f}, 95 %)")
+    also = [f"always the commonest class: {measured.majority:.3f}"]
+    also += [f"balanced {measured['balanced_accuracy']:.3f}"]
+    also += [] if math.isnan(measured["top5"]) else [f"top 5 {measured['top5']:.3f}"]
+    print("; ".join(also))
+    print(
+        f"macro F1 {measured['macro_f1']:.3f}, log loss {measured['log_loss']:.3f}, "
+        f"calibration error {measured['ece']:.3f}"
+    )
+    rows = f"{result.n_train:,} training, {measured.n_test:,} test images"
+    if measured.measured_by != "test rows":
+        rows = f"fitted on {result.n_train:,} images, measured on them by {measured.measured_by}"
+    for line in (*details, f"{rows}; {result.seconds:.1f} s"):
+        print(line)
+    for note in result.notes:
+        print_wrapped(with_options(f"note: {note}"))
+    _print_confusion(measured.confusion, result.classes)
+
+
+def _print_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
+    if len(classes) <= MOST_CLASSES:
+        rows = [
+            [label, *(f"{count or '·'}" for count in row)]
+            for label, row in zip(classes, confusion, strict=True)
+        ]
+        print_table(["true \\ said", *(label[:8] for label in classes)], rows)
+        return
+    wrong = sorted(
+        (
+            (count, classes[truth], classes[said])
+            for truth, row in enumerate(confusion)
+            for said, count in enumerate(row)
+            if truth != said and count
+        ),
+        reverse=True,
+    )
+    if wrong:
+        rows = [[truth, said, str(count)] for count, truth, said in wrong[:SHOWN]]
+        print_table(["true", "said", "images"], rows, title="most confused")

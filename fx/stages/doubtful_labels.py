@@ -1,0 +1,113 @@
+"""Doubtful labels: a page to look at, and a table to correct and give back to an extraction."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from extract.files import write_whole
+from fx.report.page import Section, page, paragraph, text
+from fx.stages.records import DoubtfulLabel, DoubtfulLabels
+from fx.thumbnails import thumbnail
+
+if TYPE_CHECKING:
+    from extract.images import ImageRow, Snapshot
+    from heads.audit import Doubts
+
+TABLE, PAGE = "labels.csv", "audit.html"
+SHOWN = 100
+THUMBNAIL = 160  # pixels
+
+
+def write_doubtful_labels(
+    directory: Path,
+    doubts: Doubts,
+    rows: Sequence[ImageRow],
+    snapshot: Snapshot,
+    classes: Sequence[str],
+) -> DoubtfulLabels:
+    """Write ``labels.csv`` and ``audit.html``.
+
+    Parameters
+    ----------
+    directory : of the head
+    doubts : of the labels of `rows`
+    rows : those that the head was chosen by
+    snapshot : all images; those that were not audited come last in the table
+    classes : of the head
+    """
+    given = snapshot.test_was_given
+    doubtful = [
+        DoubtfulLabel(
+            **_as_in_table(rows[position], given),
+            suggested=classes[other],
+            margin=round(float(margin), 4),
+            contradicted=bool(convincing),
+        )
+        for position, margin, other, convincing in zip(
+            doubts.rows, doubts.margins, doubts.suggested, doubts.contradicted, strict=True
+        )
+    ]
+    audited = {row.path for row in rows}
+    labelled = [row for row in snapshot.rows if row.label is not None and row.readable]
+    rest = [_as_in_table(row, given) for row in labelled if row.path not in audited]
+    root = Path(snapshot.root)
+    file = io.StringIO()
+    table = csv.DictWriter(file, DoubtfulLabel.__struct_fields__, restval="")
+    table.writeheader()
+    for one in [*map(msgspec.structs.asdict, doubtful), *rest]:
+        table.writerow(one | {"path": str(root / str(one["path"]))})
+    # with the very bytes of the files' names
+    write_whole(directory / TABLE, file.getvalue().encode(errors="surrogateescape"))
+    _write_page(directory / PAGE, root, doubtful, [rows[position].key for position in doubts.rows])
+    return DoubtfulLabels(
+        audited=len(doubtful),
+        contradicted=sum(one.contradicted for one in doubtful),
+        first=tuple(doubtful[:SHOWN]),
+        table=str(directory / TABLE),
+        page=str(directory / PAGE),
+    )
+
+
+def _as_in_table(row: ImageRow, test_was_given: bool) -> dict[str, str]:
+    # a split that was made by hash is made again, and is better not frozen in a table
+    split = row.split if test_was_given or row.split == "val" else ""
+    return {
+        "path": row.path,
+        "label": str(row.label),
+        "split": split or "",
+        "group": row.group or "",
+    }
+
+
+def _write_page(
+    path: Path, root: Path, doubtful: Sequence[DoubtfulLabel], keys: Sequence[bytes]
+) -> None:
+    count = sum(one.contradicted for one in doubtful)
+    head = "<h1>Labels that may be wrong</h1>\n" + paragraph(
+        f"{count:,} of {len(doubtful):,} labels are contradicted by heads that had not seen the "
+        f"image. The {min(SHOWN, len(doubtful)):,} most doubtful are shown, the most doubtful "
+        f"first. Correct the column label of {TABLE}, which lies beside this page, and give it to "
+        "fx extract; no feature is computed again.",
+        kind="lead",
+    )
+    shown = list(zip(doubtful, keys, strict=True))[:SHOWN]
+    images = "".join(_image(root, *one) for one in shown)
+    section = Section("images", "The most doubtful", f'<div class="images">{images}</div>\n')
+    html = page("fx: labels that may be wrong", head, [section])
+    write_whole(path, html.encode(errors="xmlcharrefreplace"))
+
+
+def _image(root: Path, doubtful: DoubtfulLabel, key: bytes) -> str:
+    than = "more like" if doubtful.margin < 0 else "then"
+    words = f"labelled <b>{text(doubtful.label)}</b>, {than} <b>{text(doubtful.suggested)}</b>"
+    source = thumbnail(root / doubtful.path, key, THUMBNAIL)
+    return (
+        f'<figure><img src="{source}" alt="{text(doubtful.path)}">'
+        f"<figcaption>{words}<br>{text(doubtful.path)}</figcaption></figure>\n"
+    )

@@ -1,0 +1,233 @@
+"""Stage two as the command runs it: a head on stored features, measured, kept with its plots."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from msgspec import UNSET, UnsetType
+
+from extract.files import check_room
+from fx.options import Options, choose_sets, read_snapshot
+from fx.output import Begin
+from fx.runs import Run
+from fx.stages.records import DoubtfulLabels, HeadResult
+from fx.stages.rows import check_labelled, groups_of, keys_of, labels_of, used_rows
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from extract.images import ImageRow, Snapshot
+    from extract.store import FeatureSet, FeatureStore
+    from heads.evaluation import Evaluation
+    from heads.head import Head, OutOfFoldPredictions
+
+# Below so many labelled images without a given test split, outer folds measure instead of one.
+FEW = 1_000
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A snapshot and stored features of its images, those of several sets side by side."""
+
+    store: FeatureStore
+    sets: Sequence[FeatureSet]
+    snapshot: Snapshot
+
+    def features(self, rows: Sequence[ImageRow]) -> NDArray[np.float32]:
+        """Features of rows, float32 array of shape (n, d)."""
+        import numpy as np
+
+        keys = keys_of(rows)
+        return np.concatenate([one.features(keys) for one in self.sets], axis=1)
+
+    def groups(self, rows: Sequence[ImageRow]) -> NDArray[np.intp] | None:
+        """What must not be torn apart; see ``fx.stages.rows.groups_of``."""
+        return groups_of(rows, self.sets[0].hashes(keys_of(rows)))
+
+    @property
+    def backbone(self) -> str:
+        """The networks' names."""
+        return "+".join(dict.fromkeys(str(one.spec["backbone"]) for one in self.sets))
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What the features mean."""
+        return _together([one.spec for one in self.sets])
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """How to compute such features anew."""
+        weights = _together([{"weights": one.weights_source} for one in self.sets])
+        return weights | {"snapshot": self.snapshot.name, "images": self.snapshot.fingerprint}
+
+
+def fit_head_on_store(
+    kind: str,
+    options: Options,
+    *,
+    kernel: str = "rbf",
+    normalize: str = "standard",
+    class_weight: str | None = None,
+    c: float | None = None,
+    folds: int = 5,
+    audit: bool = False,
+    begin: Begin,
+) -> HeadResult:
+    """Fit a head on stored features and measure it on rows that chose nothing.
+
+    Those are the test rows. Where there are few labelled images and the test split was not the
+    user's, they are the held-out rows of repeated outer folds, and the head is fitted on all.
+
+    Parameters are those of ``heads.fit_head``; ``options.features`` names several sets that are
+    joined; ``audit`` lists the images whose labels are the most doubtful. Where there are
+    validation rows, those alone are audited: only they were held out.
+
+    Raises
+    ------
+    CannotWrite
+        If there is no room for the head, or nothing can be written there.
+    FxError
+        If there is no store, too little that is labelled, or features are missing.
+    """
+    from extract.store import FeatureStore
+    from fx.stages.doubtful_labels import write_doubtful_labels
+    from heads.audit import doubt_labels
+    from heads.fitting import fit_head
+    from heads.limits import Limits
+
+    choices: dict[str, Any] = {
+        "kind": kind,
+        "kernel": kernel,
+        "normalize": normalize,
+        "class_weight": class_weight,
+        "c": c,
+        "folds": folds,
+    }
+    store = FeatureStore(options.store)
+    stored = _Stored(store, choose_sets(store, options), read_snapshot(store, options))
+    check_labelled(stored.snapshot)
+    run = _run(options, choices, stored, audit)
+    if options.fresh:
+        run.forget()
+    if run.finished:
+        return run.result(HeadResult)
+    begun = time.perf_counter()
+    train, validation, test = (stored.snapshot.split(name) for name in ("train", "val", "test"))
+    # before the head is fitted, which may take hours
+    check_room(run.directory, Limits.least_bytes(len(train), sum(one.dim for one in stored.sets)))
+    metrics, notes = _measured_on_folds(stored, choices, options.seed, begin)
+    if metrics is not None:
+        train = train + test
+    rows = [*train, *validation]
+    features, n = stored.features(rows), len(train)
+    head = fit_head(
+        features[:n],
+        labels_of(train),
+        groups=stored.groups(train),
+        validation=(features[n:], labels_of(validation)) if validation else None,
+        spec=stored.spec,
+        source=stored.source,
+        seed=options.seed,
+        progress=begin(f"choosing among heads: {kind}"),
+        **choices,
+    )
+    if metrics is None:
+        head = head.tested(stored.features(test), labels_of(test))
+    else:
+        head = dataclasses.replace(head, metrics=metrics)
+    head = dataclasses.replace(head, notes=(*notes, *head.notes))
+    _keep(head, stored, run.directory, features)
+    seconds = time.perf_counter() - begun
+    doubtful: DoubtfulLabels | UnsetType = UNSET
+    if audit:
+        doubtful = write_doubtful_labels(
+            run.directory, doubt_labels(_held_out(head)), rows, stored.snapshot, head.classes
+        )
+    assert head.metrics is not None, "measured just now"
+    result = HeadResult(
+        head=run.directory.name,
+        kind=head.kind,
+        kernel=head.kernel,
+        normalize=head.normalize,
+        path=str(run.directory),
+        backbone=stored.backbone,
+        snapshot=stored.snapshot.name,
+        classes=head.classes,
+        n_train=head.n_train,
+        n_validation=len(validation),
+        evaluation=head.metrics,
+        c=head.c,
+        notes=head.notes,
+        seconds=seconds,
+        audit=doubtful,
+    )
+    run.finish(result)
+    return result
+
+
+def _together(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return dict(records[0]) if len(records) == 1 else {"features": list(records)}
+
+
+def _run(options: Options, choices: dict[str, Any], stored: _Stored, audit: bool) -> Run:
+    kind = choices["kind"]
+    identity = {
+        **choices,
+        "kernel": choices["kernel"] if kind == "svm" else None,
+        "seed": options.seed,
+        # not the names of the sets, which are others once damage has been mended or garbage dropped
+        "features": [one.digest(keys_of(used_rows(stored.snapshot))) for one in stored.sets],
+        "snapshot": stored.snapshot.fingerprint,
+        **({"audit": True} if audit else {}),
+    }
+    return Run.of(options.out, f"{kind}-{stored.backbone}", identity)
+
+
+def _measured_on_folds(
+    stored: _Stored, choices: dict[str, Any], seed: int, begin: Begin
+) -> tuple[Evaluation | None, list[str]]:
+    """Measure on outer folds of all rows, or None where the test rows shall; and what to note."""
+    from extract.errors import FxError
+    from heads.resampling import measure_by_resampling
+
+    snapshot, test = stored.snapshot, stored.snapshot.split("test")
+    everything = snapshot.split("train") + test
+    if len(everything) >= FEW or snapshot.split("val") or snapshot.test_was_given:
+        return None, []
+    try:
+        metrics = measure_by_resampling(
+            stored.features(everything),
+            labels_of(everything),
+            groups=stored.groups(everything),
+            seed=seed,
+            progress=begin("measuring on outer folds"),
+            **choices,
+        )
+    except FxError as error:
+        return None, [f"one split of {len(test)} test images says little, but {error}"]
+    return metrics, []
+
+
+def _held_out(head: Head) -> OutOfFoldPredictions:
+    assert head.held_out is not None, "a head that was just fitted"
+    return head.held_out
+
+
+def _keep(head: Head, stored: _Stored, directory: Path, features: NDArray[np.float32]) -> None:
+    from heads.files import save_head
+    from heads.limits import Limits
+    from heads.plots import write_plots
+
+    save_head(head, directory)
+    held_out = _held_out(head)
+    Limits.of(features, held_out.splits, held_out.probabilities, held_out.labels).save(directory)
+    write_plots(head, directory)
+    if network := stored.sets[0].spec.get("network"):
+        # predictions need the very network that made the features
+        stored.store.read_network(network).write(directory)

@@ -1,0 +1,183 @@
+"""What the stages return: frozen records, dictionaries only where JSON is written or read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from fx.records import Record
+from heads.calibration import Calibration
+from heads.evaluation import Evaluation
+
+
+class MeasuredModel(Record, frozen=True, kw_only=True):
+    """A head or a network that was fitted, measured and saved.
+
+    Attributes
+    ----------
+    path : folder that it is saved in
+    backbone : name; of joined features several, with "+" between them
+    snapshot : name of the images' state
+    classes : in the order of the probabilities' columns
+    n_train, n_validation : rows that it was fitted on, and that it was chosen by
+    evaluation : on rows that chose nothing; in JSON its fields stand beside the others
+    notes : what was not as asked for, and what was found by trial
+    seconds : of fitting and measuring
+    """
+
+    path: str
+    backbone: str
+    snapshot: str
+    classes: tuple[str, ...]
+    n_train: int
+    n_validation: int
+    evaluation: Evaluation
+    notes: tuple[str, ...]
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Turn into values that JSON can hold, the evaluation's fields beside the others."""
+        plain = super().as_json()
+        del plain["evaluation"]
+        return plain | self.evaluation.as_dict()
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Self:
+        """Make a record of JSON values; what is no field is the evaluation's."""
+        known = {name: value for name, value in plain.items() if name in cls.__struct_fields__}
+        rest = {name: value for name, value in plain.items() if name not in known}
+        return msgspec.convert(known | {"evaluation": Evaluation.from_dict(rest)}, cls)
+
+
+class DoubtfulLabel(Record, frozen=True):
+    """A label that may be wrong.
+
+    Attributes
+    ----------
+    path, label, split, group : as in a table of images; "" where nothing is said
+    suggested : the most probable other class
+    margin : probability of the label less that of the other class
+    contradicted : whether the other class is convincing
+    """
+
+    path: str
+    label: str
+    split: str
+    group: str
+    suggested: str
+    margin: float
+    contradicted: bool
+
+
+class DoubtfulLabels(Record, frozen=True):
+    """Labels that may be wrong.
+
+    Attributes
+    ----------
+    audited, contradicted : how many
+    first : the most doubtful ones
+    table : to correct, and to give back to an extraction
+    page : to look at
+    """
+
+    audited: int
+    contradicted: int
+    first: tuple[DoubtfulLabel, ...]
+    table: str
+    page: str
+
+
+class HeadResult(MeasuredModel, frozen=True, kw_only=True):
+    """A head that was fitted on stored features.
+
+    Attributes
+    ----------
+    head : name of its folder
+    kind : name of a head
+    kernel : of an SVM
+    normalize : how features were scaled
+    c : the regularisation that was chosen, or the number of neighbours
+    audit : the labels that may be wrong, where they were asked for
+    """
+
+    head: str
+    kind: str
+    kernel: str | None
+    normalize: str
+    c: float
+    audit: DoubtfulLabels | UnsetType = UNSET
+
+
+class FinetuneResult(MeasuredModel, frozen=True, kw_only=True):
+    """A network that was fine-tuned.
+
+    Attributes
+    ----------
+    unfreeze, from_scratch, recipe : as asked for
+    trainable_parameters : how many numbers trained
+    epochs, best_epoch : passes made, and the one that is kept; 0 is the head
+    n_fitted : images that the kept weights were fitted on
+    calibration, augment, flips, history : see ``finetune.finetuning.Finetuned``
+    images_per_second : of training
+    """
+
+    unfreeze: int | str
+    from_scratch: bool
+    recipe: str
+    trainable_parameters: int
+    epochs: int
+    best_epoch: int
+    n_fitted: int
+    calibration: Calibration
+    images_per_second: float
+    augment: str
+    flips: dict[str, Any] | None
+    history: list[dict[str, float | int | None]]
+
+
+class Prediction(Record, frozen=True):
+    """What a model says of one image.
+
+    Attributes
+    ----------
+    path : of the image
+    label : None where it is unlike the training images
+    probability : of the likeliest class
+    labels : the conformal set, where it was asked for
+    distance : from the training images, where unlike images were to be rejected
+    """
+
+    path: str
+    label: str | None
+    probability: float
+    labels: tuple[str, ...] | UnsetType = UNSET
+    distance: float | UnsetType = UNSET
+
+
+class UnreadableImage(Record, frozen=True):
+    """An image without a prediction, and why."""
+
+    path: str
+    reason: str
+
+
+class Predictions(Record, frozen=True):
+    """What a model says of images.
+
+    Attributes
+    ----------
+    model : as it was named
+    predictions : of the images that can be read
+    failed : the others
+    rejected : how many have no label, where that was asked for
+    mean_set_size : of the conformal sets, where they were asked for; None without images
+    """
+
+    model: str
+    predictions: tuple[Prediction, ...]
+    failed: tuple[UnreadableImage, ...]
+    rejected: int | UnsetType = UNSET
+    mean_set_size: float | UnsetType | None = UNSET
