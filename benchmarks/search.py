@@ -52,12 +52,12 @@ def child(ours: bool, kind: str, store: Path, rows: int, values: int, folds: int
 
     from heads.fitting import fit_head
     from heads.folds import make_folds
-    from heads.kinds import learner_for
+    from heads.kinds import HEADS
 
     X, y, X_test, y_test = load(store, rows)
     classes, numbers = np.unique(y, return_inverse=True)
     splits, _ = make_folds(numbers, classes=classes.tolist(), folds=folds)
-    learner = learner_for(kind, "rbf")
+    learner = HEADS[kind].learner(kernel="rbf")
     middle = {"logreg": 0.1, "svm": 3.0}[kind]
     grid = learner.grid(X, 1)
     start = max(0, int(np.searchsorted(grid, middle)) - values // 2)

@@ -1,4 +1,4 @@
-"""Whether flips leave labels as they are: asked of the head that training starts from.
+"""Whether flips leave labels as they are, tried with the head that training starts from.
 
 A mirrored cat is a cat, a mirrored digit is none. A head that has never seen a mirrored image
 tells it as well as the image itself where left and right mean nothing, and worse where they do.
@@ -21,11 +21,10 @@ from finetune.data import mirrored, pixels_of
 from finetune.split import Resources
 from finetune.starting_head import Features, by_path
 from heads.head import Head
-from heads.kinds import learner_for
 
-# Validation rows that suffice; where there are fewer, training rows of held-out folds are asked.
-ENOUGH = 50
-MOST = 1_000  # rows: a standard error of one per cent at 90 %
+# Where there are fewer validation rows, the training rows of held-out folds are used.
+MIN_VALIDATION_ROWS = 50
+MAX_ROWS = 1_000  # a standard error of one per cent at 90 %
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class FlipTrial:
         return "flip" if self.flips else "none"
 
     @property
-    def said(self) -> str:
+    def summary(self) -> str:
         """The decision in words, with its figures."""
         return (
             f"flips are {'used' if self.flips else 'not used'}: of {self.images:,} "
@@ -94,7 +93,7 @@ def try_flips(
     root: Path,
     resources: Resources,
 ) -> FlipTrial:
-    """Ask a head, or where there are few validation rows those of its folds, of mirrored images.
+    """Let a head classify mirrored images, or its folds' heads where there are few validation rows.
 
     Parameters
     ----------
@@ -105,8 +104,8 @@ def try_flips(
     root : folder that the rows' paths are relative to
     resources : where and with what the backbone runs
     """
-    if len(validation) >= ENOUGH:
-        rows = validation[:: -(-len(validation) // MOST)]
+    if len(validation) >= MIN_VALIDATION_ROWS:
+        rows = validation[:: -(-len(validation) // MAX_ROWS)]
         names, seen = _names(rows), features([row.key for row in rows])
         of_mirrored = head.predict(_mirrored_features(backbone, rows, root, resources))
         right, mirrored_right = head.predict(seen) == names, of_mirrored == names
@@ -114,15 +113,15 @@ def try_flips(
     assert head.held_out is not None, "a head that was just fitted"
     rows = by_path(training)
     names, seen = _names(rows), features([row.key for row in rows])
-    asked = np.arange(len(rows))[:: -(-len(rows) // MOST)]
-    turned = _mirrored_features(backbone, [rows[i] for i in asked], root, resources)
-    right, mirrored_right = np.zeros((2, len(asked)), dtype=np.bool_)
-    learner = learner_for(head.kind, head.kernel, head.normalize, head.class_weight)
+    tried = np.arange(len(rows))[:: -(-len(rows) // MAX_ROWS)]
+    turned = _mirrored_features(backbone, [rows[i] for i in tried], root, resources)
+    right, mirrored_right = np.zeros((2, len(tried)), dtype=np.bool_)
+    learner = head.learner
     for fitting, rest in head.held_out.splits:
         fitted = learner.fit(seen[fitting], names[fitting], head.c, jobs=1)
-        here = np.isin(asked, rest)
-        right[here] = fitted.predict(seen[asked[here]]) == names[asked[here]]
-        mirrored_right[here] = fitted.predict(turned[here]) == names[asked[here]]
+        here = np.isin(tried, rest)
+        right[here] = fitted.predict(seen[tried[here]]) == names[tried[here]]
+        mirrored_right[here] = fitted.predict(turned[here]) == names[tried[here]]
     return FlipTrial.of(right, mirrored_right, "training images of held-out folds")
 
 

@@ -17,7 +17,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Parameters
     ----------
-    kind : {"logreg", "svm", "knn", "centroid"}
+    kind : name of a head in ``heads.kinds.HEADS``
     kernel : {"rbf", "linear", "nystroem", "auto"}, of the SVM
     normalize : {"standard", "l2", "none", "auto"}
     balanced : bool, whether classes weigh the same however many rows they have
@@ -36,7 +36,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Examples
     --------
     >>> from sklearn.datasets import load_digits
-    >>> from heads import HeadClassifier
+    >>> from heads.estimator import HeadClassifier
     >>> X, y = load_digits(return_X_y=True)
     >>> HeadClassifier("svm").fit(X[:300], y[:300]).score(X[300:600], y[300:600]) > 0.9
     True

@@ -111,21 +111,23 @@ def evaluate(
     if probabilities.shape != (n, k):
         raise ValueError(f"probabilities must have shape {(n, k)}, got {probabilities.shape}")
     # float64, since rows of float32 sum to one too coarsely for scikit-learn's log loss
-    y, p = y.astype(np.intp), probabilities.astype(np.float64)
+    labels, p = y.astype(np.intp), probabilities.astype(np.float64)
     p /= p.sum(axis=1, keepdims=True)
-    confusion = confusion_matrix(y, p.argmax(axis=1), labels=np.arange(k))
+    confusion = confusion_matrix(labels, p.argmax(axis=1), labels=np.arange(k))
     correct, true, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
     interval = binomtest(int(correct.sum()), n).proportion_ci(method="wilson")
     return Evaluation(
-        metrics={name: _defined(METRICS[name].function(y, p)) for name in METRICS},
+        metrics={name: _defined(METRICS[name].function(labels, p)) for name in METRICS},
         accuracy_ci=(float(interval.low), float(interval.high)),
         majority=float(true.max() / n),
         per_class=tuple(
             ClassMetrics(name, _share(right, of_said), _share(right, of_true), int(of_true))
             for name, right, of_said, of_true in zip(classes, correct, predicted, true, strict=True)
         ),
-        reliability=reliability_bins(p, y),
-        reliability_uncalibrated=() if uncalibrated is None else reliability_bins(uncalibrated, y),
+        reliability=reliability_bins(p, labels),
+        reliability_uncalibrated=()
+        if uncalibrated is None
+        else reliability_bins(uncalibrated, labels),
         n_test=n,
         confusion=confusion.tolist(),
     )

@@ -10,16 +10,15 @@ from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
 from extract.errors import FxError
-from heads.calibration import Calibration, balanced_weights, calibrate
+from heads.calibration import Calibration, balanced_weights
 from heads.folds import Fold, make_folds
 from heads.head import Head, OutOfFoldPredictions, checked_features, positions
-from heads.kinds import Features, Labels, Learner, learners_for
-from heads.kornblith import KORNBLITH, KornblithLogistic
+from heads.kinds import HEADS
+from heads.learner import Features, Labels
 from heads.search import BLAS_THREADS, Progress, Search, search
 
 IMBALANCED = 10
 BALANCED = "balanced class weights: probabilities are those of equally common classes"
-VALIDATION_FOLDS = 5  # of which a protocol's validation rows are one, where none are given
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,6 @@ def fit_head(
     class_weight: str | None = None,
     c: float | None = None,
     folds: int = 5,
-    protocol: str | None = None,
     groups: ArrayLike | None = None,
     validation: tuple[ArrayLike, ArrayLike] | None = None,
     spec: dict[str, Any] | None = None,
@@ -80,7 +78,7 @@ def fit_head(
     ----------
     features : float32 array of shape (n, d)
     labels : str array of shape (n,)
-    kind : "logreg", "svm", "knn" (nearest neighbours) or "centroid" (nearest class mean)
+    kind : name of a head in ``heads.kinds.HEADS``
     kernel : of the SVM: "rbf", "linear", "nystroem" (rbf, approximated), or "auto" for the better
         of the first two, and for the third where there are too many rows for those
     normalize : "standard" (mean 0, deviation 1), "l2" (rows of length 1), "none", or "auto"
@@ -88,9 +86,6 @@ def fit_head(
         logistic regression and the SVM
     c : float, optional; the inverse penalty, or the number of neighbours, searched where not given
     folds : int, at least 2; fewer where a class has fewer images, said in the head's notes
-    protocol : "kornblith", optional; a published way to fit logistic regression, see
-        ``heads.kornblith``; validation rows, a fifth of the training rows where none are given,
-        choose C, and are then fitted on too
     groups : array of shape (n,), optional; rows of one value (copies, a patient) are never on
         both sides of a fold; a row on its own has a value of its own
     validation : (features (m, d), labels (m,)), optional
@@ -113,7 +108,7 @@ def fit_head(
     Examples
     --------
     >>> import numpy as np
-    >>> from heads import fit_head
+    >>> from heads.fitting import fit_head
     >>> features = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
     >>> labels = np.array(["cat", "dog"] * 20)
     >>> features[labels == "dog"] += 3
@@ -123,23 +118,15 @@ def fit_head(
     rows, names = checked_features(features), np.asarray(labels, dtype=str)
     _check_choices(c, folds)
     _check_rows(rows, names)
-    if protocol is None:
-        learners, notes = learners_for(kind, kernel, normalize, class_weight, rows=len(rows))
-    else:
-        learners, notes = [_of_protocol(protocol, kind, normalize, class_weight, c)], []
+    learners, notes = HEADS[kind].candidates(normalize, class_weight, kernel, rows=len(rows))
     classes, y = _numbered(names)
     known = tuple(classes.tolist())
     if validation is None:
-        chosen_on = _with_folds(
-            rows, y, known, folds=folds, protocol=protocol, groups=groups, seed=seed
-        )
+        splits, fewer = make_folds(y, classes=known, folds=folds, groups=groups, seed=seed)
+        chosen_on = _ChosenOn(rows, y, splits, fewer)
     else:
         chosen_on = _with_validation(rows, y, validation, known)
     notes += chosen_on.notes
-    if protocol:
-        held_out = len(chosen_on.splits[0][1])
-        notes.append(f"{protocol}: C chosen on {held_out:,} validation images")
-        rows, names = chosen_on.rows, classes[chosen_on.truth]
     threads = cpu_count() if jobs is None else jobs
     found = search(
         learners,
@@ -152,15 +139,15 @@ def fit_head(
         progress=progress,
     )
     with threadpool_limits(BLAS_THREADS):
-        pipeline = found.learner.fit(rows, names, found.c, jobs=threads)
+        fitted = found.learner.fit(rows, names, found.c, jobs=threads)
+    # as it is read back, so that a saved head predicts bitwise as this one
+    pipeline = found.learner.rebuild(found.learner.state(fitted), known, found.c)
     if progress:
         fits = len(found.curve) * len(chosen_on.splits) + 1
         progress(fits, fits)
     truth = chosen_on.truth[found.held_out]
-    weights = None
-    if class_weight == "balanced":
-        weights = balanced_weights(truth)
-    calibration = calibrate(found.scores, truth, weights=weights)
+    weights = balanced_weights(truth) if class_weight == "balanced" else None
+    calibration = found.learner.calibrate(found.scores, truth, weights)
     return Head(
         kind=kind,
         kernel=found.learner.kernel,
@@ -172,7 +159,6 @@ def fit_head(
         c=found.c,
         search=found.curve,
         folds=0 if len(chosen_on.splits) == 1 else len(chosen_on.splits),
-        protocol=protocol,
         notes=(
             *notes,
             *_imbalance(np.bincount(y), known),
@@ -186,20 +172,6 @@ def fit_head(
     )
 
 
-def _of_protocol(
-    protocol: str, kind: str, normalize: str, class_weight: str | None, c: float | None
-) -> Learner:
-    """Make the learner of a published protocol, or raise FxError where it is asked to differ."""
-    if protocol != KORNBLITH:
-        raise FxError(f"unknown protocol {protocol!r}; there is {KORNBLITH}")
-    if (kind, normalize, class_weight, c) != ("logreg", "standard", None, None):
-        raise FxError(
-            f"the protocol {KORNBLITH} is logistic regression on features as they are, and chooses "
-            "C itself; leave out normalisation, class weights and C"
-        )
-    return KornblithLogistic()
-
-
 def _imbalance(counts: Labels, classes: tuple[str, ...]) -> list[str]:
     """Say where the commonest class has IMBALANCED times the rows of the rarest."""
     most, least = int(counts.argmax()), int(counts.argmin())
@@ -207,7 +179,7 @@ def _imbalance(counts: Labels, classes: tuple[str, ...]) -> list[str]:
         return []
     return [
         f"class {classes[most]!r} has {counts[most]:,} training images and {classes[least]!r} "
-        f"{counts[least]:,}: look at the balanced accuracy, and at --class-weight balanced"
+        f"{counts[least]:,}: look at the balanced accuracy, and consider balanced class weights"
     ]
 
 
@@ -246,27 +218,6 @@ def _numbered(names: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], Labels
             "images of it or leave it out"
         )
     return classes, y
-
-
-def _with_folds(
-    rows: Features,
-    y: Labels,
-    classes: tuple[str, ...],
-    *,
-    folds: int,
-    protocol: str | None,
-    groups: ArrayLike | None,
-    seed: int,
-) -> _ChosenOn:
-    """Split the training rows into folds; of a protocol's, one alone is held out."""
-    count = VALIDATION_FOLDS if protocol else folds
-    splits, fewer = make_folds(y, classes=classes, folds=count, groups=groups, seed=seed)
-    if protocol and fewer:
-        raise FxError(
-            f"the protocol {protocol} keeps a fifth of the training images to choose by; "
-            f"got {fewer[0]}; add images, or give validation rows"
-        )
-    return _ChosenOn(rows, y, splits[:1] if protocol else splits, fewer)
 
 
 def _with_validation(

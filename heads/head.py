@@ -14,7 +14,8 @@ from extract.errors import FxError
 from heads.calibration import Calibration
 from heads.evaluation import Evaluation, evaluate
 from heads.folds import Fold
-from heads.kinds import KERNELS, learner_for
+from heads.kinds import HEADS
+from heads.learner import Learner
 from heads.search import Candidate
 
 FLOAT_CLASSES = frozenset({"fp32", "bf16", "fp16"})
@@ -44,8 +45,8 @@ class Head:
 
     Attributes
     ----------
-    kind : "logreg", "svm", "knn" or "centroid"
-    kernel : "rbf", "linear" or "nystroem" for an SVM, else None
+    kind : name of a head in ``heads.kinds.HEADS``
+    kernel : name of a kernel, of a head that has them, else None
     normalize : "standard", "l2" or "none", what the pipeline begins with
     class_weight : "balanced" or None
     classes : tuple of str, sorted; columns of probabilities are in this order
@@ -55,7 +56,6 @@ class Head:
     c : float, the inverse penalty; of nearest neighbours their number
     search : tuple of Candidate, ascending in C, of one normalisation and kernel after the other
     folds : int, of the cross-validation; 0 where validation rows were given
-    protocol : "kornblith" of a head that was chosen as a publication does it, else None
     notes : tuple of str, whatever was not as asked for
     n_train : int, rows that it was fitted on
     spec : dict that JSON can hold, what the features mean; not interpreted but for `check_spec`
@@ -74,7 +74,6 @@ class Head:
     c: float
     search: tuple[Candidate, ...]
     folds: int
-    protocol: str | None
     notes: tuple[str, ...]
     n_train: int
     spec: dict[str, Any] = field(default_factory=dict)
@@ -90,13 +89,12 @@ class Head:
     @property
     def parameters(self) -> int:
         """Numbers that the fit chose: weights, dual coefficients, centroids; or rows kept."""
-        machine = self.pipeline[-1]
-        if self.kind == "knn":
-            return int(machine._fit_X.size)
-        if self.kind == "centroid":
-            return int(machine.centroids_.size)
-        weights = machine.dual_coef_ if self.kernel in KERNELS else machine.coef_
-        return int(weights.size + machine.intercept_.size)
+        return self.learner.parameters(self.pipeline)
+
+    @property
+    def learner(self) -> Learner:
+        """What fits such a head."""
+        return HEADS[self.kind].learner(self.normalize, self.class_weight, self.kernel)
 
     def scores(self, features: ArrayLike) -> NDArray[np.float64]:
         """Score features before calibration: softmax of the scores is the uncalibrated head.
@@ -122,7 +120,7 @@ class Head:
             )
         if not len(rows):
             return np.zeros((0, len(self.classes)))
-        return learner_for(self.kind, self.kernel).scores(self.pipeline, rows)
+        return self.learner.scores(self.pipeline, rows)
 
     def predict_proba(self, features: ArrayLike) -> NDArray[np.float64]:
         """Give calibrated probabilities, float64 of shape (n, k), for features of shape (n, d)."""
@@ -151,7 +149,7 @@ class Head:
         ValueError
             Where the head is not a logistic regression, or divides rows by their length.
         """
-        if self.kind != "logreg" or self.normalize == "l2":
+        if not self.learner.is_linear or self.normalize == "l2":
             raise ValueError(
                 "only logistic regression on standardised or raw features is one linear layer, not "
                 f"{self.kind} with normalisation {self.normalize}"
@@ -226,7 +224,7 @@ def checked_features(features: ArrayLike) -> NDArray[np.float32]:
         bad = np.flatnonzero(~finite)
         raise FxError(
             f"features are not finite; got NaN or infinity in {len(bad)} rows, the first of them "
-            f"row {bad[0]}; extract them again with --precision fp32"
+            f"row {bad[0]}; extract them again with `precision=fp32`"
         )
     return rows
 

@@ -1,4 +1,4 @@
-"""Limits of a model: which images are unlike all it has seen, and which labels are possible."""
+"""What held-out rows tell: images unlike all seen, labels that are possible, or may be wrong."""
 
 import io
 from dataclasses import dataclass
@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from extract.errors import FxError
 from extract.files import open_regular, refuse_holes, stored_entries, write_whole
 from heads.folds import Fold
-from heads.kinds import Features, Labels
+from heads.head import OutOfFoldPredictions
+from heads.learner import Features, Labels
 
 FILE = "limits.npz"
 NEAREST = 5  # training rows whose mean distance says how unlike an image is
 LARGEST_FILE = 2**30  # bytes
-MOST = 2_000  # training rows that distances are measured to
+MAX_ROWS = 2_000  # training rows that distances are measured to
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +61,7 @@ class Limits:
         """
         rng = np.random.default_rng(seed)
         # as many for the head as for every fold: among more rows the nearest would be nearer
-        count = min(MOST, *(len(fitting) for fitting, _ in splits))
+        count = min(MAX_ROWS, *(len(fitting) for fitting, _ in splits))
 
         def some(rows: Features) -> Features:
             chosen: Features = rows[rng.permutation(len(rows))[:count]]
@@ -106,7 +107,7 @@ class Limits:
         FxError
             Where the rate is not between 0 and 1.
         """
-        _check_share("--reject", rate)
+        _check_share("reject", rate)
         return float(np.quantile(self.distances, 1 - rate))
 
     def least_probability(self, coverage: float) -> float:
@@ -122,7 +123,7 @@ class Limits:
         FxError
             Where the coverage is not between 0 and 1.
         """
-        _check_share("--conformal", coverage)
+        _check_share("conformal", coverage)
         n = len(self.nonconformity)
         place = int(np.ceil((n + 1) * coverage))
         return 0.0 if place > n else float(1 - self.nonconformity[place - 1])
@@ -131,7 +132,7 @@ class Limits:
     def least_bytes(rows: int, dim: int) -> int:
         """Bytes that ``save`` writes at least, after so many training rows of so many features."""
         # folds leave some of the rows out
-        return 4 * dim * min(MOST, rows // 2)
+        return 4 * dim * min(MAX_ROWS, rows // 2)
 
     def save(self, directory: Path) -> None:
         """Write ``limits.npz``; raises as ``extract.files.durable.write_whole`` does."""
@@ -163,7 +164,7 @@ class Limits:
                     limits = cls(*(arrays[name] for name in names))
         except FileNotFoundError as error:
             raise FxError(
-                f"no {path}; only what fx fit-head and fx finetune wrote knows its limits"
+                f"no {path}, which is written with a head or a network; fit it again"
             ) from error
         except Exception as error:  # a damaged archive fails in as many ways as there are bytes
             reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -192,6 +193,44 @@ def _distance(known: Features, features: Features) -> Features:
     return np.asarray(1 - nearest.mean(axis=1), dtype=np.float32)
 
 
-def _check_share(option: str, share: float) -> None:
+def _check_share(name: str, share: float) -> None:
     if not 0 < share < 1:
-        raise FxError(f"{option} must lie between 0 and 1; got {share:g}")
+        raise FxError(f"`{name}` must lie between 0 and 1; got {share:g}")
+
+
+@dataclass(frozen=True, eq=False)
+class Doubts:
+    """Rows, the most doubtful label first.
+
+    Attributes
+    ----------
+    rows : int array of shape (n,), positions among the training rows, then the validation rows
+    margins : float64 array of shape (n,), ascending
+    suggested : int array of shape (n,), the most probable other class
+    contradicted : bool array of shape (n,), whether the other class is convincing
+    """
+
+    rows: NDArray[np.intp]
+    margins: NDArray[np.float64]
+    suggested: NDArray[np.intp]
+    contradicted: NDArray[np.bool_]
+
+
+def doubt_labels(held_out: OutOfFoldPredictions) -> Doubts:
+    """Rank rows by the probability of their label less that of the likeliest other class.
+
+    A label is contradicted where another class reaches the mean probability that it has in rows
+    labelled so, and the label does not reach its own (confident learning; C. Northcutt, L. Jiang
+    and I. Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels", 2021).
+    """
+    p, labels = held_out.probabilities, held_out.labels
+    n, k = p.shape
+    own = p[np.arange(n), labels]
+    others = p.copy()
+    others[np.arange(n), labels] = -1
+    suggested = others.argmax(axis=1)
+    usual = np.array([p[labels == j, j].mean() if (labels == j).any() else 1 for j in range(k)])
+    margins = own - others.max(axis=1)
+    contradicted = (others.max(axis=1) >= usual[suggested]) & (own < usual[labels])
+    order = np.argsort(margins, kind="stable")
+    return Doubts(held_out.rows[order], margins[order], suggested[order], contradicted[order])

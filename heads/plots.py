@@ -1,12 +1,21 @@
-"""Images of a head: the search it was chosen by, and how far its probabilities can be trusted."""
+"""Figures, drawn without a screen: the search that chose a head, and its calibration.
+
+That no cache of matplotlib's can be written costs seconds, and is neither told nor an error.
+"""
 
 from __future__ import annotations
 
+import io
+import logging
+import os
+import sys
+import tempfile
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
-from heads.figures import new_figure, save_png
+from extract.files import UNFINISHED, disk_full_as_fx_error, write_whole
 from heads.head import Head
 from heads.search import Candidate
 
@@ -40,8 +49,8 @@ def _draw_search(head: Head, directory: Path) -> Figure:
         points = list(curve)
         axes.errorbar(
             [one.c for one in points],
-            [one.accuracy if head.protocol else one.log_loss for one in points],
-            yerr=None if head.protocol else [one.log_loss_std for one in points],
+            [one.log_loss for one in points],
+            yerr=[one.log_loss_std for one in points],
             color=colour,
             marker="o",
             markersize=3,
@@ -52,8 +61,8 @@ def _draw_search(head: Head, directory: Path) -> Figure:
         )
     axes.axvline(head.c, color="#666666", linestyle=":", linewidth=1)
     axes.set_xscale("log")
-    axes.set_xlabel("neighbours" if head.kind == "knn" else "C (less penalty to the right)")
-    axes.set_ylabel(f"{'accuracy' if head.protocol else 'log loss'} of held-out rows")
+    axes.set_xlabel(head.learner.grid_label)
+    axes.set_ylabel("log loss of held-out rows")
     by = f"{head.folds} folds (bars: deviation over them)" if head.folds else "the validation rows"
     axes.set_title(f"{head.kind}: {head.c:.3g} chosen by {by}")
     axes.legend(frameon=False)
@@ -93,3 +102,43 @@ def _figure(directory: Path) -> tuple[Figure, Axes]:
     axes.tick_params(labelsize=8)
     axes.title.set_fontsize(10)
     return figure, axes
+
+
+def new_figure(beside: Path, **options: Any) -> Figure:
+    """Make a figure to draw on; matplotlib is imported here, so that predictions do without it.
+
+    Parameters
+    ----------
+    beside : folder that it is going to be written to
+    options : of ``matplotlib.figure.Figure``
+
+    Raises
+    ------
+    CannotWrite
+        If there is no folder at all that matplotlib could use for a moment.
+    """
+    # it would tell of fonts, and of caches that it cannot write
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    try:
+        import matplotlib.figure
+    except OSError:
+        # neither its own folder nor a temporary one can be made; of what is half imported, the
+        # rest cannot be had
+        for name in [one for one in sys.modules if one.partition(".")[0] == "matplotlib"]:
+            del sys.modules[name]
+        with disk_full_as_fx_error(beside):
+            beside.mkdir(parents=True, exist_ok=True)
+            with (
+                tempfile.TemporaryDirectory(suffix=UNFINISHED, dir=beside) as folder,
+                patch.dict(os.environ, MPLCONFIGDIR=folder),
+            ):
+                import matplotlib.figure
+
+    return matplotlib.figure.Figure(**options)
+
+
+def save_png(figure: Figure, file: Path, *, dpi: int) -> None:
+    """Draw a figure into a PNG file; raises as ``extract.files.durable.write_whole`` does."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=dpi)
+    write_whole(file, drawn.getvalue())

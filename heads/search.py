@@ -1,8 +1,7 @@
 """The choice of a learner and its C, by the log loss of rows that no fit which scores them saw."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from heads.calibration import fit_temperature, log_losses
 from heads.folds import Fold
-from heads.kinds import STEP, Features, Labels, Learner, Scores, Trial
+from heads.learner import STEP, Features, Labels, Learner, Scores, Trial
 
 Progress = Callable[[int, int], None]
 
@@ -42,10 +41,6 @@ class Candidate:
     accuracy: float
     normalize: str = "standard"
     kernel: str | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Turn into what JSON can hold."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -162,7 +157,7 @@ def _along_grid(
         curve = [
             _candidate(learner, value, scores[value], truth, weights) for value in sorted(scores)
         ]
-        best = _best(curve, learner.by_accuracy)
+        best = _best(curve)
         tried = [candidate.c for candidate in curve]
         more = _beyond(tried, best.c) if c is None and learner.extensible else []
         if not more or extension == EXTENSIONS:
@@ -198,10 +193,8 @@ def _candidate(
     )
 
 
-def _best(curve: Sequence[Candidate], by_accuracy: bool) -> Candidate:
-    """Take the smallest C whose log loss ties with the least, or whose accuracy is the highest."""
-    if by_accuracy:
-        return max(curve, key=lambda candidate: candidate.accuracy)  # the first of equals
+def _best(curve: Sequence[Candidate]) -> Candidate:
+    """Take the smallest C whose log loss ties with the least."""
     least = min(candidate.log_loss for candidate in curve)
     return next(candidate for candidate in curve if candidate.log_loss <= least + TIE)
 

@@ -1,65 +1,83 @@
-"""History of a fine-tuning run on disk: one row an epoch, as a table and as an image."""
+"""History of a fine-tuning run: a row an epoch and a row a step, as tables and as an image."""
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from extract.files import write_whole
-from heads.figures import new_figure, save_png
+from heads.plots import new_figure, save_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLUMNS = (
-    "epoch",
-    "train_loss",
-    "train_accuracy",
-    "validation_loss",
-    "calibrated_loss",
-    "temperature",
-    "validation_accuracy",
-    "learning_rate",
-)
+
+class EpochRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One epoch; epoch 0, before training, has no training loss, and the last ones no validation.
+
+    Attributes
+    ----------
+    epoch : passes over the training rows so far
+    train_loss, train_accuracy : means over the epoch's steps, as the network was at each of them
+    validation_loss, validation_accuracy : of the network as it was judged after the epoch
+    calibrated_loss, temperature : the validation log loss at the temperature that suits it best
+    learning_rate : of the epoch's last step
+    """
+
+    epoch: int
+    train_loss: float | None = None
+    train_accuracy: float | None = None
+    validation_loss: float | None = None
+    calibrated_loss: float | None = None
+    temperature: float | None = None
+    validation_accuracy: float | None = None
+    learning_rate: float | None = None
 
 
-def write_history(directory: Path, history: Sequence[Mapping[str, float | None]]) -> None:
+class StepRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One step, counted from 1: its learning rate, and the loss before it."""
+
+    step: int
+    learning_rate: float
+    loss: float
+
+
+def write_history(directory: Path, history: Sequence[EpochRow]) -> None:
     """Write `history.csv` and `history.png` into a folder, over what was there.
+
+    What is None is an empty field, and a gap in the line.
 
     Parameters
     ----------
     directory : is made where it is missing
-    history : one record an epoch, with the keys of `COLUMNS`; None (epoch 0 has no training loss)
-        is an empty field and a gap in the line
+    history : one row an epoch
 
     Raises
     ------
-    ValueError
-        If a record has a key that is not in `COLUMNS`.
     CannotWrite
         If there is no room, or nothing can be written there.
     """
-    _write_table(directory / "history.csv", COLUMNS, history)
+    _write_table(directory / "history.csv", EpochRow, history)
     _draw(directory / "history.png", history)
 
 
-def write_steps(directory: Path, steps: Sequence[Mapping[str, float | int]]) -> None:
+def write_steps(directory: Path, steps: Sequence[StepRow]) -> None:
     """Write `steps.csv`: the loss and the learning rate of every step."""
-    _write_table(directory / "steps.csv", ("step", "learning_rate", "loss"), steps)
+    _write_table(directory / "steps.csv", StepRow, steps)
 
 
-def _write_table(
-    file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, float | None]]
-) -> None:
+def _write_table(file: Path, kind: type[msgspec.Struct], rows: Sequence[msgspec.Struct]) -> None:
     table = io.StringIO()
-    writer = csv.DictWriter(table, columns)
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(table)
+    writer.writerow(kind.__struct_fields__)
+    writer.writerows(msgspec.structs.astuple(row) for row in rows)
     write_whole(file, table.getvalue())
 
 
-def _draw(path: Path, history: Sequence[Mapping[str, float | None]]) -> None:
+def _draw(path: Path, history: Sequence[EpochRow]) -> None:
     figure = new_figure(path.parent, figsize=(9, 3.6), layout="constrained")
     from matplotlib.ticker import MaxNLocator
 
@@ -81,16 +99,11 @@ def _draw(path: Path, history: Sequence[Mapping[str, float | None]]) -> None:
 
 
 def _plot(
-    axes: "Axes",
-    history: Sequence[Mapping[str, float | None]],
-    column: str,
-    label: str,
-    colour: str,
-    line: str,
+    axes: "Axes", history: Sequence[EpochRow], column: str, label: str, colour: str, line: str
 ) -> None:
-    values = [record.get(column) for record in history]
+    values = [getattr(row, column) for row in history]
     axes.plot(
-        [float(record["epoch"] or 0) for record in history],
+        [row.epoch for row in history],
         [float("nan") if value is None else value for value in values],
         line,
         color=colour,

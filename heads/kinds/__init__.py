@@ -1,21 +1,14 @@
-"""The kinds of head."""
+"""The heads: one a module, each with what fits it, its choices and how it is saved."""
 
-from heads.kinds.learners import STEP, Features, Labels, Learner, Logistic, Scores, Trial
-from heads.kinds.nystroem import NYSTROEM
-from heads.kinds.registry import KINDS, learner_for, learners_for
-from heads.kinds.support_vectors import KERNELS
+from __future__ import annotations
 
-__all__ = [
-    "KERNELS",
-    "KINDS",
-    "NYSTROEM",
-    "STEP",
-    "Features",
-    "Labels",
-    "Learner",
-    "Logistic",
-    "Scores",
-    "Trial",
-    "learner_for",
-    "learners_for",
-]
+from typing import TYPE_CHECKING
+
+from extract.registry import Registry
+
+if TYPE_CHECKING:
+    from heads.learner import HeadKind
+
+__all__ = ["HEADS"]
+
+HEADS: Registry[HeadKind] = Registry(__name__, "HEAD", "head")

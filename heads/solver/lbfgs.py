@@ -16,7 +16,7 @@ Precondition = Callable[[Array, Array], Array]  # curvature, vector to its produ
 Pair = tuple[Array, Array, Array]  # step, change of gradient, 1 / their product
 
 HISTORY = 10  # pairs remembered
-SIZED_BY = 2  # pairs that the preconditioner's size is fitted to; more cost more than they save
+RESCALED = 2  # iterations in which the preconditioner is rescaled; more cost more than they save
 MAX_ITERATIONS = 2000
 
 
@@ -26,7 +26,7 @@ def minimise(
     evaluate: Evaluate,
     precondition: Precondition,
     is_done: Callable[[Array, Array, Array, Array], NDArray[np.bool_]],
-    most: int = MAX_ITERATIONS,
+    max_iterations: int = MAX_ITERATIONS,
 ) -> tuple[Array, bool]:
     """Minimise until every problem is done; one that is done stays where it is.
 
@@ -40,8 +40,7 @@ def minimise(
     is_done : called with a point, its gradient, its squared Newton decrement (the gradient's
         product with the inverse Hessian and itself, of shape (q,)) and its curvature, gives a bool
         array of shape (q,)
-
-    most : int, iterations
+    max_iterations : int
 
     Returns
     -------
@@ -51,19 +50,19 @@ def minimise(
     point = start
     gradient, curvature = evaluate(point)
     pairs: list[Pair] = []
-    size = np.ones_like(dot(gradient, gradient))
-    for _ in range(most):
-        flatten = partial(precondition, curvature)
-        if 0 < len(pairs) <= SIZED_BY:
-            size = _size(pairs[-1], flatten)
-        direction = -_inverse_hessian_times(gradient, pairs, flatten, size)
+    scale = np.ones_like(dot(gradient, gradient))
+    for _ in range(max_iterations):
+        apply = partial(precondition, curvature)
+        if 0 < len(pairs) <= RESCALED:
+            scale = _scale(pairs[-1], apply)
+        direction = -_inverse_hessian_times(gradient, pairs, apply, scale)
         # before there are pairs nothing is known of the curvature that the decrement speaks of
-        decrement = -dot(gradient, direction) if pairs else np.full_like(size, np.inf)
+        decrement = -dot(gradient, direction) if pairs else np.full_like(scale, np.inf)
         done = is_done(point, gradient, decrement, curvature)
         if done.all():
             return point, True
         if (dot(gradient, direction) >= 0)[~done].any():  # rounding has spoilt the memory
-            pairs, direction = [], -flatten(gradient)
+            pairs, direction = [], -apply(gradient)
         direction[done] = 0
         step, ahead, curvature = _line_search(evaluate, point, gradient, direction)
         change = ahead - gradient
@@ -79,15 +78,15 @@ def dot(a: Array, b: Array) -> Array:
     return np.asarray(np.einsum("qkd,qkd->q", a, b))
 
 
-def _size(pair: Pair, precondition: Callable[[Array], Array]) -> Array:
+def _scale(pair: Pair, precondition: Callable[[Array], Array]) -> Array:
     """By how much the preconditioner, right in shape, is too small, by the latest pair: (q,)."""
     step, change, _ = pair
-    bent = dot(change, precondition(change))
-    return np.divide(dot(step, change), bent, out=np.ones_like(bent), where=bent > 0)
+    expected = dot(change, precondition(change))
+    return np.divide(dot(step, change), expected, out=np.ones_like(expected), where=expected > 0)
 
 
 def _inverse_hessian_times(
-    gradient: Array, pairs: list[Pair], precondition: Callable[[Array], Array], size: Array
+    gradient: Array, pairs: list[Pair], precondition: Callable[[Array], Array], scale: Array
 ) -> Array:
     """Run the two loops of L-BFGS (Nocedal and Wright, Numerical Optimization, algorithm 7.4)."""
     q, factors = gradient.copy(), []
@@ -95,7 +94,7 @@ def _inverse_hessian_times(
         factor = inverse * dot(step, q)
         q -= factor[:, None, None] * change
         factors.append(factor)
-    q = size[:, None, None] * precondition(q)
+    q = scale[:, None, None] * precondition(q)
     for (step, change, inverse), factor in zip(pairs, reversed(factors), strict=True):
         q += (factor - inverse * dot(change, q))[:, None, None] * step
     return q

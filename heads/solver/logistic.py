@@ -9,9 +9,10 @@ standardised by their own mean and deviation, or centred alone, which changes no
 matrix of rows serves all folds: a fold's x is `scale * (row - shift)`, and rows that it holds out
 have no weight.
 
-Three things make it quick. Products with the data are shared by folds and classes. Directions are
-scaled by the curvature, which the eigenvectors of the rows' covariance make nearly diagonal. And
-weights move so smoothly along log C that going on in a straight line all but solves the next one.
+Three things make it fast. Products with the data are shared by folds and classes. L-BFGS is
+preconditioned by the Hessian's diagonal in the basis of the rows' principal axes, in which it is
+nearly diagonal. And weights change so smoothly along log C that extrapolating them all but solves
+the next problem.
 """
 
 import warnings
@@ -25,7 +26,7 @@ from numpy.typing import DTypeLike, NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.class_weight import compute_sample_weight
 
-from heads.scaling import standardiser
+from heads.learner import standardiser
 from heads.solver.lbfgs import MAX_ITERATIONS, dot, minimise
 from heads.solver.principal_axes import principal_axes, spread_of_folds
 
@@ -33,11 +34,12 @@ Array = NDArray[Any]  # float32 while searching, float64 for the delivered head
 Map = Callable[[Callable[[slice], Any], Iterable[slice]], Iterable[Any]]
 
 BLOCK = 1024  # rows of a product; fixed, so that the sum does not depend on the threads
-VECTORS = 16  # of a product with the axes; fixed for the same reason
-# Shares of the last solutions, the latest first, in where the next one begins: straight on along
-# log C, and from three on bent by half of the last bend; all of it passes on too much noise.
-AHEAD = ((1,), (2, -1), (2.5, -2, 0.5))
-SMOOTH = 0.03  # settling above which solutions are too rough to lead on
+GRADIENTS = 16  # of a product with the axes; fixed for the same reason
+# Coefficients of the last solutions, the latest first, that extrapolate to where the next one
+# begins: linear along log C, and from three on with half of the quadratic term, since all of it
+# passes on too much noise.
+EXTRAPOLATION = ((1,), (2, -1), (2.5, -2, 0.5))
+SMOOTH = 0.03  # logit tolerance above which solutions are too rough to extrapolate from
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,8 @@ class Problems:
             means = np.stack([features[side].mean(axis=0, keepdims=True) for side in fitting])
             deviations = np.ones_like(means)
         # an outlier that one fold holds out would leave float32 no digits for that fold's rows
-        calmest = deviations.argmin(axis=0, keepdims=True)
-        mean, deviation = (np.take_along_axis(of, calmest, 0)[0, 0] for of in (means, deviations))
+        narrowest = deviations.argmin(axis=0, keepdims=True)
+        mean, deviation = (np.take_along_axis(of, narrowest, 0)[0, 0] for of in (means, deviations))
         rows = features.astype(np.float32)  # a copy
         rows -= mean
         rows /= deviation
@@ -125,10 +127,10 @@ class Problems:
 
     def logits(self, weights: Array, block: slice) -> Array:
         """Logits of a block of rows by every fold's weights: shape (q, k, rows of the block)."""
-        gradients = weights[:, :, :-1] * self.scale
-        intercepts = weights[:, :, -1:] - (gradients * self.shift).sum(axis=2, keepdims=True)
-        flat = gradients.reshape(-1, gradients.shape[2]) @ self.rows[block].T
-        return np.asarray(flat.reshape(*gradients.shape[:2], -1) + intercepts)
+        coefficients = weights[:, :, :-1] * self.scale
+        intercepts = weights[:, :, -1:] - (coefficients * self.shift).sum(axis=2, keepdims=True)
+        flat = coefficients.reshape(-1, coefficients.shape[2]) @ self.rows[block].T
+        return np.asarray(flat.reshape(*coefficients.shape[:2], -1) + intercepts)
 
     def evaluate(self, ridge: Array, weights: Array) -> tuple[Array, Array]:
         """Give the gradient (q, k, d + 1), and sum_i p (1 - p) of every class: (q, k, 1)."""
@@ -154,12 +156,12 @@ class Problems:
         return np.concatenate([gradients, residual], axis=2), sum(curvatures)
 
     def precondition(self, ridge: Array, curvature: Array, gradient: Array) -> Array:
-        """Divide a gradient by about the curvature: along each axis, spread x sum p (1 - p)."""
+        """Divide a gradient by about the Hessian: spread x sum p (1 - p) + ridge on each axis."""
         n, (d, r) = len(self.rows), self.basis.shape
         preconditioner_diagonal = (self.spread * curvature + ridge).reshape(-1, r)
         # what is left may all lie in one direction; a step too short is made longer soon, one too
-        # long ends where every probability is 0 or 1 and nothing preconditioner_diagonal any more
-        bends_across = (self.across * curvature + ridge).reshape(-1, 1)
+        # long ends where every probability is 0 or 1 and the loss has no curvature any more
+        diagonal_across = (self.across * curvature + ridge).reshape(-1, 1)
         gradients = gradient[:, :, :-1].reshape(-1, d)
 
         def part(block: slice) -> Array:
@@ -169,10 +171,10 @@ class Problems:
                 across = gradients[block] - inside @ self.basis.T
                 # bounded, for float32
                 least = 1e-6 * preconditioner_diagonal[block].max(axis=1, keepdims=True)
-                divided += across / np.maximum(bends_across[block], least)
+                divided += across / np.maximum(diagonal_across[block], least)
             return np.asarray(divided)
 
-        blocks = [slice(at, at + VECTORS) for at in range(0, len(gradients), VECTORS)]
+        blocks = [slice(at, at + GRADIENTS) for at in range(0, len(gradients), GRADIENTS)]
         divided = np.concatenate(list(self.over(part, blocks))).reshape(*gradient.shape[:2], d)
         intercepts = gradient[:, :, -1:] / np.maximum(curvature, 1e-6 * n)
         return np.concatenate([divided, intercepts], axis=2)
@@ -183,9 +185,9 @@ def along_path(
     cs: Sequence[float],
     *,
     tolerance: float,
-    settling: Callable[[], float] = lambda: 0.0,
+    logit_tolerance: Callable[[], float] = lambda: 0.0,
     start: Array | None = None,
-    most: int = MAX_ITERATIONS,
+    max_iterations: int = MAX_ITERATIONS,
 ) -> Iterator[Array]:
     """Solve every fold for one C after the other.
 
@@ -196,10 +198,10 @@ def along_path(
     problems : Problems of q folds
     cs : inverse penalties
     tolerance : float, bound on the relative error of W, as far as the precision allows
-    settling : asked before each C, root mean square of what logits still have to move that will do
-        as well, over the rows that are not told with certainty
+    logit_tolerance : asked before each C; root mean square, over the rows that are not predicted
+        with certainty, of what logits still have to move: below it a solution will do as well
     start : weights to begin the first with; zero where not given
-    most : iterations for each C; where fewer than MAX_ITERATIONS they may fall short of the rest
+    max_iterations : for each C; where fewer than MAX_ITERATIONS, solutions may miss the tolerance
 
     Yields
     ------
@@ -217,11 +219,11 @@ def along_path(
     solved: list[Array] = []
     for c in cs:
         ridge = np.array(penalties / c, dtype)
-        settled_at = settling()
+        logit_tol = logit_tolerance()
         begin = problems.start() if start is None else start.astype(dtype)
         if solved:
-            shares = AHEAD[len(solved) - 1]
-            begin = np.add.reduce([share * one for share, one in zip(shares, solved, strict=True)])
+            factors = EXTRAPOLATION[len(solved) - 1]
+            begin = np.add.reduce([by * one for by, one in zip(factors, solved, strict=True)])
 
         def is_close(
             weights: Array,
@@ -229,7 +231,7 @@ def along_path(
             decrement: Array,
             curvature: Array,
             ridge: Array = ridge,
-            settled_at: float = settled_at,
+            logit_tol: float = logit_tol,
         ) -> NDArray[np.bool_]:
             # The objective is 1/C-strongly convex in W, so that |gradient| <= t |W| / C puts W
             # within t |W| of the minimum.
@@ -237,22 +239,22 @@ def along_path(
             close = np.sqrt(dot(gradient, gradient)) <= np.maximum(tolerance * ridge * size, noise)
             # The decrement is what the logits of the fitting rows still have to move, squared,
             # weighted by p (1 - p) and summed.
-            settled = decrement <= settled_at**2 * curvature.sum(axis=(1, 2))
-            return np.asarray(close | settled)
+            logits_close = decrement <= logit_tol**2 * curvature.sum(axis=(1, 2))
+            return np.asarray(close | logits_close)
 
         weights, done = minimise(
             begin,
             evaluate=partial(problems.evaluate, ridge),
             precondition=partial(problems.precondition, ridge),
             is_done=is_close,
-            most=most,
+            max_iterations=max_iterations,
         )
-        if not done and most == MAX_ITERATIONS:
+        if not done and max_iterations == MAX_ITERATIONS:
             warnings.warn(
                 f"logistic regression stopped short of its tolerance at C = {c:g}",
                 ConvergenceWarning,
                 stacklevel=2,
             )
-        # what settled roughly says where to begin, not where the path leads
-        solved = [weights, *(solved[:2] if settled_at <= SMOOTH else [])]
+        # a rough solution says where to begin, not where the path leads
+        solved = [weights, *(solved[:2] if logit_tol <= SMOOTH else [])]
         yield weights

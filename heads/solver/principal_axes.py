@@ -1,7 +1,7 @@
 """Principal axes of rows, and how far each fold's rows are spread along and across them.
 
 The curvature of a logistic regression is estimated from them. They only speed it up, so that a
-sample of the rows does, and float32.
+sample of the rows and float32 will do.
 """
 
 from typing import Any
@@ -12,14 +12,14 @@ from scipy.linalg import eigh
 
 Array = NDArray[Any]
 
-SAMPLE = 2560  # rows, at most
-OUTLYING = 20  # deviations beyond which a value says nothing of an axis
+MAX_ROWS = 2560  # that axes and spread are estimated from
+MAX_DEVIATIONS = 20  # at which values are clipped: outliers say nothing of an axis
 
 
 def principal_axes(rows: Array, scale: Array, shift: Array) -> tuple[Array, Array]:
     """Find the axes of the rows as most folds standardise them.
 
-    Not as the calmest fold does: what is an outlier there would pass for an axis.
+    Not as the fold of the least spread does: what is an outlier there would pass for an axis.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def principal_axes(rows: Array, scale: Array, shift: Array) -> tuple[Array, Arra
     spread : float32 array of shape (1, 1, r), mean square of the rows along each axis
     """
     sample = _standardised(_some(rows), np.median(scale, axis=0), np.median(shift, axis=0))
-    sample = sample.clip(-OUTLYING, OUTLYING)
+    sample = sample.clip(-MAX_DEVIATIONS, MAX_DEVIATIONS)
     n, d = sample.shape
     if n < d:
         energy, left = _eigenvectors(sample @ sample.T)
@@ -72,7 +72,7 @@ def spread_of_folds(
 
 
 def _some(rows: Array) -> Array:
-    return rows[:: -(-len(rows) // SAMPLE)]
+    return rows[:: -(-len(rows) // MAX_ROWS)]
 
 
 def _standardised(rows: Array, scale: Array, shift: Array) -> Array:

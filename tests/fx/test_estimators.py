@@ -16,10 +16,10 @@ from extract.store import FeatureStore
 from fx import FeatureExtractor
 from heads.estimator import HeadClassifier
 from heads.fitting import fit_head
-from heads.kinds import KINDS
+from heads.kinds import HEADS
 
 
-@parametrize_with_checks([HeadClassifier(kind) for kind in KINDS])
+@parametrize_with_checks([HeadClassifier(kind) for kind in HEADS])
 def test_heads_keep_scikit_learns_rules(estimator: HeadClassifier, check: object) -> None:
     check(estimator)
 
@@ -58,7 +58,7 @@ def test_paths_become_features_that_are_computed_once(
     def never(*_: object) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("extract.engines.engine.Engine.compute", never)
+    monkeypatch.setattr("extract.engines.base.Engine.compute", never)
     Path("data").rename("moved")
     again = extractor.transform([Path("moved", *path.parts[1:]) for path in paths])
     np.testing.assert_array_equal(again, features[:20])

@@ -15,8 +15,10 @@ from extract.errors import FxError
 from heads.files import load_head, save_head
 from heads.fitting import fit_head
 from heads.folds import make_folds
-from heads.kinds import KINDS, Logistic, Trial, learner_for
-from heads.kinds.neighbours import Neighbours
+from heads.kinds import HEADS
+from heads.kinds.knn import Neighbours
+from heads.kinds.logreg import Logistic
+from heads.learner import Trial
 from heads.plots import write_plots
 from heads.resampling import corrected_interval, measure_by_resampling
 
@@ -97,7 +99,7 @@ def test_the_nearest_centroid_is_scikit_learns() -> None:
     assert len(head.search) == 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("normalize", ["l2", "none"])
 def test_every_kind_reads_back_bit_for_bit(kind: str, normalize: str, tmp_path: Path) -> None:
     features, y = digits(120)
@@ -195,7 +197,7 @@ def test_outer_folds_need_three_images_of_a_class() -> None:
         measure_by_resampling(features, y, kind="logreg")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", HEADS)
 def test_plots_are_images_of_the_search_and_of_reliability(kind: str, tmp_path: Path) -> None:
     features, y = digits(150)
     head = fit_head(features[:100], y[:100], kind=kind, normalize="auto")
@@ -208,4 +210,4 @@ def test_plots_are_images_of_the_search_and_of_reliability(kind: str, tmp_path: 
 
 def test_a_learner_says_which_choices_there_are() -> None:
     with pytest.raises(FxError, match="unknown class weight 'heavy'; choose balanced"):
-        learner_for("logreg", class_weight="heavy")
+        HEADS["logreg"].learner(class_weight="heavy")

@@ -16,10 +16,9 @@ from sklearn.metrics import roc_auc_score
 from extract.errors import FxError
 from extract.images import Snapshot
 from extract.store import FeatureStore
-from heads.audit import doubt_labels
 from heads.fitting import fit_head
-from heads.kinds import KINDS
-from heads.limits import Limits
+from heads.kinds import HEADS
+from heads.limits import Limits, doubt_labels
 
 Fx = Callable[..., Said]
 Split = tuple[np.ndarray, np.ndarray]
@@ -52,7 +51,7 @@ def test_limits_read_back_as_they_were(tmp_path: Path) -> None:
     (tmp_path / "limits.npz").write_bytes(b"PK")
     with pytest.raises(FxError, match=r"limits\.npz cannot be read"):
         Limits.load(tmp_path)
-    with pytest.raises(FxError, match="only what fx fit-head and fx finetune wrote knows"):
+    with pytest.raises(FxError, match="which is written with a head or a network; fit it again"):
         Limits.load(tmp_path / "none")
 
 
@@ -65,7 +64,7 @@ def test_as_many_are_rejected_as_were_asked_for_and_strangers_lie_farther() -> N
     strangers = np.random.default_rng(2).normal(size=(500, 30)).astype(np.float32) * 3 + 4
     distances = np.concatenate([limits.distance(fresh), limits.distance(strangers)])
     assert roc_auc_score(np.repeat([0, 1], [len(fresh), len(strangers)]), distances) > 0.8
-    with pytest.raises(FxError, match="--reject must lie between 0 and 1; got 1"):
+    with pytest.raises(FxError, match="`reject` must lie between 0 and 1; got 1"):
         limits.farthest(1.0)
 
 
@@ -242,7 +241,7 @@ def test_flipped_labels_of_real_images_are_listed_first(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", HEADS)
 def test_probabilities_are_calibrated_on_real_images(
     kind: str, cifar_features: Callable[[str], Split]
 ) -> None:

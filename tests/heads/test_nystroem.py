@@ -14,9 +14,8 @@ from extract.errors import FxError
 from heads.files import load_head, save_head
 from heads.fitting import fit_head
 from heads.folds import make_folds
-from heads.kinds import Trial
-from heads.kinds.nystroem import SHARPNESS, NystroemMachine
-from heads.kinds.support_vectors import scale_gamma
+from heads.kinds._nystroem import SHARPNESS, NystroemMachine
+from heads.learner import Trial, scale_gamma
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -77,11 +76,11 @@ def test_auto_approximates_where_an_exact_machine_is_out_of_reach(
     features, y = digits(300)
     exact = fit_head(features, y, kind="svm", kernel="auto")
     assert exact.kernel in ("rbf", "linear")
-    monkeypatch.setattr("heads.kinds.registry.EXACT_ROWS", 299)
+    monkeypatch.setattr("heads.kinds.svm.EXACT_ROWS", 299)
     near = fit_head(features, y, kind="svm", kernel="auto")
     assert near.kernel == "nystroem"
     assert any("300 rows are more than the 299 of an exact SVM" in note for note in near.notes)
-    with pytest.raises(FxError, match="--kernel auto"):
+    with pytest.raises(FxError, match="`kernel=auto`"):
         fit_head(features, y, kind="svm", kernel="rbf")
     save_head(near, tmp_path)
     np.testing.assert_array_equal(load_head(tmp_path).scores(features), near.scores(features))

@@ -15,14 +15,15 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from threadpoolctl import threadpool_limits
 
-import heads.kinds.learners
+import heads.kinds.logreg
 from extract.errors import FxError
 from heads.calibration import calibrate, fit_temperature, log_losses
 from heads.fitting import fit_head
 from heads.folds import make_folds
-from heads.kinds import Logistic, Trial, learner_for
-from heads.kinds.support_vectors import SupportVectors, pairwise_scores
-from heads.scaling import standardiser
+from heads.kinds import HEADS
+from heads.kinds.logreg import Logistic
+from heads.kinds.svm import SupportVectors, pairwise_scores
+from heads.learner import Trial, standardiser
 from heads.search import TIE
 from heads.solver import Problems
 
@@ -178,7 +179,7 @@ def test_shared_kernels_give_the_margins_of_scikit_learns_svc(data: str, kernel:
     numbers = np.unique(y, return_inverse=True)[1]
     splits = folds_of(y)
     cs = [0.01, 1.0, 10.0]
-    learner = SupportVectors(kernel)
+    learner = SupportVectors(kernel=kernel)
     ours = learner.held_out_scores(Trial(features, numbers, splits, 2, quiet), cs)
     for c, of_c in zip(cs, ours, strict=True):
         for (fitting, rest), scores in zip(splits, of_c, strict=True):
@@ -193,7 +194,7 @@ def test_shared_kernels_give_the_margins_of_scikit_learns_svc(data: str, kernel:
 @pytest.mark.parametrize("rows", [5, 512, 1100])
 def test_a_kernel_in_blocks_is_scikit_learns(rows: int) -> None:
     X = np.random.default_rng(0).normal(size=(rows, 20)).astype(np.float32)
-    machine = SupportVectors("rbf")
+    machine = SupportVectors(kernel="rbf")
     theirs = rbf_kernel(X.astype(np.float64), gamma=0.05)
     np.testing.assert_allclose(machine._kernel(X, X, gamma=0.05, jobs=2), theirs, atol=1e-6)
     np.testing.assert_allclose(machine._kernel(X[:3], X, gamma=0.05, jobs=2), theirs[:3], atol=1e-6)
@@ -203,7 +204,7 @@ def test_a_kernel_in_blocks_is_scikit_learns(rows: int) -> None:
 @pytest.mark.parametrize("data", SETS)
 def test_the_svm_is_the_one_that_scikit_learn_fits(data: str, kernel: str) -> None:
     features, y = SETS[data]()
-    ours = SupportVectors(kernel).fit(features, y, 1.0, jobs=2)
+    ours = SupportVectors(kernel=kernel).fit(features, y, 1.0, jobs=2)
     theirs = make_pipeline(Floored(), SVC(C=1.0, kernel=kernel, decision_function_shape="ovo"))
     theirs.fit(features, y)
     assert ours[-1].kernel == kernel
@@ -213,7 +214,7 @@ def test_the_svm_is_the_one_that_scikit_learn_fits(data: str, kernel: str) -> No
         ours.decision_function(features), theirs.decision_function(features), rtol=2e-3, atol=0.02
     )
     np.testing.assert_allclose(
-        SupportVectors(kernel).scores(ours, features),
+        SupportVectors(kernel=kernel).scores(ours, features),
         pairwise_scores(ours.decision_function(features)),
         rtol=1e-4,
         atol=1e-2,
@@ -229,7 +230,7 @@ def test_svm_predicts_what_scikit_learns_svc_predicts() -> None:
     assert (head.predict(features[350:]) == theirs).mean() > 0.98
     search = GridSearchCV(
         make_pipeline(Floored(), SVC()),
-        {"svc__C": SupportVectors("rbf").grid(features, 2)},
+        {"svc__C": SupportVectors(kernel="rbf").grid(features, 2)},
         cv=folds_of(y[:350]),
     ).fit(features[:350], y[:350])
     best = search.score(features[350:], y[350:])
@@ -249,11 +250,11 @@ def test_scores_of_pairs_rank_first_whoever_wins_all_its_pairs() -> None:
 def test_held_out_rows_leave_no_trace_in_the_fit(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heads.kinds.learners, "SEARCH_TOLERANCE", 3e-3)
+    monkeypatch.setattr(heads.kinds.logreg, "SEARCH_TOLERANCE", 3e-3)
     features, y = pair()
     numbers = np.unique(y, return_inverse=True)[1]
     splits = folds_of(y)
-    learner = learner_for(kind, "rbf")
+    learner = HEADS[kind].learner(kernel="rbf")
     spoilt = features.copy()
     spoilt[splits[0][1][0]] = 1e6  # in the first fold this row is held out
     cs = [0.1, 1.0]
@@ -368,8 +369,8 @@ def test_a_temperature_that_the_rows_do_not_determine_stays_one() -> None:
 def test_probabilities_are_those_of_scikit_learns_own_temperature_scaling(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(heads.kinds.learners, "SEARCH_TOLERANCE", 1e-3)
-    monkeypatch.setattr(heads.kinds.learners, "LOGIT_TOL", 0.0)
+    monkeypatch.setattr(heads.kinds.logreg, "SEARCH_TOLERANCE", 1e-3)
+    monkeypatch.setattr(heads.kinds.logreg, "LOGIT_TOL", 0.0)
     features, y = wide()
     head = fit_head(features[:90], y[:90], kind="logreg", c=0.01)
     theirs = CalibratedClassifierCV(

@@ -1,4 +1,4 @@
-"""Support vector machines: one kernel matrix a fold serves all values of C."""
+"""Support vector machine, with the rbf or the linear kernel, or nystroem for many images."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -10,28 +10,50 @@ from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 from sklearn.svm import SVC
 
-from heads.kinds.learners import Features, Labels, Learner, Scores, Trial, grid_of_c
-from heads.scaling import fit_normaliser
+from extract.errors import FxError
+from heads.kinds._nystroem import LANDMARKS, NYSTROEM, NystroemMachine
+from heads.learner import (
+    AUTO,
+    Features,
+    HeadKind,
+    Labels,
+    Learner,
+    Scores,
+    Shape,
+    State,
+    Trial,
+    fit_normaliser,
+    grid_of_c,
+    scale_gamma,
+)
 
-KERNELS = ("rbf", "linear")
 EXACT_ROWS = 30_000  # a fold's kernel matrix then takes 6 GB
-AT_ONCE = 4096  # rows scored at once, so that memory stays flat
+CHUNK_SIZE = 4096  # rows scored at a time, so that memory stays flat
 BLOCK = 512  # rows of a kernel matrix computed at once
 CACHE_MB = 500  # of kernel columns, for libsvm
 SHARPNESS = 8.0  # of margins; at it a class that wins all its pairs comes first, as in SVC.predict
 
 
 class SupportVectors(Learner):
-    """Support vector machine, one for each pair of classes; see `pairwise_scores`."""
+    """Support vector machine, one for each pair of classes; see `pairwise_scores`.
+
+    One kernel matrix a fold serves all values of C.
+    """
 
     calibrated_search = True
     extensible = True
+    weights = ("dual_coef_", "intercept_")
+    fitted = tuple(
+        f"classify.{name}"
+        for name in (
+            *("support_", "support_vectors_", "_n_support", "_dual_coef_", "_intercept_"),
+            *("_gamma", "shape_fit_"),
+        )
+    )
 
-    def __init__(
-        self, kernel: str, normalize: str = "standard", class_weight: str | None = None
-    ) -> None:
-        super().__init__(normalize, class_weight)
-        self.kernel = kernel
+    def estimator(self, c: float) -> SVC:
+        """Make scikit-learn's own SVC."""
+        return self._machine(c, str(self.kernel))
 
     def grid(self, features: Features, fewest: int) -> list[float]:
         """Ten values; the RBF kernel's gamma minds the rows' length already."""
@@ -76,7 +98,7 @@ class SupportVectors(Learner):
         gamma = scale_gamma(rows)
         gram = self._kernel(rows, rows, gamma=gamma, jobs=jobs)
         solved = self._machine(c, "precomputed").fit(gram, names)
-        machine = self._machine(c, str(self.kernel))
+        machine = self.estimator(c)
         learned = {
             name: value for name, value in vars(solved).items() if "_" in (name[0], name[-1])
         }
@@ -104,10 +126,40 @@ class SupportVectors(Learner):
                 weights[of_i, pair] = machine.dual_coef_[j - 1, of_i]
                 weights[of_j, pair] = machine.dual_coef_[i, of_j]
         kernel = partial(self._kernel, right=vectors, gamma=machine._gamma, jobs=cpu_count())
-        blocks = [rows[at : at + AT_ONCE] for at in range(0, len(rows), AT_ONCE)]
+        blocks = [rows[at : at + CHUNK_SIZE] for at in range(0, len(rows), CHUNK_SIZE)]
         margins = np.concatenate([kernel(block) @ weights for block in blocks])
         margins += machine.intercept_
         return pairwise_scores(margins[:, 0] if margins.shape[1] == 1 else margins)
+
+    def shapes(self, state: State, k: int, d: int) -> dict[str, Shape]:
+        """As many vectors as the classes have in all: libsvm would read past fewer."""
+        counts = state["classify._n_support"]
+        if counts.ndim != 1 or counts.dtype.kind not in "iu" or (counts < 0).any():
+            raise ValueError("no numbers of support vectors")
+        vectors, pairs = int(counts.sum()), k * (k - 1) // 2
+        return {
+            "classify.support_": (vectors,),
+            "classify.support_vectors_": (vectors, d),
+            "classify._n_support": (k,),
+            "classify._dual_coef_": (k - 1, vectors),
+            "classify._intercept_": (pairs,),
+            "classify._gamma": (),
+            "classify.shape_fit_": (2,),
+        }
+
+    def complete(self, pipeline: Pipeline, classes: NDArray[np.str_]) -> None:
+        """Set what SVC derives from the rest; of two classes it has coefficients of both signs."""
+        super().complete(pipeline, classes)
+        machine = pipeline["classify"]
+        sign = -1 if len(classes) == 2 else 1
+        machine.dual_coef_, machine.intercept_ = (
+            sign * machine._dual_coef_,
+            sign * machine._intercept_,
+        )
+        machine.shape_fit_ = tuple(machine.shape_fit_.tolist())
+        machine._sparse, machine.fit_status_ = False, 0
+        machine._effective_probability = False
+        machine._probA = machine._probB = np.empty(0)
 
     def _machine(self, c: float, kernel: str) -> SVC:
         return SVC(
@@ -158,11 +210,6 @@ class SupportVectors(Learner):
         return matrix
 
 
-def scale_gamma(rows: Features) -> float:
-    """What SVC makes of gamma="scale", for rows of shape (n, d)."""
-    return float(1 / (rows.shape[1] * rows.var(dtype=np.float64)))
-
-
 def pairwise_scores(margins: NDArray[np.float64]) -> Scores:
     """Turn the margins of all pairs of classes into one score a class.
 
@@ -191,3 +238,32 @@ def pairwise_scores(margins: NDArray[np.float64]) -> Scores:
         scores[:, i] -= np.logaddexp(0, -SHARPNESS * margin)
         scores[:, j] -= np.logaddexp(0, SHARPNESS * margin)
     return scores
+
+
+class _Machines(HeadKind):
+    """The kernels, of which the exact ones take a limited number of rows."""
+
+    def kernels_for(self, kernel: str | None, rows: int) -> tuple[Sequence[str | None], list[str]]:
+        """Of ``auto``, both exact kernels, or the approximation where rows are too many."""
+        if rows <= EXACT_ROWS:
+            return [name for name in self.kernels if name != NYSTROEM] if kernel == AUTO else [
+                kernel
+            ], []
+        if kernel == AUTO:
+            return [NYSTROEM], [
+                f"{rows:,} rows are more than the {EXACT_ROWS:,} of an exact SVM: approximated "
+                f"with {LANDMARKS:,} landmarks (Nyström)"
+            ]
+        if kernel in self.kernels and kernel != NYSTROEM:
+            raise FxError(
+                f"too many rows for an exact SVM; got {rows:,} where {EXACT_ROWS:,} are feasible; "
+                "choose `kernel=auto`, which approximates, or fit logreg"
+            )
+        return [kernel], []
+
+
+HEAD = _Machines(
+    "svm",
+    {"rbf": SupportVectors, "linear": SupportVectors, NYSTROEM: NystroemMachine},
+    takes_class_weight=True,
+)

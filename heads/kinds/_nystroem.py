@@ -15,11 +15,20 @@ from numpy.typing import NDArray
 from sklearn.kernel_approximation import Nystroem
 from sklearn.linear_model import RidgeClassifier
 from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils.class_weight import compute_sample_weight
 
-from heads.kinds.learners import Features, Learner, Scores, Trial, grid_of_c
-from heads.kinds.support_vectors import scale_gamma
-from heads.scaling import fit_normaliser
+from heads.learner import (
+    Features,
+    Learner,
+    Scores,
+    Shape,
+    State,
+    Trial,
+    fit_normaliser,
+    grid_of_c,
+    scale_gamma,
+)
 
 Solutions = list[tuple[NDArray[np.float64], NDArray[np.float64]]]
 
@@ -27,16 +36,23 @@ NYSTROEM = "nystroem"
 # On 20,000 images of four CIFAR-10 classes 1,024 were no better than logistic regression (0.894
 # against 0.895), 2,048 were (0.905, at a lower log loss too).
 LANDMARKS = 2048
-AT_ONCE = 2048  # rows mapped at once, so that memory stays flat
+CHUNK_SIZE = 2048  # rows mapped at a time, so that memory stays flat
 SHARPNESS = 8.0  # of margins, so that a temperature near 1 fits
 
 
 class NystroemMachine(Learner):
     """Least-squares support vector machine, one class against the others; see the module."""
 
-    kernel = NYSTROEM
     calibrated_search = True
     extensible = True
+    fitted = (
+        *("map.components_", "map.normalization_", "map.gamma"),
+        *("classify.coef_", "classify.intercept_"),
+    )
+
+    def estimator(self, c: float) -> RidgeClassifier:
+        """Make scikit-learn's own least squares, with alpha = 1 / C."""
+        return RidgeClassifier(alpha=1 / c, class_weight=self.class_weight)
 
     def grid(self, features: Features, fewest: int) -> list[float]:
         """Ten values; the kernel's gamma minds the rows' length already."""
@@ -61,8 +77,8 @@ class NystroemMachine(Learner):
             ) -> list[Scores]:
                 rows = _mapped(mapping, others[block])
                 return [
-                    SHARPNESS * (rows @ gradients + intercepts)
-                    for gradients, intercepts in solutions
+                    SHARPNESS * (rows @ coefficients + intercepts)
+                    for coefficients, intercepts in solutions
                 ]
 
             parts = _over_blocks(margins, len(others), trial.jobs)
@@ -75,7 +91,7 @@ class NystroemMachine(Learner):
     ) -> Pipeline:
         """Fit scikit-learn's own classes, with gamma="scale" as SVC has it and alpha = 1 / C."""
         mapping = self._mapping(features)
-        machine = RidgeClassifier(alpha=1 / c, class_weight=self.class_weight)
+        machine = self.estimator(c)
         parts = _over_blocks(lambda at: _mapped(mapping, features[at]), len(features), jobs)
         machine.fit(np.concatenate(list(parts)), names)
         return Pipeline([*mapping.steps, ("classify", machine)])
@@ -89,6 +105,36 @@ class NystroemMachine(Learner):
 
         scores = np.concatenate(list(_over_blocks(margins, len(features), cpu_count())))
         return np.stack([-scores, scores], axis=1) if scores.ndim == 1 else scores
+
+    def unfitted(self, c: float) -> Pipeline:
+        """Put the map between the normaliser and the classifier."""
+        normalize, classify = super().unfitted(c).steps
+        return Pipeline([normalize, ("map", Nystroem()), classify])
+
+    def state(self, pipeline: Pipeline) -> State:
+        """Of two classes, scikit-learn's versions have one vector or a row of it."""
+        state = super().state(pipeline)
+        return {**state, "classify.coef_": np.atleast_2d(state["classify.coef_"])}
+
+    def shapes(self, state: State, k: int, d: int) -> dict[str, Shape]:
+        """As many features after the map as landmarks."""
+        m, vectors = len(state["map.components_"]), 1 if k == 2 else k
+        return {
+            "map.components_": (m, d),
+            "map.normalization_": (m, m),
+            "map.gamma": (),
+            "classify.coef_": (vectors, m),
+            "classify.intercept_": (vectors,),
+        }
+
+    def complete(self, pipeline: Pipeline, classes: NDArray[np.str_]) -> None:
+        """Count the landmarks, and name the classes as RidgeClassifier does."""
+        kernel, machine = pipeline["map"], pipeline["classify"]
+        machine.n_features_in_ = kernel.n_components = kernel._n_features_out = len(
+            kernel.components_
+        )
+        kernel.component_indices_ = np.arange(kernel.n_components)
+        machine._label_binarizer = LabelBinarizer(pos_label=1, neg_label=-1).fit(classes)
 
     def _mapping(self, features: Features) -> Pipeline:
         """Normaliser and map, fitted; the landmarks are drawn from the rows."""
@@ -147,7 +193,7 @@ def _solve(
     mean_sign: NDArray[np.float64],
     cs: Sequence[float],
 ) -> Solutions:
-    """Solve ridge regression for all C: gradients (gram + I / C)^-1 cross, and intercepts.
+    """Solve ridge regression for all C: coefficients (gram + I / C)^-1 cross, and intercepts.
 
     The intercept, which is not penalised, is what the means leave.
     """
@@ -155,14 +201,14 @@ def _solve(
     inside = axes.T @ cross
     solutions = []
     for c in cs:
-        gradients = axes @ (inside / (np.maximum(energy, 0) + 1 / c)[:, None])
-        solutions.append((gradients, mean_sign - mean @ gradients))
+        coefficients = axes @ (inside / (np.maximum(energy, 0) + 1 / c)[:, None])
+        solutions.append((coefficients, mean_sign - mean @ coefficients))
     return solutions
 
 
 def _over_blocks(function: Callable[[slice], Any], rows: int, jobs: int) -> Iterator[Any]:
     """Apply to blocks of rows, in order, in threads: a few blocks' results are there at once."""
-    blocks = (slice(at, at + AT_ONCE) for at in range(0, rows, AT_ONCE))
+    blocks = (slice(at, at + CHUNK_SIZE) for at in range(0, rows, CHUNK_SIZE))
     yield from Parallel(jobs, backend="threading", return_as="generator")(
         delayed(function)(block) for block in blocks
     )

@@ -1,0 +1,52 @@
+"""The class whose mean is nearest, by Euclidean distance: a baseline with nothing to choose."""
+
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.neighbors import NearestCentroid
+from sklearn.pipeline import Pipeline
+
+from heads.learner import Features, HeadKind, Learner, Scores, Shape, State
+
+
+class Centroid(Learner):
+    """scikit-learn's nearest centroid; the grid's one value means nothing."""
+
+    calibrated_search = True
+    weights = ("centroids_",)
+    fitted = ("classify.centroids_", "classify.class_prior_", "classify.within_class_std_dev_")
+
+    def estimator(self, c: float) -> NearestCentroid:
+        """Make scikit-learn's own classifier."""
+        return NearestCentroid()
+
+    def fit(
+        self, features: Features, names: NDArray[np.generic], c: float, *, jobs: int
+    ) -> Pipeline:
+        """Fit scikit-learn's own classifier."""
+        with warnings.catch_warnings():  # of features that are silent in a class
+            warnings.simplefilter("ignore")
+            return super().fit(features, names, c, jobs=jobs)
+
+    def scores(self, pipeline: Pipeline, features: Features) -> Scores:
+        """Log densities, but for a constant, of normal classes that all spread alike on all sides.
+
+        The spread is that of the centroids themselves, so that it needs nothing but them.
+        """
+        centroids = pipeline["classify"].centroids_.astype(np.float64)
+        # a row's squared distance less its own squared length, which is the same for every class
+        rows = pipeline["normalize"].transform(features)
+        distances = np.square(centroids).sum(axis=1) - 2 * rows @ centroids.T
+        return np.asarray(-distances / (2 * max(centroids.var(axis=0).sum(), 1e-12)))
+
+    def shapes(self, state: State, k: int, d: int) -> dict[str, Shape]:
+        """A centroid a class."""
+        return {
+            "classify.centroids_": (k, d),
+            "classify.class_prior_": (k,),
+            "classify.within_class_std_dev_": (d,),
+        }
+
+
+HEAD = HeadKind("centroid", {None: Centroid})
