@@ -26,8 +26,6 @@ from extract.images import (
 )
 from extract.store import FeatureSet, FeatureStore, Spec
 
-# Largest relative distance between a stored row and the same row computed again.
-TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 1e-2, "int8": 5e-2}
 ROWS_COMPARED = 8
 FILES_SEARCHED = 256
 
@@ -41,14 +39,15 @@ def find_stale_sets(
     crops: int,
 ) -> set[str]:
     """Name the sets whose rows another engine or version made, and come out differently now."""
-    signature = engine.signature()
+    ours = engine.name, engine.versions()
     edges = np.cumsum([0, *backbone.layers.values()])
     stale = set()
     for spec, start, stop in zip(specs, edges[:-1], edges[1:], strict=True):
         current = store.find(spec)
         if current is None or not current.runs:
             continue
-        if all(current.runs[-1].get(name) == value for name, value in signature.items()):
+        last = current.runs[-1]
+        if (last.engine, last.versions) == ours:
             continue
         store.give_up_damaged_rows(current)
         keys, images = _some_stored_images(current, store, source, engine.preprocessing, crops)
@@ -59,7 +58,7 @@ def find_stale_sets(
         again = np.concatenate(list(mean_of_crops(batches, crops)))[:, start:stop]
         stored = current.features(keys)
         distance = np.linalg.norm(again - stored, axis=1)
-        if (distance > TOLERANCE[engine.precision] * np.linalg.norm(stored, axis=1)).any():
+        if (distance > engine.tolerance * np.linalg.norm(stored, axis=1)).any():
             stale.add(current.name)
     return stale
 

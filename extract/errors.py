@@ -1,4 +1,9 @@
-"""Expected failures: what, got what, what to do, in a single line."""
+"""Expected failures: what, got what, what to do, in a single line.
+
+A message names parameters, in back-quotes; commands and options are the command line's matter.
+"""
+
+from pathlib import Path
 
 
 class FxError(Exception):
@@ -11,3 +16,15 @@ class CannotWrite(FxError):
 
 class NoRoom(CannotWrite):
     """A disk is full; the message names the place and the room that it needs."""
+
+
+class UnknownBackbone(FxError):
+    """No family of backbones has a network of this name."""
+
+
+class NoImages(FxError):
+    """There are no images at a path."""
+
+    def __init__(self, message: str, path: Path) -> None:
+        super().__init__(message)
+        self.path = path

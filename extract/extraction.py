@@ -7,10 +7,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,7 +19,9 @@ from extract.engines import Engine
 from extract.errors import FxError
 from extract.images import (
     CROPS,
-    FileStamp,
+    DuplicateImage,
+    FailedImage,
+    FileStats,
     ImageEntry,
     ImageRow,
     ImageSource,
@@ -31,24 +32,40 @@ from extract.images import (
     load_images,
     mean_of_crops,
 )
-from extract.leaks import leaked_copies, near_leaks
-from extract.store import DTYPES, FeatureStore, FeatureWriter, check_snapshot_name, known_file_stats
+from extract.leaks import Leak, leaked_copies, near_leaks
+from extract.store import (
+    DTYPES,
+    ExtractionRun,
+    FeatureStore,
+    FeatureWriter,
+    check_snapshot_name,
+)
 
 Progress = Callable[[int, int], None]
+# A file changed this shortly before it was looked at could change again unnoticed.
+RACY_NS = 2_000_000_000
 
 
-@dataclass(frozen=True)
-class ExtractResult:
-    """What an extraction did; the fields are those of ``fx extract --json``.
+class ExtractedLayer(msgspec.Struct, frozen=True):
+    """Features of one layer: its name, the name of their set, and the length of a vector."""
+
+    layer: str
+    spec: str
+    dim: int
+
+
+class ExtractResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What an extraction did.
 
     Attributes
     ----------
     store, backbone, spec, snapshot : names of what was filled; of several layers, the first's spec
-    layers : a record for each layer: ``layer``, ``spec``, ``dim``
+    layers : what was filled, layer by layer
     images : images found
     new : images whose features were computed
     reused : images whose features were there
-    failed, duplicates, conflicts, leaks : records, one an image
+    failed, duplicates, leaks : records, one an image
+    conflicts : paths of images whose bytes have several labels
     splits : rows per split and class
     dim : length of a vector, of the first layer
     crops : squares of each image that a vector is the mean of
@@ -60,15 +77,15 @@ class ExtractResult:
     store: str
     backbone: str
     spec: str
-    layers: list[dict[str, Any]]
+    layers: list[ExtractedLayer]
     snapshot: str
     images: int
     new: int
     reused: int
-    failed: list[dict[str, str]]
-    duplicates: list[dict[str, str]]
+    failed: list[FailedImage]
+    duplicates: list[DuplicateImage]
     conflicts: list[str]
-    leaks: list[dict[str, str]]
+    leaks: list[Leak]
     splits: dict[str, dict[str, int]]
     dim: int
     crops: int
@@ -116,8 +133,8 @@ def extract(
     begun = time.perf_counter()
     taken_ns = time.time_ns()
     check_snapshot_name(snapshot)
-    _check_choice("--crops", crops, CROPS)
-    _check_choice("--dtype", dtype, (None, *DTYPES))
+    _check_choice("crops", crops, CROPS)
+    _check_choice("dtype", dtype, (None, *DTYPES))
     with store.lock():
         known = known_file_stats(store, source) if not rehash else {}
         writer = _start(store, source, backbone, engine, taken_ns, crops=crops, dtype=dtype)
@@ -132,14 +149,14 @@ def extract(
         backbone=backbone.name,
         spec=first.name,
         layers=[
-            {"layer": layer, "spec": feature_set.name, "dim": feature_set.dim}
+            ExtractedLayer(layer, feature_set.name, feature_set.dim)
             for layer, feature_set in zip(backbone.layers, writer.sets, strict=True)
         ],
         snapshot=taken.name,
         images=len(taken.rows),
         new=len(writer.known) - len(at_hand),
         reused=sum(row.key in at_hand for row in taken.rows if row.readable),
-        failed=taken.failed() + [{"path": p, "reason": r} for p, r in source.skipped],
+        failed=taken.failed() + [FailedImage(*one) for one in source.skipped],
         duplicates=taken.duplicates(),
         conflicts=taken.conflicts(),
         leaks=leaks,
@@ -148,7 +165,7 @@ def extract(
         crops=crops,
         seconds=seconds,
         images_per_second=len(taken.rows) / seconds,
-        engine=str(engine.signature()["engine"]),
+        engine=engine.name,
         precision=engine.precision,
         dtype=str(first.dtype),
     )
@@ -206,20 +223,21 @@ def _start(
         for layer in backbone.layers
     ]
     stale = find_stale_sets(specs, backbone, store, source, engine, crops)
-    run = {
-        **engine.signature(),
-        "threads": os.cpu_count(),
-        "weights_source": backbone.weights,
-        "taken_ns": taken_ns,
-    }
+    run = ExtractionRun(
+        engine=engine.name,
+        versions=engine.versions(),
+        threads=os.cpu_count(),
+        weights_source=backbone.weights,
+        taken_ns=taken_ns,
+    )
     wanted = list(zip(specs, backbone.layers.values(), strict=True))
     return store.start(wanted, run, stale=stale, dtype=dtype)
 
 
-def _check_choice(option: str, value: object, allowed: Sequence[object]) -> None:
+def _check_choice(parameter: str, value: object, allowed: Sequence[object]) -> None:
     if value not in allowed:
         choices = ", ".join(str(one) for one in allowed if one is not None)
-        raise FxError(f"{option} must be one of {choices}; got {value!r}")
+        raise FxError(f"`{parameter}` must be one of {choices}; got {value!r}")
 
 
 def take_snapshot(
@@ -271,7 +289,7 @@ def _fill(
     source: ImageSource,
     backbone: Backbone,
     engine: Engine,
-    known: dict[str, tuple[FileStamp, bytes]],
+    known: dict[str, tuple[FileStats, bytes]],
     crops: int,
     progress: Progress | None,
 ) -> list[ImageRow]:
@@ -310,3 +328,28 @@ def _fill(
         loading.close()
     writer.commit()
     return rows
+
+
+def known_file_stats(
+    store: FeatureStore, source: ImageSource
+) -> dict[str, tuple[FileStats, bytes]]:
+    """Find which files need not be read again: path -> stats and key, by the last snapshot.
+
+    Stats are trusted where the file had lain unchanged for a while when the snapshot was taken,
+    and the store lies where it lay then.
+    """
+    root = str(source.root.resolve())
+    if store.was_copied:
+        return {}
+    for name in reversed(store.snapshots()):
+        with suppress(FxError):  # a damaged snapshot only costs hashing
+            snapshot = Snapshot.from_parquet(*store.read_snapshot(name))
+            if snapshot.root == root:
+                return {
+                    row.path: (row.stats, row.key)
+                    for row in snapshot.rows
+                    if row.readable
+                    and row.stats
+                    and max(row.stats.mtime_ns, row.stats.ctime_ns) < snapshot.taken_ns - RACY_NS
+                }
+    return {}

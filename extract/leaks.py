@@ -4,11 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
+
 from extract.images import ImageRow, Snapshot, first_near_copies, same_bytes
 from extract.store import FeatureSet
 
 
-def leaked_copies(rows: Iterable[ImageRow]) -> list[dict[str, str]]:
+class Leak(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An image whose copy, or near-copy, lies on another side of the split.
+
+    Attributes
+    ----------
+    path, split : of the image
+    copy, near_copy : path of the other one; one of the two is None
+    other : the other one's split
+    """
+
+    path: str
+    split: str
+    copy: str | None = None
+    near_copy: str | None = None
+    other: str
+
+
+def leaked_copies(rows: Iterable[ImageRow]) -> list[Leak]:
     """List byte-for-byte copies that the given splits put on different sides.
 
     Parameters
@@ -22,17 +41,12 @@ def leaked_copies(rows: Iterable[ImageRow]) -> list[dict[str, str]]:
         for row in (ordered[i] for i in places[1:]):
             if first.split and row.split and first.split != row.split:
                 leaks.append(
-                    {
-                        "path": row.path,
-                        "split": row.split,
-                        "copy": first.path,
-                        "other": first.split,
-                    }
+                    Leak(path=row.path, split=row.split, copy=first.path, other=first.split)
                 )
     return leaks
 
 
-def near_leaks(snapshot: Snapshot, features: FeatureSet) -> list[dict[str, str]]:
+def near_leaks(snapshot: Snapshot, features: FeatureSet) -> list[Leak]:
     """List test images of which a training image is a near-copy, each with the first of them."""
     test = snapshot.split("test")
     train = snapshot.split("train") + snapshot.split("val")
@@ -42,12 +56,12 @@ def near_leaks(snapshot: Snapshot, features: FeatureSet) -> list[dict[str, str]]
         features.hashes([row.key for row in test]), features.hashes([row.key for row in train])
     )
     return [
-        {
-            "path": row.path,
-            "split": "test",
-            "near_copy": train[copy].path,
-            "other": str(train[copy].split),
-        }
+        Leak(
+            path=row.path,
+            split="test",
+            near_copy=train[copy].path,
+            other=str(train[copy].split),
+        )
         for row, copy in zip(test, copies, strict=True)
         if copy >= 0
     ]

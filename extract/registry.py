@@ -43,6 +43,11 @@ class Registry(Generic[Item]):
         """Add an object that no module of the package holds."""
         self._added[name] = item, help_
 
+    @property
+    def added(self) -> dict[str, tuple[Item, str]]:
+        """What ``add`` added, with its line of help: another process does not know of it."""
+        return dict(self._added)
+
     def remove(self, name: str) -> None:
         """Take away what ``add`` added."""
         del self._added[name]

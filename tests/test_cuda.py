@@ -15,7 +15,7 @@ from test_engine import floats, pixels_of
 from torch import nn
 
 from extract.backbones import Backbone, load_backbone
-from extract.engines import Engine, make_engine
+from extract.engines import TorchEngine, make_engine
 from extract.images import Preprocessing
 from extract.store import FeatureStore
 from finetune.training import load_model
@@ -71,7 +71,7 @@ def test_what_overflows_is_computed_again_in_fp32() -> None:
             return self.layer(images).mean(dim=(2, 3))
 
     preprocessing = Preprocessing(16, 16, "bilinear", (0.0,) * 3, (1.0,) * 3)
-    engine = Engine(Large(), preprocessing, torch.device("cuda"), "fp16", 4)
+    engine = TorchEngine(Large(), preprocessing, torch.device("cuda"), "fp16", 4)
     pixels = np.stack([np.full((16, 16, 3), value, np.uint8) for value in (51, 255)])
     (features,) = engine.run([pixels])
     np.testing.assert_allclose(features[:, 0], [24_000, 120_000], rtol=1e-2)
@@ -121,11 +121,11 @@ def test_a_training_on_the_card_goes_as_on_the_cpu(
         )
         for device in ("cpu", "cuda")
     }
-    assert results["cuda"].history[0]["validation_loss"] == pytest.approx(
-        results["cpu"].history[0]["validation_loss"], rel=1e-2, abs=1e-3
+    assert results["cuda"].history[0].validation_loss == pytest.approx(
+        results["cpu"].history[0].validation_loss, rel=1e-2, abs=1e-3
     )
-    assert results["cuda"].history[-1]["train_loss"] == pytest.approx(
-        results["cpu"].history[-1]["train_loss"], rel=0.05, abs=0.01
+    assert results["cuda"].history[-1].train_loss == pytest.approx(
+        results["cpu"].history[-1].train_loss, rel=0.05, abs=0.01
     )
     before = backbone.module.state_dict()
     after = load_model(tmp_path / "cuda").network.backbone.state_dict()
@@ -159,7 +159,7 @@ def test_a_training_goes_on_from_its_file_on_the_card(
         torch.backends.cudnn.deterministic = False
     assert resumed.epochs == 4
     for record, expected in zip(resumed.history, whole.history, strict=True):
-        assert record["validation_loss"] == pytest.approx(expected["validation_loss"], rel=1e-3)
+        assert record.validation_loss == pytest.approx(expected.validation_loss, rel=1e-3)
 
 
 def test_auxiliary_classifiers_train_on_the_card(store: FeatureStore, tmp_path: Path) -> None:

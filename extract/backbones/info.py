@@ -1,4 +1,4 @@
-"""Outlines: what is known of a backbone without its weights; nothing is downloaded or computed."""
+"""What is known of a backbone without its weights; nothing is downloaded or computed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from extract.backbones.pretrained import has_weights, weights_at_hand
-from extract.backbones.registry import build, names
+from extract.backbones.family import build, family_of, names
 
 
 @dataclass(frozen=True)
@@ -55,12 +54,13 @@ def backbone_info(name: str) -> tuple[BackboneInfo, nn.Module]:
     # not torch.device("meta"): RegNet computes its widths with tensors
     with init_empty_weights():
         architecture = build(name, initialise=False)
+    family = family_of(name)
     info = BackboneInfo(
         name=name,
         dim=architecture.dim,
         parameters=sum(parameter.numel() for parameter in architecture.module.parameters()),
         size=architecture.preprocessing.size,
-        pretrained=has_weights(name),
-        at_hand=weights_at_hand(name),
+        pretrained=family.has_weights(name),
+        at_hand=family.at_hand(name),
     )
     return info, architecture.module.eval().to("meta")

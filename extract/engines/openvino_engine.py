@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import time
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,17 +20,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from extract.engines.engine import Engine, pad
-from extract.engines.without_telemetry import without_telemetry
+from extract.engines.base import Engine, pad
 
 if TYPE_CHECKING:
     import openvino
 
-    from extract.engines.quantisation import Quantised
-
-# OpenVINO takes bf16 by itself where the processor has it, so the precision is always named; what
-# of a quantised network is not in int8 is in fp32.
-HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+# OpenVINO takes bf16 by itself where the processor has it, so the precision is always named.
+HINTS = {"fp32": "f32", "bf16": "bf16"}
 # Converted graphs that are kept: to convert takes 2 to 7 seconds. They are compiled anew at each
 # start, which takes 0.1 to 0.4; keeping what is compiled saves half of that and was not worth it.
 GRAPHS_KEPT = 16
@@ -46,23 +43,18 @@ class OpenVINOEngine(Engine):
     Attributes
     ----------
     identity : names the network's tensors; where given, the converted graph is kept on disk
-    quantised : the graph to run in place of the converted module
     """
 
     identity: str | None = None
-    quantised: Quantised | None = None
 
     @property
-    def network_hash(self) -> str | None:
-        """SHA-256 of the quantised network, None where the module itself is run."""
-        return self.quantised.hash if self.quantised else None
+    def name(self) -> str:
+        """``openvino``."""
+        return "openvino"
 
-    def signature(self) -> dict[str, Any]:
-        """Engine and library versions."""
-        signature = super().signature()
-        signature["engine"] = "openvino"
-        signature["versions"]["openvino"] = version("openvino")
-        return signature
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries that take part."""
+        return super().versions() | {"openvino": version("openvino")}
 
     def run(self, batches: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
         """Compute features batch by batch, in order; see ``Engine.run``."""
@@ -75,16 +67,17 @@ class OpenVINOEngine(Engine):
     def _run(
         self, first: NDArray[np.uint8], rest: Iterator[NDArray[np.uint8]]
     ) -> Iterator[NDArray[np.float32]]:
-        with without_telemetry():
-            import openvino
-
-        compiled = openvino.Core().compile_model(
-            self.graph(),
-            "CPU",
-            {
-                "PERFORMANCE_HINT": "THROUGHPUT",
-                "INFERENCE_PRECISION_HINT": HINTS[self.precision],
-            },
+        compiled = (
+            import_openvino()
+            .Core()
+            .compile_model(
+                self.graph(),
+                "CPU",
+                {
+                    "PERFORMANCE_HINT": "THROUGHPUT",
+                    "INFERENCE_PRECISION_HINT": HINTS.get(self.precision, "f32"),
+                },
+            )
         )
         count = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") + WAITING
         free = deque(compiled.create_infer_request() for _ in range(count))
@@ -106,21 +99,16 @@ class OpenVINOEngine(Engine):
                 pixels = next(rest, None)
 
     def graph(self) -> openvino.Model:
-        """Return the network to run: quantised, kept from an earlier start, or converted."""
-        with without_telemetry():
-            import openvino
-
-        if self.quantised:
-            return self.quantised.at_batch_size(self.batch_size)
+        """Return the network to run: kept from an earlier start, or converted."""
         if self.identity is None:
             return self._convert()
-        about = [self.identity, self.preprocessing.to_dict(), self.batch_size, self.signature()]
+        about = [self.identity, self.preprocessing.to_dict(), self.batch_size, self.versions()]
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
         # a damaged file is only a lost cache
         with suppress(OSError, RuntimeError):
             file = cache_directory() / f"{digest}.xml"
             if file.exists():
-                return openvino.Core().read_model(file)
+                return import_openvino().Core().read_model(file)
         model = self._convert()
         # nor is a folder that cannot be written to anything to stop for
         with suppress(OSError, RuntimeError):
@@ -128,7 +116,7 @@ class OpenVINOEngine(Engine):
             unfinished = file.with_name(f"{digest}-{os.getpid()}.xml")
             file.parent.mkdir(parents=True, exist_ok=True)
             try:
-                openvino.save_model(model, unfinished, compress_to_fp16=False)
+                import_openvino().save_model(model, unfinished, compress_to_fp16=False)
                 unfinished.with_suffix(".bin").replace(file.with_suffix(".bin"))
                 unfinished.replace(file)
             finally:
@@ -137,9 +125,7 @@ class OpenVINOEngine(Engine):
         return model
 
     def _convert(self) -> openvino.Model:
-        with without_telemetry():
-            import openvino
-            from openvino.preprocess import PrePostProcessor
+        openvino = import_openvino()
 
         size = self.preprocessing.size
         example = torch.zeros(self.batch_size, 3, size, size)
@@ -152,7 +138,7 @@ class OpenVINOEngine(Engine):
             model = openvino.convert_model(
                 traced, example_input=example, input=[openvino.PartialShape(example.shape)]
             )
-        steps = PrePostProcessor(model)
+        steps = openvino.preprocess.PrePostProcessor(model)
         steps.input().tensor().set_element_type(openvino.Type.u8)
         steps.input().tensor().set_layout(openvino.Layout("NHWC"))
         steps.input().model().set_layout(openvino.Layout("NCHW"))
@@ -187,3 +173,30 @@ def cache_directory() -> Path:
     """
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "fx"
+
+
+def import_openvino() -> Any:
+    """Import OpenVINO, which takes half a second, without its telemetry."""
+    with without_telemetry():
+        import openvino
+        import openvino.preprocess
+
+    return openvino
+
+
+@contextmanager
+def without_telemetry() -> Iterator[None]:
+    """Let what is imported here find ``openvino_telemetry`` not installed.
+
+    It reports to a server of Google's which networks are converted, each from a process that it
+    forks: nobody has asked for that, and it would outlive a command that is interrupted. OpenVINO
+    and NNCF have stand-ins for it that do nothing.
+    """
+    name = "openvino_telemetry"
+    before = {name: sys.modules[name]} if name in sys.modules else {}
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        sys.modules.update(before)

@@ -2,11 +2,11 @@
 
 from extract.images.crops import CROPS
 from extract.images.decoding import UnreadableImage, decode, image_size, read_pixels
-from extract.images.entries import MAX_IMAGE_MB, FileStamp, ImageEntry, ImageRow, ImageSource
+from extract.images.entries import MAX_IMAGE_MB, FileStats, ImageEntry, ImageRow, ImageSource
 from extract.images.loader import batched, largest_file, load_images, mean_of_crops
 from extract.images.near_duplicates import first_near_copies, near_copies, near_copy_groups
 from extract.images.preprocessing import MAX_SIZE, Preprocessing
-from extract.images.snapshot import Snapshot
+from extract.images.snapshot import DuplicateImage, FailedImage, Snapshot
 from extract.images.sources import find_images
 from extract.images.splits import TEST_SHARE, assign_splits, position, same_bytes, unit_of
 
@@ -15,7 +15,9 @@ __all__ = [
     "MAX_IMAGE_MB",
     "MAX_SIZE",
     "TEST_SHARE",
-    "FileStamp",
+    "DuplicateImage",
+    "FailedImage",
+    "FileStats",
     "ImageEntry",
     "ImageRow",
     "ImageSource",

@@ -85,7 +85,7 @@ def shown(path: Path) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class FileStamp:
+class FileStats:
     """What tells that a file is unchanged without reading it (git's rule)."""
 
     inode: int
@@ -107,7 +107,7 @@ class ImageRow:
     note : why it is in no split: the reason it cannot be read, ``copy of …``, or
         ``conflicting labels``
     readable : whether it has features
-    stamp : of the file, when it was read
+    stats : of the file, when it was read
     """
 
     path: str
@@ -117,7 +117,7 @@ class ImageRow:
     split: Split | None
     note: str
     readable: bool
-    stamp: FileStamp | None
+    stats: FileStats | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from extract.files import open_regular
 from extract.images.decoding import MB, UnreadableImage, read_pixels
 from extract.images.decoding_memory import BYTES_AT_ONCE, memory_for
-from extract.images.entries import FileStamp, ImageEntry, ImageRow, ImageSource, LoadedImage
+from extract.images.entries import FileStats, ImageEntry, ImageRow, ImageSource, LoadedImage
 from extract.images.near_duplicates import perceptual_hash
 from extract.images.preprocessing import Preprocessing
 from extract.images.workers import MAX_WORKERS, readers
@@ -34,7 +34,7 @@ def load_images(
     source: ImageSource,
     preprocessing: Preprocessing,
     stored: Iterable[bytes] = (),
-    known: dict[str, tuple[FileStamp, bytes]] | None = None,
+    known: dict[str, tuple[FileStats, bytes]] | None = None,
     *,
     crops: int = 1,
     hashed: bool = False,
@@ -46,12 +46,12 @@ def load_images(
     source : the images, and the memory that each may take
     preprocessing : what pixels are made into
     stored : keys whose pixels are not needed
-    known : path → stamp and key, of files that need not be read if they still have that stamp
+    known : path → stats and key, of files that need not be read if they still have those stats
     crops : squares cut from each image: 1, 5 or 10
     hashed : whether perceptual hashes are wanted of what is decoded
     """
     have = stored if isinstance(stored, set) else set(stored)
-    stamps = known or {}
+    known = known or {}
     shape = (crops, preprocessing.size, preprocessing.size, 3)
     # imports asyncio and multiprocessing, which nobody needs who reads a snapshot
     from joblib import cpu_count
@@ -68,7 +68,7 @@ def load_images(
     with readers(work, cores, most + 1, shape, len(source.entries)) as read:
         for entry in source.entries:
             # at once: handing it to another thread would take longer than looking
-            ahead.append(_unchanged(entry, source.root, have, stamps) or read(entry))
+            ahead.append(_unchanged(entry, source.root, have, known) or read(entry))
             if len(ahead) > most:
                 yield _of(ahead.popleft())
         while ahead:
@@ -83,24 +83,24 @@ def _unchanged(
     entry: ImageEntry,
     root: Path,
     stored: set[bytes],
-    known: dict[str, tuple[FileStamp, bytes]],
+    known: dict[str, tuple[FileStats, bytes]],
 ) -> LoadedImage | None:
     before = known.get(entry.path)
     if before is None or before[1] not in stored:
         return None
     try:
-        stamp = _stamp(os.stat(f"{root}/{entry.path}"))  # noqa: PTH116 (a Path takes as long again)
+        stats = _stats_of(os.stat(f"{root}/{entry.path}"))  # noqa: PTH116 (a Path takes as long again)
     except OSError:  # to be told by who opens it
         return None
-    return LoadedImage(_row(entry, before[1], "", stamp)) if stamp == before[0] else None
+    return LoadedImage(_row(entry, before[1], "", stats)) if stats == before[0] else None
 
 
-def _stamp(status: os.stat_result) -> FileStamp:
-    return FileStamp(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+def _stats_of(status: os.stat_result) -> FileStats:
+    return FileStats(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def _row(entry: ImageEntry, key: bytes, note: str, stamp: FileStamp | None) -> ImageRow:
-    return ImageRow(entry.path, key, entry.label, entry.group, entry.split, note, not note, stamp)
+def _row(entry: ImageEntry, key: bytes, note: str, stats: FileStats | None) -> ImageRow:
+    return ImageRow(entry.path, key, entry.label, entry.group, entry.split, note, not note, stats)
 
 
 def largest_file(max_image_mb: int) -> int:
@@ -120,7 +120,7 @@ def _look_at(
     with ExitStack() as memory:
         try:
             with open_regular(source.root / entry.path, largest) as (file, status):
-                stamp = _stamp(status)
+                stats = _stats_of(status)
                 if alone := status.st_size > LARGE_FILE:
                     memory.enter_context(memory_for(BYTES_AT_ONCE))
                 data = file.read(largest)
@@ -131,15 +131,15 @@ def _look_at(
             return LoadedImage(_row(entry, b"", "not enough memory to read it", None))
         key = hashlib.sha256(data).digest()
         if key in stored:
-            return LoadedImage(_row(entry, key, "", stamp))
+            return LoadedImage(_row(entry, key, "", stats))
         try:
             pixels = read_pixels(data, preprocessing, crops, source.max_image_mb, alone)
         except UnreadableImage as error:
-            return LoadedImage(_row(entry, key, str(error), stamp))
+            return LoadedImage(_row(entry, key, str(error), stats))
         except MemoryError:
             return LoadedImage(_row(entry, b"", "not enough memory to decode it", None))
     perceptual = perceptual_hash(pixels[0]) if hashed else None
-    return LoadedImage(_row(entry, key, "", stamp), pixels, perceptual)
+    return LoadedImage(_row(entry, key, "", stats), pixels, perceptual)
 
 
 def batched(images: Iterable[NDArray[np.uint8]], batch_size: int) -> Iterator[NDArray[np.uint8]]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from extract.errors import FxError
 from extract.files import decoded
-from extract.images.entries import FileStamp, ImageRow
+from extract.images.entries import FileStats, ImageRow
 from extract.images.parquet import cells, open_parquet
 from extract.images.splits import has_given_test
 
@@ -29,7 +29,7 @@ SPLITS = ("train", "val", "test")
 # columns of a snapshot's table, by how they are kept
 _TEXTS = ("path", "label", "group", "note")
 _PLAIN = ("key", "split", "readable")
-_STAMP = ("inode", "size", "mtime_ns", "ctime_ns")
+_STATS = ("inode", "size", "mtime_ns", "ctime_ns")
 _TYPES = {
     **dict.fromkeys((*_TEXTS, "key"), pa.binary()),
     **{"split": pa.string(), "readable": pa.bool_()},
@@ -39,6 +39,20 @@ _TYPES = {
 _COMPRESSIONS = ("SNAPPY", "UNCOMPRESSED")
 # a row has a path of its own, and next to always a key
 MOST_ROWS_A_BYTE = 1
+
+
+class FailedImage(msgspec.Struct, frozen=True):
+    """An image that could not be read, and why."""
+
+    path: str
+    reason: str
+
+
+class DuplicateImage(msgspec.Struct, frozen=True):
+    """An image with the bytes of another."""
+
+    path: str
+    copy_of: str
 
 
 @dataclass(frozen=True)
@@ -97,14 +111,14 @@ class Snapshot:
         """Whether the test split is the user's own, not the one that is set aside by hash."""
         return has_given_test(self.rows, self.split_seed)
 
-    def failed(self) -> list[dict[str, str]]:
-        """Images that could not be read, with the reason."""
-        return [{"path": r.path, "reason": r.note} for r in self.rows if not r.readable]
+    def failed(self) -> list[FailedImage]:
+        """Images that could not be read."""
+        return [FailedImage(row.path, row.note) for row in self.rows if not row.readable]
 
-    def duplicates(self) -> list[dict[str, str]]:
+    def duplicates(self) -> list[DuplicateImage]:
         """Images with the bytes of another, which counts in their place."""
         return [
-            {"path": row.path, "copy_of": row.note.removeprefix("copy of ")}
+            DuplicateImage(row.path, row.note.removeprefix("copy of "))
             for row in self.rows
             if row.note.startswith("copy of ")
         ]
@@ -118,7 +132,7 @@ class Snapshot:
         columns: dict[str, list[Any]] = {
             **{name: [_bytes(getattr(row, name)) for row in self.rows] for name in _TEXTS},
             **{name: [getattr(row, name) for row in self.rows] for name in _PLAIN},
-            **{name: [getattr(row.stamp, name, None) for row in self.rows] for name in _STAMP},
+            **{name: [getattr(row.stats, name, None) for row in self.rows] for name in _STATS},
         }
         about = {"root": self.root, "split_seed": self.split_seed, "taken_ns": self.taken_ns}
         schema = pa.schema(list(_TYPES.items()), metadata={"fx": json.dumps(about)})
@@ -141,7 +155,9 @@ class Snapshot:
                 return _read(name, file, len(data))
         except Exception as error:  # damaged files fail in as many ways as there are bytes
             reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise FxError(f"snapshot {name} cannot be read ({reason}); run fx extract") from error
+            raise FxError(
+                f"snapshot {name} cannot be read ({reason}); extract the images"
+            ) from error
 
 
 class _About(msgspec.Struct, frozen=True):
@@ -167,17 +183,17 @@ def _read(name: str, file: pq.ParquetFile, size: int) -> Snapshot:
     about = decoded(table.schema.metadata[b"fx"], _About)
     columns = {n: cells(table.column(n), _text) for n in _TEXTS}
     columns |= {n: cells(table.column(n), lambda value: value) for n in ("key", "split")}
-    columns |= {n: table.column(n).to_pylist() for n in ("readable", *_STAMP)}
+    columns |= {n: table.column(n).to_pylist() for n in ("readable", *_STATS)}
     if not _are_rows(columns):
         raise ValueError("a row that is no image's")
-    stamps = [
-        None if values[0] is None else FileStamp(*values)
-        for values in zip(*(columns[n] for n in _STAMP), strict=True)
+    all_stats = [
+        None if values[0] is None else FileStats(*values)
+        for values in zip(*(columns[n] for n in _STATS), strict=True)
     ]
     names = (*_TEXTS, *_PLAIN)
     rows = tuple(
-        ImageRow(**dict(zip(names, values, strict=True)), stamp=stamp)
-        for *values, stamp in zip(*(columns[n] for n in names), stamps, strict=True)
+        ImageRow(**dict(zip(names, values, strict=True)), stats=stats)
+        for *values, stats in zip(*(columns[n] for n in names), all_stats, strict=True)
     )
     return Snapshot(about.root, rows, about.split_seed, about.taken_ns, name)
 
@@ -185,7 +201,7 @@ def _read(name: str, file: pq.ParquetFile, size: int) -> Snapshot:
 def _are_rows(columns: dict[str, list[Any]]) -> bool:
     """Whether values that are of their types are those of images' rows."""
     keys, readable = columns["key"], columns["readable"]
-    without_stamp = [[value is None for value in columns[name]] for name in _STAMP]
+    without_stats = [[value is None for value in columns[name]] for name in _STATS]
     return (
         all(columns["path"])
         and not any(None in columns[name] for name in ("note", "key", "readable"))
@@ -193,7 +209,7 @@ def _are_rows(columns: dict[str, list[Any]]) -> bool:
         # of what cannot be read at all, there is none
         and {*map(len, keys)} <= {0, 32}
         and all(map(len, itertools.compress(keys, readable)))
-        and all(one == without_stamp[0] for one in without_stamp)
+        and all(one == without_stats[0] for one in without_stats)
     )
 
 

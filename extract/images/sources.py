@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from extract.errors import FxError
+from extract.errors import FxError, NoImages
 from extract.images.entries import MAX_IMAGE_MB, SPLIT_NAMES, ImageEntry, ImageSource, shown
 from extract.images.tables import from_table
 
@@ -62,7 +62,7 @@ def _listed(path: Path) -> ImageSource:
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        raise FxError(_nothing_at(path)) from None
+        raise NoImages(_nothing_at(path), path) from None
     except OSError as error:
         raise FxError(f"{shown(path)} cannot be read: {error.strerror}") from error
     if stat.S_ISDIR(mode):
@@ -80,7 +80,7 @@ def _from_folder(root: Path) -> ImageSource:
     paths = sorted(_walk(root, skipped))
     skipped.sort()
     if not paths:
-        raise FxError(_no_images_below(root, skipped))
+        raise NoImages(_no_images_below(root, skipped), root)
     folders = {path.split("/", 1)[0] for path in paths if "/" in path}
     kind: Literal["classes", "splits", "unlabelled"] = "classes" if folders else "unlabelled"
     names = {folder.lower() for folder in folders}
@@ -153,7 +153,7 @@ def _nothing_at(path: Path) -> str:
         near = difflib.get_close_matches(path.name, siblings, n=1)
         if near:
             message += f"; nearest: {shown(path.parent / near[0])}"
-    return f"{message}; {_LAYOUTS}{_sample_hint(path)}"
+    return f"{message}; {_LAYOUTS}"
 
 
 def _no_images_below(root: Path, skipped: list[tuple[str, str]]) -> str:
@@ -161,9 +161,4 @@ def _no_images_below(root: Path, skipped: list[tuple[str, str]]) -> str:
     if skipped:
         path, reason = skipped[0]
         message += f", {len(skipped)} left out ({path!r}: {reason})"
-    return f"{message}; {_LAYOUTS}{_sample_hint(root)}"
-
-
-def _sample_hint(path: Path) -> str:
-    """Return how to fill the folder that every command reads by default."""
-    return "; 'fx sample digits data' writes an example" if path == Path("data") else ""
+    return f"{message}; {_LAYOUTS}"

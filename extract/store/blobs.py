@@ -1,4 +1,4 @@
-"""Bytes kept in a store as Zarr arrays with a checksum: snapshots, and networks in int8.
+"""Bytes kept in a store as Zarr arrays with a checksum: snapshots, and networks.
 
 A blob is replaced whole: it is written beside the old one, synced, and renamed. Between the two
 renames that this takes, the old one is still found.
@@ -16,7 +16,8 @@ from zarr.codecs import Crc32cCodec
 
 from extract.errors import FxError
 from extract.files import UNFINISHED, disk_full_as_fx_error, remove, sync
-from extract.store.feature_set import Damage, checksum_of
+from extract.store.feature_set import checksum_of
+from extract.store.records import Damage
 from extract.store.zarr_files import LARGEST, in_short, metadata_damage, open_array, open_group
 
 SNAPSHOTS, NETWORKS = "snapshots", "networks"

@@ -13,20 +13,18 @@ import shutil
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
 
 import msgspec
 
 from extract.errors import FxError
 from extract.files import UNFINISHED, sync
-from extract.store.feature_set import (
-    ROW_ARRAYS,
-    Checksums,
+from extract.store.feature_set import ROW_ARRAYS, FeatureSet
+from extract.store.records import (
+    Commit,
     Damage,
-    FeatureSet,
+    ExtractionRun,
+    RootAttributes,
     Spec,
-    SpecFields,
-    spec_id,
     split_generation,
 )
 from extract.store.writer import FeatureWriter, Publish, copy_rows, create_set
@@ -44,8 +42,8 @@ class Catalogue:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def decided(self) -> dict[str, dict[str, Any]]:
-        """Attributes of sets that a commit has decided on: nothing where the root is damaged."""
+    def decided(self) -> dict[str, Commit]:
+        """What a commit has decided on, by set: nothing where the root is damaged."""
         with suppress(Exception):
             return dict(read_root(self.path).commit)
         return {}
@@ -71,9 +69,9 @@ class Catalogue:
             # opened anew: a zarr group keeps the attributes that it read first; and before the
             # root: a commit that comes in between is then seen in one of the two
             group = open_group(path, "r+" if write else "r")
-            decided = self.decided().get(name, {})
+            decided = self.decided().get(name)
             feature_set = FeatureSet(group, path, decided)
-            if split_generation(name)[0] != spec_id(feature_set.spec):
+            if split_generation(name)[0] != feature_set.spec.id:
                 raise ValueError("its spec is not the one that its name is made of")
             return feature_set
         except Exception as error:
@@ -81,9 +79,9 @@ class Catalogue:
             reasons = filter(None, map(metadata_damage, folders))
             reason = next(reasons, f"{path} cannot be read ({in_short(error)})")
             newest = self._newest_generation(name)
-            todo = "the next fx extract of its images computes them again"
+            todo = "the next extraction of its images computes them again"
             if newest != name:
-                todo = f"{newest} has taken its place, and fx store gc drops it"
+                todo = f"{newest} has taken its place, and collecting garbage drops it"
             raise FxError(f"{reason}; {todo}") from error
 
     def sets(self) -> list[FeatureSet]:
@@ -112,7 +110,7 @@ class Catalogue:
         """Find the newest generation of a spec's features; None if there is none to be read."""
         # twice: a collection of garbage may be about to switch to another generation
         for _ in range(2):
-            newest = max(self._generations(spec_id(spec)), key=_number, default=None)
+            newest = max(self._generations(spec.id), key=_number, default=None)
             with suppress(FxError):
                 return None if newest is None else self.open(newest)
         # an older one holds other rows, or ones that were found to differ
@@ -125,7 +123,7 @@ class Catalogue:
         self,
         spec: Spec,
         dim: int,
-        run: dict[str, Any],
+        run: ExtractionRun,
         dtype: str,
         *,
         copied: FeatureSet | None = None,
@@ -139,13 +137,13 @@ class Catalogue:
         copied : rows to begin with
         keys : which of them; None for all
         """
-        before = [_number(name) for name in self._generations(spec_id(spec))]
-        name = spec_id(spec) + (f".g{max(before) + 1}" if before else "")
+        before = [_number(name) for name in self._generations(spec.id)]
+        name = spec.id + (f".g{max(before) + 1}" if before else "")
         unfinished = f"{name}{UNFINISHED}"
         try:
-            group = create_set(self.path, unfinished, spec, dim, dtype, run["weights_source"])
+            group = create_set(self.path, unfinished, spec, dim, dtype, run.weights_source)
             if copied is not None:
-                fresh = FeatureSet(group, self.path / unfinished, {})
+                fresh = FeatureSet(group, self.path / unfinished, None)
                 wanted = copied.rows if keys is None else keys
                 copy_rows(copied, FeatureWriter([fresh], _publish_within(fresh.path), run), wanted)
                 fresh.close()
@@ -193,32 +191,6 @@ class Catalogue:
         return max(self._generations(split_generation(name)[0]), default=name, key=_number)
 
 
-class Decided(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a commit has decided on for one set."""
-
-    committed: Annotated[int, msgspec.Meta(ge=0)]
-    runs: list[dict[str, Any]]
-    checksums: Checksums | None = None
-
-
-class RootAttributes(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the attributes of a store's root must be; a store may be anybody's."""
-
-    fx_layout: int | None = None
-    last_extracted: str | None = None
-    last_spec: Spec | None = None
-    last_weights_source: str | None = None
-    last_snapshot: str | None = None
-    inode: int | None = None
-    writer: str = "another process"
-    commit: dict[str, dict[str, Any]] = {}
-
-    def __post_init__(self) -> None:
-        msgspec.convert(self.commit, dict[str, Decided])
-        if self.last_spec is not None:
-            msgspec.convert(self.last_spec, SpecFields)
-
-
 def read_root(store: Path) -> RootAttributes:
     """Read the attributes of a store's root as they stand there.
 
@@ -237,8 +209,8 @@ def _number(name: str) -> int:
 def _publish_within(folder: Path) -> Publish:
     """Publish to a set that nobody can see yet."""
 
-    def publish(changes: dict[str, dict[str, Any]]) -> None:
-        for attributes in changes.values():
-            set_attributes(folder, attributes)
+    def publish(changes: dict[str, Commit]) -> None:
+        for commit in changes.values():
+            set_attributes(folder, msgspec.to_builtins(commit))
 
     return publish

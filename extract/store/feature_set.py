@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
-import re
 import weakref
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import google_crc32c
 import msgspec
@@ -21,6 +18,7 @@ from numpy.typing import NDArray
 
 from extract.errors import FxError
 from extract.files import is_regular
+from extract.store.records import Checksums, Commit, Damage, SetAttributes, split_generation
 from extract.store.zarr_files import LARGEST, in_short
 
 ROW_ARRAYS = ("features", "keys", "hashes")
@@ -30,78 +28,11 @@ CRC_BYTES = 4
 # of a shard's index: where each of its chunks begins, and how long it is
 INDEX_BYTES = 16
 
-Spec = dict[str, Any]
-# by array: the CRC-32C of the committed rows of each chunk, or shard, as little-endian bytes
-Checksums = dict[str, list[int]]
-_Count = Annotated[int, msgspec.Meta(ge=0)]
-
-
-class _Attributes(msgspec.Struct, frozen=True):
-    """What a set's attributes must be; a store may be anybody's."""
-
-    spec: Spec
-    dim: Annotated[int, msgspec.Meta(ge=1)]
-    committed: _Count
-    runs: list[dict[str, Any]]
-    weights_source: str
-    damaged: list[tuple[_Count, _Count]]
-    # stores of earlier versions have none
-    checksums: Checksums | None = None
-
-
-class SpecFields(msgspec.Struct, frozen=True):
-    """What a spec's fields must be, where it has them."""
-
-    backbone: str
-    layer: str = ""
-    size: _Count = 0
-    crops: _Count = 0
-    channels: _Count = 0
-    numerics: str = ""
-    network: str = ""
-    preprocessing: dict[str, Any] = {}
-
-
-class _Run(msgspec.Struct, frozen=True):
-    """What is read of the record of an extraction."""
-
-    taken_ns: int
-    engine: str
-
-
-def spec_id(spec: Spec) -> str:
-    """Name a spec: its backbone and 12 hex digits of the SHA-256 of its canonical JSON."""
-    canonical = json.dumps(spec, sort_keys=True, separators=(",", ":"))
-    digest = hashlib.sha256(canonical.encode()).hexdigest()[:12]
-    return f"{str(spec['backbone']).replace('/', '_')}-{digest}"
-
-
-def channels_of(spec: Spec) -> int:
-    """Channels that the first convolution saw: 3 where the spec does not say."""
-    return int(spec.get("channels", 3))
-
 
 def checksum_of(rows: NDArray[Any]) -> int:
     """CRC-32C of an array's numbers, row after row, as little-endian bytes."""
     plain = np.ascontiguousarray(rows, dtype=rows.dtype.newbyteorder("<"))
     return int(google_crc32c.value(plain.reshape(-1).view(np.uint8)))
-
-
-@dataclass(frozen=True)
-class Damage:
-    """Committed rows that cannot be read back as they were written.
-
-    Attributes
-    ----------
-    group : name of the sub-group
-    start, stop : first row, and one past the last; both 0 where it is not known which
-    reason : what is wrong, with the file's name
-    """
-
-    group: str
-    start: int
-    stop: int
-    reason: str
 
 
 class FeatureSet:
@@ -117,7 +48,7 @@ class FeatureSet:
     ----------
     group : of the set
     path : its folder
-    decided : attributes that a commit has decided on, and may not have written here yet
+    decided : what a commit has decided on, and may not have written here yet
 
     Attributes
     ----------
@@ -127,7 +58,7 @@ class FeatureSet:
     committed : int, rows that count
     runs : a record for each extraction that added rows
     checksums : of the committed rows, by array and chunk; None in a store of an earlier version
-    damaged : spans of rows, first and one past the last, that ``fx store verify`` found damaged
+    damaged : spans of rows, first and one past the last, that ``FeatureStore.verify`` found damaged
 
     Raises
     ------
@@ -135,18 +66,17 @@ class FeatureSet:
         If its attributes or arrays are not as fx writes them.
     """
 
-    def __init__(self, group: zarr.Group, path: Path, decided: dict[str, Any]) -> None:
+    def __init__(self, group: zarr.Group, path: Path, decided: Commit | None) -> None:
         self.group = group
         self.path = path
         self.name = path.name
         self._arrays = {name: _row_array(group, name) for name in ROW_ARRAYS}
         there = min(array.shape[0] for array in self._arrays.values())
-        attributes = msgspec.convert(group.attrs.asdict(), _Attributes)
+        attributes = msgspec.convert(group.attrs.asdict(), SetAttributes)
         # what is decided is there already: more rows than there are is a damaged root
-        if attributes.committed < int(decided.get("committed", 0)) <= there:
-            attributes = msgspec.convert({**group.attrs.asdict(), **decided}, _Attributes)
-        msgspec.convert(attributes.spec, SpecFields)
-        msgspec.convert(attributes.runs, list[_Run])
+        if decided is not None and attributes.committed < decided.committed <= there:
+            changed = {name: getattr(decided, name) for name in decided.__struct_fields__}
+            attributes = msgspec.structs.replace(attributes, **changed)
         self.spec = attributes.spec
         self.dim = attributes.dim
         self.committed = attributes.committed
@@ -192,7 +122,7 @@ class FeatureSet:
         """Path of one of an array's files."""
         return self.path / name / "c" / str(number) / "0"
 
-    def look(self, name: str, number: int) -> tuple[NDArray[Any] | None, str]:
+    def try_chunk(self, name: str, number: int) -> tuple[NDArray[Any] | None, str]:
         """Read the committed rows of one chunk, or say what is wrong with it."""
         reason = self._file_damage(name, number)
         if reason:
@@ -228,15 +158,17 @@ class FeatureSet:
 
     def read_chunk(self, name: str, number: int) -> NDArray[Any]:
         """Read the committed rows of one chunk; raises FxError where they are damaged."""
-        values, reason = self.look(name, number)
+        values, reason = self.try_chunk(name, number)
         if values is None:
-            raise FxError(f"{reason}; run fx store verify {self.path.parent}, then fx extract")
+            raise FxError(
+                f"{reason}; verify the store {self.path.parent}, then extract the images again"
+            )
         return values
 
     @property
     def last_written(self) -> int:
         """Time of the last extraction that added rows, nanoseconds since 1970; 0 for none."""
-        return max((int(run["taken_ns"]) for run in self.runs), default=0)
+        return max((run.taken_ns for run in self.runs), default=0)
 
     @property
     def rows(self) -> dict[bytes, int]:
@@ -298,7 +230,7 @@ class FeatureSet:
         if absent:
             raise FxError(
                 f"{absent} of {len(keys)} images have no features in {self.path}; "
-                "run fx extract again"
+                "extract the images again"
             )
 
     def in_batches(
@@ -339,11 +271,9 @@ class FeatureSet:
             found.update(key + rows[key])
         return found.hexdigest()
 
-    def take_over(
-        self, *, committed: int, runs: list[dict[str, Any]], checksums: Checksums
-    ) -> None:
+    def take_over(self, commit: Commit) -> None:
         """See what a commit has just made count; for who has committed it."""
-        self.committed, self.runs, self.checksums = committed, runs, checksums
+        self.committed, self.runs, self.checksums = commit.committed, commit.runs, commit.checksums
         self._rows = None
 
     def damage(self, *, thorough: bool = True) -> list[Damage]:
@@ -358,7 +288,7 @@ class FeatureSet:
             step, last = self.rows_per_chunk(name), self.chunks(name) - 1
             for number in range(last + 1):
                 if thorough or number == last:
-                    _, reason = self.look(name, number)
+                    _, reason = self.try_chunk(name, number)
                 else:
                     reason = self._file_damage(name, number)
                 if reason:
@@ -383,7 +313,7 @@ class FeatureSet:
                     array[self.committed : stop]
                 except (MemoryError, PermissionError):
                     raise
-                except Exception:  # as in look
+                except Exception:  # as in try_chunk
                     return True
         return False
 
@@ -425,10 +355,3 @@ def _check_arrays(arrays: dict[str, zarr.Array[Any]], dim: int) -> None:
         names = [one["name"] for one in codecs]
         if names != ["bytes", "crc32c"] * (2 if array.shards else 1):
             raise ValueError(f"{name} has other codecs than bytes and crc32c: {names}")
-
-
-def split_generation(name: str) -> tuple[str, int]:
-    """Split a feature set's name: that of its spec, and its generation (0, or behind ``.g``)."""
-    # a backbone's own name may hold a ".g", too
-    found = re.fullmatch(r"(.+)\.g(\d+)", name)
-    return (found[1], int(found[2])) if found else (name, 0)

@@ -7,13 +7,15 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from msgspec.structs import replace
 
 from extract.errors import FxError
 from extract.images import Snapshot
 from extract.store.blobs import NETWORKS, SNAPSHOTS, blob_names
-from extract.store.feature_set import FeatureSet, split_generation
+from extract.store.feature_set import FeatureSet
 from extract.store.metadata import as_last_extracted
+from extract.store.records import ExtractionRun, split_generation
 from extract.store.store import FeatureStore
 
 
@@ -76,10 +78,10 @@ def find_garbage(store: FeatureStore, *, keep: int | None = None) -> Garbage:
     for feature_set in newest.values():
         if not _network_is_whole(store, feature_set):
             # no image can be added, and no head on it can predict
-            sets.setdefault(feature_set.name, "its int8 network is damaged")
+            sets.setdefault(feature_set.name, "its network is damaged")
             rows.pop(feature_set.name, None)
     kept = [s for s in newest.values() if s.name not in sets]
-    used_networks = {str(s.spec["network"]) for s in kept if "network" in s.spec}
+    used_networks = {s.spec.network for s in kept}
     for feature_set in opened:
         # as long as it is open, it is not deleted
         feature_set.close()
@@ -120,9 +122,9 @@ def collect(store: FeatureStore, *, keep: int | None = None) -> tuple[Garbage, l
 
 
 def _network_is_whole(store: FeatureStore, feature_set: FeatureSet) -> bool:
-    network = feature_set.spec.get("network")
+    network = feature_set.spec.network
     try:
-        return network is None or bool(store.read_network(str(network)))
+        return network is None or bool(store.read_network(network))
     except FxError:
         return False
 
@@ -158,7 +160,8 @@ def _keys_of(snapshots: list[Snapshot]) -> set[bytes]:
 def _rewrite(store: FeatureStore, name: str, keys: Collection[bytes]) -> None:
     """Make a new generation of a set, of some images' rows."""
     old = store.open_set(name)
-    run = {**(old.runs[-1] if old.runs else {}), "weights_source": old.weights_source}
+    last = old.runs[-1] if old.runs else ExtractionRun(engine="", taken_ns=0)
+    run = replace(last, weights_source=old.weights_source)
     new = store.catalogue.new_generation(
         old.spec, old.dim, run, str(old.dtype), copied=old, keys=keys
     )
@@ -172,7 +175,7 @@ def _forget_dropped_sets(store: FeatureStore) -> None:
     names = store.catalogue.names()
     root = store.root.attributes()
     commit = {n: a for n, a in root.commit.items() if n in names}
-    last: dict[str, Any] = {}
+    last: dict[str, object] = {}
     if root.last_extracted not in names:
         newest = store.catalogue.newest()
         last = as_last_extracted(newest) if newest else {"last_extracted": None}

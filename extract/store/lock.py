@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import msgspec
+
 from extract.errors import FxError
 from extract.files import UNFINISHED, disk_full_as_fx_error, remove
 from extract.store.blobs import put_back_blobs
@@ -30,7 +32,7 @@ def locked(root: StoreMetadata, catalogue: Catalogue) -> Iterator[None]:
         except BlockingIOError:
             raise FxError(
                 f"{root.path} is being written by {root.attributes().writer}; wait for it, "
-                "or give another --store"
+                "or give another `store`"
             ) from None
         with disk_full_as_fx_error(root.path):
             _clear_after_a_killed_writer(root, catalogue)
@@ -46,11 +48,11 @@ def _clear_after_a_killed_writer(root: StoreMetadata, catalogue: Catalogue) -> N
     names = catalogue.names()
     # a set that was deleted may come again, and has no rows then
     decided = {name: a for name, a in catalogue.decided().items() if name in names}
-    for name, attributes in decided.items():
+    for name, commit in decided.items():
         with suppress(FxError):  # a set that cannot be read is begun anew
             feature_set = catalogue.open(name, write=True)
             if feature_set.group.attrs.asdict()["committed"] != feature_set.committed:
-                set_attributes(feature_set.path, attributes)
+                set_attributes(feature_set.path, msgspec.to_builtins(commit))
             feature_set.close()
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])

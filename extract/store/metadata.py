@@ -1,4 +1,4 @@
-"""StoreMetadata of a store: one write of its attributes decides what counts.
+"""The root of a store: one write of its attributes decides what counts.
 
 Readers of a damaged root go by what lies below it, and the next writer writes it anew.
 """
@@ -14,8 +14,9 @@ import zarr
 from extract.errors import FxError
 from extract.files import UNFINISHED, remove, sync
 from extract.store.blobs import SNAPSHOTS, blob_names, snapshots_by_age
-from extract.store.catalogue import Catalogue, RootAttributes, read_root
+from extract.store.catalogue import Catalogue, read_root
 from extract.store.feature_set import FeatureSet
+from extract.store.records import Commit, RootAttributes
 from extract.store.zarr_files import (
     RegularFiles,
     in_short,
@@ -71,7 +72,7 @@ class StoreMetadata:
             if not self._catalogue.names() and not blob_names(self.path, SNAPSHOTS):
                 raise FxError(
                     f"{self.path} is not a feature store ({type(error).__name__}); "
-                    "give the folder that fx extract wrote"
+                    "give the folder that an extraction wrote"
                 ) from error
             # what it holds can be read, and the next writer writes the root anew
             layout = LAYOUT
@@ -80,12 +81,12 @@ class StoreMetadata:
         if layout is None:
             raise FxError(
                 f"{self.path} is a Zarr group, but not a feature store; "
-                "give the folder that fx extract wrote"
+                "give the folder that an extraction wrote"
             )
         if layout not in LAYOUTS:
             raise FxError(
                 f"{self.path} is not a feature store of this version; got layout {layout!r}, "
-                f"expected {LAYOUT}; extract into a new one with --store"
+                f"expected {LAYOUT}; extract into a new `store`"
             )
 
     def attributes(self) -> RootAttributes:
@@ -103,6 +104,7 @@ class StoreMetadata:
 
     def update(self, **attributes: Any) -> None:
         """Set some attributes by one write; the caller holds the lock."""
+        attributes = msgspec.to_builtins(attributes)
         if self.is_empty() or self.damage():
             known = msgspec.to_builtins(self.attributes())
             remove(self.path / "zarr.json")
@@ -126,11 +128,11 @@ class StoreMetadata:
             return f"{file} is damaged (its attributes are lost)"
         return ""
 
-    def publish(self, changes: dict[str, dict[str, Any]]) -> None:
-        """Make new attributes of several sets count all at once: the root names them first."""
+    def publish(self, changes: dict[str, Commit]) -> None:
+        """Make commits of several sets count all at once: the root names them first."""
         self.update(commit=changes)
-        for name, attributes in changes.items():
-            set_attributes(self.path / name, attributes)
+        for name, commit in changes.items():
+            set_attributes(self.path / name, msgspec.to_builtins(commit))
 
 
 def as_last_extracted(feature_set: FeatureSet) -> dict[str, Any]:

@@ -8,7 +8,7 @@ A store is a Zarr v3 group with one sub-group a spec::
             keys      (n, 32) uint8 SHA-256 of each image file
             hashes    (n, 32) uint8 perceptual hash of each image
         snapshots/NAME              the bytes of a Parquet table
-        networks/HASH.xml, .bin     networks in int8 whose features are here
+        networks/HASH.xml, .bin     networks that ran in a module's place
 
 Rows beyond ``committed`` are unfinished work: the next writer overwrites them, fx never reads
 them. Committed rows never change, and ``checksums`` has the CRC-32C of those of each chunk (of
@@ -45,14 +45,13 @@ from extract.store.blobs import (
     write_blob,
 )
 from extract.store.catalogue import Catalogue
-from extract.store.feature_set import DTYPES, Damage, FeatureSet, Spec
+from extract.store.feature_set import DTYPES, FeatureSet
 from extract.store.lock import locked
 from extract.store.metadata import LAYOUT, StoreMetadata, as_last_extracted
+from extract.store.networks import SUFFIXES, StoredNetwork
+from extract.store.records import Damage, ExtractionRun, Spec
 from extract.store.writer import FeatureWriter
 from extract.store.zarr_files import set_attributes
-
-# of OpenVINO's two files: the graph, and its tensors
-NETWORK_SUFFIXES = (".xml", ".bin")
 
 
 class FeatureStore:
@@ -75,7 +74,7 @@ class FeatureStore:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.exists():
-            raise FxError(f"no feature store at {self.path}; make one with fx extract")
+            raise FxError(f"no feature store at {self.path}; extract images first")
         self.catalogue = Catalogue(self.path)
         self.root = StoreMetadata(self.path, self.catalogue)
         self.root.check_layout()
@@ -138,7 +137,7 @@ class FeatureStore:
         # it was deleted, by hand or by a collection that was killed
         newest = self.catalogue.newest()
         if newest is None:
-            raise FxError(f"{self.path} holds no features yet; fill it with fx extract")
+            raise FxError(f"{self.path} holds no features yet; extract images first")
         return newest
 
     def last_wanted(self) -> tuple[Spec, str]:
@@ -169,11 +168,13 @@ class FeatureStore:
             name = self.root.attributes().last_snapshot
         if name is None or name not in known:
             have = ", ".join(known) or "none"
-            raise FxError(f"no snapshot {name!r} in {self.path}; it has: {have}; run fx extract")
+            raise FxError(
+                f"no snapshot {name!r} in {self.path}; it has: {have}; extract images first"
+            )
         try:
             return name, read_blob(self.path, SNAPSHOTS, name)
         except FxError as error:
-            raise FxError(f"snapshot {name}: {error}; run fx extract again") from error
+            raise FxError(f"snapshot {name}: {error}; extract the images again") from error
 
     def snapshots(self) -> list[str]:
         """Names of the snapshots, oldest first; damaged ones before all others."""
@@ -184,20 +185,22 @@ class FeatureStore:
         """Whether the store lies elsewhere than when its last snapshot was taken."""
         return bool(self.root.attributes().inode != self.path.stat().st_ino)
 
-    def write_network(self, name: str, parts: Sequence[bytes]) -> None:
-        """Keep a network's graph and tensors; the caller holds the lock."""
-        for suffix, data in zip(NETWORK_SUFFIXES, parts, strict=True):
-            write_blob(self.path, NETWORKS, f"{name}{suffix}", data)
+    def write_network(self, network: StoredNetwork) -> None:
+        """Keep a network under its hash; the caller holds the lock."""
+        for suffix, data in zip(SUFFIXES, (network.graph, network.tensors), strict=True):
+            write_blob(self.path, NETWORKS, f"{network.hash}{suffix}", data)
 
-    def read_network(self, name: str) -> list[bytes]:
-        """Read a network's graph and tensors.
+    def read_network(self, name: str) -> StoredNetwork:
+        """Read a network by its hash.
 
         Raises
         ------
         FxError
-            If one is not there or damaged.
+            If one of its files is not there or damaged.
         """
-        return [read_blob(self.path, NETWORKS, f"{name}{suffix}") for suffix in NETWORK_SUFFIXES]
+        return StoredNetwork(
+            *(read_blob(self.path, NETWORKS, f"{name}{suffix}") for suffix in SUFFIXES)
+        )
 
     def lock(self) -> AbstractContextManager[None]:
         """Hold the store for writing; the operating system lets go when the process dies.
@@ -217,7 +220,7 @@ class FeatureStore:
     def start(
         self,
         wanted: Sequence[tuple[Spec, int]],
-        run: dict[str, Any],
+        run: ExtractionRun,
         *,
         stale: Collection[str] = (),
         dtype: str | None = None,
@@ -249,7 +252,7 @@ class FeatureStore:
                 current.close()
             names.append(name)
         for name in names:
-            self._complete(name, run["weights_source"])
+            self._complete(name, run.weights_source)
         sets = [self.catalogue.open(name, write=True) for name in names]
         self.root.update(fx_layout=LAYOUT, **as_last_extracted(sets[0]))
         for name in replaced:
@@ -318,5 +321,5 @@ def check_snapshot_name(name: str | None) -> None:
     if name is not None and not re.fullmatch(r"\w[\w.-]*", name):
         raise FxError(
             f"a snapshot's name has letters, digits, '.', '_' and '-' only; got {name!r}; "
-            "choose another for --snapshot"
+            "choose another `snapshot`"
         )

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 import timm
@@ -15,12 +16,11 @@ from conftest import encoded, make_image, write_classes
 from PIL import Image
 
 from extract.backbones import Backbone, load_backbone
-from extract.engines import Engine
+from extract.engines import Engine, TorchEngine
 from extract.extraction import ExtractResult, extract
-from extract.images import Snapshot, decode, find_images
+from extract.images import DuplicateImage, Snapshot, decode, find_images
 from extract.images.crops import prepare
-from extract.store import FeatureStore
-from extract.store import stamps as stamps_module
+from extract.store import FeatureStore, Spec
 
 SIZE = 32
 
@@ -33,7 +33,7 @@ def backbone() -> Backbone:
 def run(
     images: Path, store: Path, backbone: Backbone, *, batch_size: int = 4, **options: object
 ) -> ExtractResult:
-    engine = Engine(
+    engine = TorchEngine(
         backbone.module, backbone.preprocessing, torch.device("cpu"), batch_size=batch_size
     )
     return extract(
@@ -89,7 +89,7 @@ def test_a_second_run_computes_nothing_and_reads_no_file(
     folder: Path, tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # files as they are after a moment: too young ones are read again
-    monkeypatch.setattr(stamps_module, "RACY_NS", -(10**12))
+    monkeypatch.setattr("extract.extraction.RACY_NS", -(10**12))
     first = run(folder, tmp_path / "f.zarr", backbone)
     assert (first.new, first.reused) == (16, 0)
 
@@ -112,7 +112,7 @@ def test_moved_renamed_copied_and_relabelled_images_compute_nothing(
     shutil.copy(moved / "b" / "002.png", moved / "b" / "copy.png")
     again = run(moved, tmp_path / "f.zarr", backbone)
     assert (again.new, again.reused, again.images) == (0, 17, 17)
-    assert again.duplicates == [{"path": "b/copy.png", "copy_of": "b/002.png"}]
+    assert again.duplicates == [DuplicateImage("b/copy.png", "b/002.png")]
 
 
 def test_one_changed_image_computes_one(folder: Path, tmp_path: Path, backbone: Backbone) -> None:
@@ -175,8 +175,8 @@ def test_unreadable_images_are_named_and_cost_their_neighbours_nothing(
     (folder / "a" / "0006.png").write_bytes(b"")
     (folder / "b" / "0007.png").write_bytes(encoded(make_image(1, 3))[:-400])
     result = run(folder, tmp_path / "g.zarr", backbone)
-    assert [r["path"] for r in result.failed] == ["a/0005.jpg", "a/0006.png", "b/0007.png"]
-    assert all(r["reason"] for r in result.failed)
+    assert [r.path for r in result.failed] == ["a/0005.jpg", "a/0006.png", "b/0007.png"]
+    assert all(r.reason for r in result.failed)
     assert result.new == 16
     for path, vector in by_path(tmp_path / "g.zarr", backbone).items():
         assert np.linalg.norm(vector - clean[path]) < 1e-4 * np.linalg.norm(vector)
@@ -189,10 +189,10 @@ def test_a_file_that_vanishes_is_named_and_tried_again(
 ) -> None:
     source = find_images(folder)
     (folder / "a" / "000.png").rename(tmp_path / "gone.png")
-    engine = Engine(backbone.module, backbone.preprocessing, torch.device("cpu"))
+    engine = TorchEngine(backbone.module, backbone.preprocessing, torch.device("cpu"))
     store = FeatureStore.create(tmp_path / "f.zarr")
     result = extract(source, backbone=backbone, engine=engine, store=store)
-    assert [r["path"] for r in result.failed] == ["a/000.png"]
+    assert [r.path for r in result.failed] == ["a/000.png"]
     (tmp_path / "gone.png").rename(folder / "a" / "000.png")
     assert run(folder, tmp_path / "f.zarr", backbone).new == 1
 
@@ -218,8 +218,8 @@ def test_near_copies_across_given_splits_are_a_leak(
         smaller.save(tmp_path / "data" / "test" / "a" / "again.jpg", quality=70)
     result = run(tmp_path / "data", tmp_path / "f.zarr", backbone)
     (leak,) = result.leaks
-    assert leak["path"] == "test/a/again.jpg"
-    assert leak["near_copy"] == f"train/a/{files[0].name}"
+    assert leak.path == "test/a/again.jpg"
+    assert leak.near_copy == f"train/a/{files[0].name}"
 
 
 def test_a_table_with_groups_and_splits_is_followed(
@@ -269,7 +269,7 @@ def test_features_that_are_not_finite_are_computed_again_in_fp32(backbone: Backb
             # as float16 would: too large in the low precision only
             return flat * float("inf") if torch.is_autocast_enabled("cpu") else flat
 
-    engine = Engine(Overflows(), backbone.preprocessing, torch.device("cpu"), "bf16", 4)
+    engine = TorchEngine(Overflows(), backbone.preprocessing, torch.device("cpu"), "bf16", 4)
     pixels = np.full((3, SIZE, SIZE, 3), 200, np.uint8)
     (features,) = engine.run([pixels])
     np.testing.assert_allclose(features, 200 / 127.5 - 1, rtol=1e-5)
@@ -279,7 +279,7 @@ def test_the_precision_is_part_of_the_spec(
     folder: Path, tmp_path: Path, backbone: Backbone
 ) -> None:
     run(folder, tmp_path / "f.zarr", backbone)
-    engine = Engine(backbone.module, backbone.preprocessing, torch.device("cpu"), "bf16", 4)
+    engine = TorchEngine(backbone.module, backbone.preprocessing, torch.device("cpu"), "bf16", 4)
     store = FeatureStore(tmp_path / "f.zarr")
     result = extract(find_images(folder), backbone=backbone, engine=engine, store=store)
     assert result.new == 16
@@ -299,8 +299,8 @@ def test_damaged_rows_are_computed_again(folder: Path, tmp_path: Path, backbone:
 
 def test_a_spec_with_another_preprocessing_is_another(backbone: Backbone) -> None:
     from extract.backbones import make_spec
-    from extract.store.feature_set import spec_id
 
     other = replace(backbone, preprocessing=backbone.preprocessing.at_size(SIZE + 16))
-    assert spec_id(make_spec(backbone, "fp32")) != spec_id(make_spec(other, "fp32"))
-    assert json.loads(json.dumps(make_spec(backbone, "fp32"))) == make_spec(backbone, "fp32")
+    assert make_spec(backbone, "fp32").id != make_spec(other, "fp32").id
+    again = json.loads(json.dumps(make_spec(backbone, "fp32").to_dict()))
+    assert msgspec.convert(again, Spec) == make_spec(backbone, "fp32")

@@ -23,7 +23,8 @@ from test_store import RUN, SPEC, keys_of, rows_of
 
 from extract.backbones import Backbone
 from extract.engines import make_engine
-from extract.store import FeatureStore, row_buffer
+from extract.store import FeatureStore
+from extract.store import writer as writer_module
 from extract.store.feature_set import ROW_ARRAYS
 from fx.commands.demo import demo_commands, run_demo
 from fx.interruption import MESSAGE
@@ -355,9 +356,9 @@ def test_rows_of_which_an_interruption_has_kept_a_part_are_not_committed(
     arrays: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, taken = FeatureStore.create(tmp_path / "f.zarr"), 0
-    take = row_buffer._LastChunk.take
+    take = writer_module._LastChunk.take
 
-    def interrupted(chunk: row_buffer._LastChunk, rows: np.ndarray) -> None:
+    def interrupted(chunk: writer_module._LastChunk, rows: np.ndarray) -> None:
         nonlocal taken
         if taken == 2 * len(ROW_ARRAYS) + arrays:
             raise KeyboardInterrupt
@@ -366,7 +367,7 @@ def test_rows_of_which_an_interruption_has_kept_a_part_are_not_committed(
 
     with store.lock():
         writer = store.start([(SPEC, 5)], RUN)
-        monkeypatch.setattr(row_buffer._LastChunk, "take", interrupted)
+        monkeypatch.setattr(writer_module._LastChunk, "take", interrupted)
         with suppress(KeyboardInterrupt):
             for rows in (range(2), range(2, 5), range(5, 9)):
                 writer.append(keys_of(rows), [rows_of(rows)], np.zeros((len(rows), 32), np.uint8))

@@ -13,7 +13,7 @@ from torchvision.models import get_model
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from extract.backbones import Backbone, load_backbone
-from extract.engines import Engine, make_engine
+from extract.engines import TorchEngine, make_engine
 from extract.errors import FxError
 from extract.extraction import ExtractResult, extract
 from extract.images import Preprocessing, Snapshot, batched, decode, find_images, mean_of_crops
@@ -31,7 +31,7 @@ def backbone() -> Backbone:
 def run(
     images: Path, store: Path, backbone: Backbone, *, batch_size: int = 4, **options: object
 ) -> ExtractResult:
-    engine = Engine(
+    engine = TorchEngine(
         backbone.module, backbone.preprocessing, torch.device("cpu"), batch_size=batch_size
     )
     return extract(
@@ -55,8 +55,8 @@ def test_several_layers_of_one_pass_are_those_of_torchvision(
 ) -> None:
     layers = ["pool", "layer2", "layer3.0.relu", "layer4:flatten"]
     result = run(folder, tmp_path / "f.zarr", backbone.at_layers(layers))
-    assert [one["layer"] for one in result.layers] == layers
-    assert [one["dim"] for one in result.layers] == [512, 128, 256, 512 * 2 * 2]
+    assert [one.layer for one in result.layers] == layers
+    assert [one.dim for one in result.layers] == [512, 128, 256, 512 * 2 * 2]
     network = get_model("resnet18").eval()
     network.load_state_dict(backbone.module.state_dict(), strict=False)
     nodes = {"avgpool": "pool", "layer2": "layer2", "layer3.0.relu": "inner", "layer4": "layer4"}
@@ -74,7 +74,7 @@ def test_several_layers_of_one_pass_are_those_of_torchvision(
             made["layer4"].flatten(),
         ]
         for one, values in zip(result.layers, expected, strict=True):
-            found = by_path(tmp_path / "f.zarr", one["spec"])[path]
+            found = by_path(tmp_path / "f.zarr", one.spec)[path]
             np.testing.assert_allclose(found, values.numpy(), rtol=1e-3, atol=1e-5)
 
 
@@ -87,7 +87,7 @@ def test_a_layer_that_is_there_is_not_written_again(
     # each image was run again, for the layer that was missing
     assert (result.new, result.reused) == (16, 0)
     store = FeatureStore(tmp_path / "f.zarr")
-    assert {s.spec["layer"]: s.committed for s in store.sets()} == {"pool": 16, "layer3": 16}
+    assert {s.spec.layer: s.committed for s in store.sets()} == {"pool": 16, "layer3": 16}
     make_image(2, 99).save(folder / "a" / "new.png")
     assert run(folder, tmp_path / "f.zarr", both).new == 1
     assert {s.committed for s in store.sets()} == {17}
@@ -163,7 +163,9 @@ def test_features_of_crops_are_averaged_whatever_the_batch(
     assert (result.crops, result.new) == (crops, 16)
     path = "b/003.png"
     squares = prepare(decode((folder / path).read_bytes()), backbone.preprocessing, crops)
-    engine = Engine(backbone.module, backbone.preprocessing, torch.device("cpu"), "fp32", crops)
+    engine = TorchEngine(
+        backbone.module, backbone.preprocessing, torch.device("cpu"), "fp32", crops
+    )
     (each,) = engine.run([squares])
     found = by_path(tmp_path / "f.zarr", result.spec)[path]
     np.testing.assert_allclose(found, each.mean(axis=0), rtol=1e-3, atol=1e-5)

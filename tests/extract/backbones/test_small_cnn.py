@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from extract.backbones import backbone_info, load_backbone
-from extract.backbones.pretrained import weights_at_hand
+from extract.backbones.family import family_of
 from extract.errors import FxError
 from finetune.blocks import cut, find_blocks
 
@@ -80,8 +80,8 @@ def test_random_weights_are_the_seeds() -> None:
 
 
 def test_nobody_has_weights_for_it() -> None:
-    assert not weights_at_hand("small_cnn")
-    with pytest.raises(FxError, match=r"no pretrained weights; .*--from-scratch --backbone small"):
+    assert not family_of("small_cnn").at_hand("small_cnn")
+    with pytest.raises(FxError, match=r"small_cnn has no pretrained weights; .*`from_scratch`"):
         load_backbone("small_cnn")
     info, _ = backbone_info("small_cnn")
     assert (info.dim, info.size, info.pretrained, info.at_hand) == (256, 128, False, False)

@@ -12,9 +12,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from extract.backbones import load_backbone
-from extract.engines import Engine, make_engine
-from extract.engines.engine import AHEAD, _on, _PendingBatch
-from extract.engines.openvino_engine import OpenVINOEngine
+from extract.engines import Engine, OpenVINOEngine, TorchEngine, make_engine
+from extract.engines.base import _on
+from extract.engines.torch_engine import AHEAD, _PendingBatch
 from extract.errors import FxError
 from extract.images import Preprocessing, decode
 from extract.images.crops import prepare
@@ -144,14 +144,14 @@ def test_a_converted_graph_is_kept_and_found_again(
 
 def test_the_cuda_path_keeps_every_tensor_on_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
     # no card is needed for shapes and places; autocast switches itself off here, so fp32
-    monkeypatch.setattr("extract.engines.engine._on", _on.__wrapped__)
+    monkeypatch.setattr("extract.engines.base._on", _on.__wrapped__)
     with FakeTensorMode():
         with torch.device("cuda"):
             module = torchvision.models.mobilenet_v2(weights=None).eval()
         # it is there already, and parameters without data cannot be moved
         monkeypatch.setattr(module, "to", lambda *_, **__: module)
         preprocessing = Preprocessing(64, 64, "bilinear", (0.5,) * 3, (0.5,) * 3)
-        engine = Engine(module, preprocessing, torch.device("cuda"), "fp32", 4)
+        engine = TorchEngine(module, preprocessing, torch.device("cuda"), "fp32", 4)
         pixels = torch.zeros(4, 64, 64, 3, dtype=torch.uint8, device="cuda")
         features = engine.compute(pixels, "fp32")
         assert (features.device.type, features.dtype) == ("cuda", torch.float32)
@@ -175,13 +175,13 @@ def test_results_of_a_card_come_back_in_order_though_later_batches_have_begun(
         def synchronize(self) -> None:
             seen.append(len(begun) - self.number)
 
-    def start(self: Engine, pixels: np.ndarray) -> _PendingBatch:
+    def start(self: TorchEngine, pixels: np.ndarray) -> _PendingBatch:
         begun.append(1)
         return _PendingBatch(torch.full((4, 1), float(pixels[0, 0, 0, 0])), Event(len(begun)))
 
-    monkeypatch.setattr(Engine, "_start", start)
+    monkeypatch.setattr(TorchEngine, "_start", start)
     preprocessing = Preprocessing(16, 16, "bilinear", (0.5,) * 3, (0.5,) * 3)
-    engine = Engine(nn.Identity(), preprocessing, torch.device("cpu"), "fp32", 4)
+    engine = TorchEngine(nn.Identity(), preprocessing, torch.device("cpu"), "fp32", 4)
     object.__setattr__(engine, "device", torch.device("cuda"))
     batches = (np.full((4 if n < 6 else 2, 16, 16, 3), n, np.uint8) for n in range(7))
     found = list(engine.run(batches))

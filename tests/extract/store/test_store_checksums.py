@@ -17,16 +17,17 @@ from conftest import Said, write_classes
 from crashing import warm_process
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from test_store import DIM, RUN, SPEC, append, keys_of, read, rows_of
 
 from extract.errors import FxError
-from extract.store import FeatureStore, collect
-from extract.store.feature_set import ROW_ARRAYS, checksum_of, spec_id
+from extract.store import FeatureStore, StoredNetwork, collect
+from extract.store.feature_set import ROW_ARRAYS, checksum_of
 from fx.commands.store import describe_store, print_store
 
 Fx = Callable[..., Said]
-NAME = spec_id(SPEC)
-OTHER = {**SPEC, "weights": "01", "backbone": "other"}
+NAME = SPEC.id
+OTHER = replace(SPEC, weights="01", backbone="other")
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def test_a_shard_of_another_network_is_damage(tmp_path: Path) -> None:
         writer = store.start([(OTHER, DIM)], RUN)
         writer.append(keys_of(range(10)), [rows_of(range(10)) + 1], np.zeros((10, 32), np.uint8))
         writer.commit()
-    shutil.copy(chunk(path, name=spec_id(OTHER)), chunk(path))
+    shutil.copy(chunk(path, name=OTHER.id), chunk(path))
     check_that_damage_is_found(path, chunk(path), range(10))
 
 
@@ -168,17 +169,21 @@ def test_whatever_files_are_in_place_of_others_no_wrong_row_is_read(tmp_path_fac
 def test_a_network_or_snapshot_of_another_name_is_damage(tmp_path: Path) -> None:
     store = FeatureStore.create(tmp_path / "f.zarr")
     with store.lock():
-        store.write_network("aa", [b"graph a", b"tensors a"])
-        store.write_network("bb", [b"graph b", b"tensors b"])
+        store.write_network(one := StoredNetwork(b"graph a", b"tensors a"))
+        store.write_network(two := StoredNetwork(b"graph b", b"tensors b"))
         store.write_snapshot("one", b"some rows", 1)
         store.write_snapshot("two", b"more rows", 2)
-    for kind, one, two in (("networks", "aa.bin", "bb.bin"), ("snapshots", "one", "two")):
-        shutil.copy(store.path / kind / one / "c" / "0", store.path / kind / two / "c" / "0")
+    files = {"networks": (f"{one.hash}.bin", f"{two.hash}.bin"), "snapshots": ("one", "two")}
+    for kind, (right, wrong) in files.items():
+        shutil.copy(store.path / kind / right / "c" / "0", store.path / kind / wrong / "c" / "0")
     with pytest.raises(FxError, match="not what was written under this name"):
-        store.read_network("bb")
+        store.read_network(two.hash)
     with pytest.raises(FxError, match="not what was written under this name"):
         store.read_snapshot("two")
-    assert {one.group for one in store.verify()} == {"networks/bb.bin", "snapshots/two"}
+    assert {found.group for found in store.verify()} == {
+        f"networks/{two.hash}.bin",
+        "snapshots/two",
+    }
 
 
 def test_an_extraction_reads_everything_of_a_store_that_was_copied(
@@ -383,7 +388,7 @@ def test_unfinished_files_that_are_links_go_and_what_they_name_stays(tmp_path: P
     (mine / "precious").write_text("mine")
     (path / "a.partial").symlink_to(mine)
     (path / NAME / "b.partial").symlink_to(mine / "precious")
-    (path / f"{spec_id(OTHER)}.partial").symlink_to(mine)
+    (path / f"{OTHER.id}.partial").symlink_to(mine)
     append(FeatureStore(path), range(5))
     assert (mine / "precious").read_text() == "mine"
     assert not list(path.rglob("*.partial"))
@@ -515,7 +520,7 @@ def test_an_empty_folder_holds_nothing_yet(inside: list[str], tmp_path: Path) ->
         (path / name).mkdir()
     store = FeatureStore(path)
     assert (store.sets(), store.snapshots(), store.has_features) == ([], [], False)
-    with pytest.raises(FxError, match="holds no features yet; fill it with fx extract"):
+    with pytest.raises(FxError, match="holds no features yet; extract images first"):
         store.last_extracted()
     assert store.verify() == []
     shutil.rmtree(path)
@@ -529,7 +534,7 @@ def test_commands_take_an_empty_folder_for_a_store(tmp_path: Path, fx: Fx) -> No
     path.mkdir()
     listed = fx("store", "ls", path, "--json")
     assert (listed.status, json.loads(listed.out)["sets"]) == (0, [])
-    assert "holds no features yet; fill it with fx extract" in fx("fit-head", "svm", path).err
+    assert "holds no features yet; extract images first" in fx("fit-head", "svm", path).err
     # the backbone is not named
     said = fx("extract", images, "--store", path, "--size", 32, "--engine", "torch", "--json")
     assert said.status == 0, said.err

@@ -21,7 +21,7 @@ from test_store import RUN, flip_a_bit, keys_of
 from test_store_killed import ALL, BEFORE, LAYERS, check_equal, features_of, fill, rows_in
 
 from extract.backbones import load_backbone
-from extract.engines import Engine
+from extract.engines import TorchEngine
 from extract.errors import FxError
 from extract.extraction import extract
 from extract.images import find_images
@@ -127,11 +127,11 @@ def test_a_reader_from_before_the_mending_is_told_that_its_rows_are_gone(tmp_pat
     reader = FeatureStore(path).find(LAYERS[0][0])
     keys = list(reader.rows)
     (reader.path / "features" / "c" / "0" / "0").unlink()
-    with pytest.raises(FxError, match="is missing; run fx store verify"):
+    with pytest.raises(FxError, match="is missing; verify the store"):
         reader.features(keys)
     fill(str(path))
     # the rows that could be read are in another generation now
-    with pytest.raises(FxError, match="is missing; run fx store verify"):
+    with pytest.raises(FxError, match="is missing; verify the store"):
         reader.features(keys)
     assert len(FeatureStore(path).find(LAYERS[0][0]).features(keys)) == ALL
 
@@ -160,7 +160,7 @@ def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("extracted")
     write_classes(root / "data")
     backbone = load_backbone("efficientnet_lite0", size=32)
-    engine = Engine(backbone.module, backbone.preprocessing, torch.device("cpu"))
+    engine = TorchEngine(backbone.module, backbone.preprocessing, torch.device("cpu"))
     store = FeatureStore.create(root / "f.zarr")
     extract(find_images(root / "data"), backbone=backbone, engine=engine, store=store)
     return root
@@ -358,7 +358,7 @@ def test_a_copied_store_hashes_every_file_again_and_a_moved_one_none(
     extracted: Path, tmp_path: Path, fx: Fx, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # files as they are after a moment: too young ones are read again
-    monkeypatch.setattr("extract.store.stamps.RACY_NS", -(10**12))
+    monkeypatch.setattr("extract.extraction.RACY_NS", -(10**12))
     hashed: list[int] = []
 
     def sha256(data: bytes) -> object:

@@ -18,16 +18,17 @@ from conftest import Said
 from crashing import warm_process
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from test_store import DIM, RUN, SPEC, append, keys_of, read, rows_of
 
 from extract.engines import Engine
 from extract.errors import FxError
 from extract.images import ImageRow, Snapshot
-from extract.store import FeatureStore, collect, find_garbage
-from extract.store.feature_set import spec_id
+from extract.store import FeatureStore, StoredNetwork, collect, find_garbage
 
 Fx = Callable[..., Said]
-NAME = spec_id(SPEC)
+NAME = SPEC.id
+NETWORK, OTHER = StoredNetwork(b"graph", b"tensors"), StoredNetwork(b"other", b"tensors")
 
 
 def take(store: FeatureStore, numbers: Collection[int], name: str, when: int, root="/data") -> None:
@@ -83,16 +84,16 @@ def test_keep_drops_older_snapshots_of_each_folder_and_what_they_alone_used(
 
 
 def test_older_generations_and_broken_sets_are_dropped(store: FeatureStore) -> None:
-    other = {**SPEC, "size": 9}
+    other = replace(SPEC, weights="9")
     append(store, range(8), spec=other)
     with store.lock():
         store.start([(SPEC, DIM)], RUN, stale=[NAME]).commit()
     append(store, range(8))
-    (store.path / spec_id(other) / "zarr.json").unlink()
+    (store.path / other.id / "zarr.json").unlink()
     garbage, in_use = collect(store)
-    assert set(garbage.sets) == {NAME, spec_id(other)}
+    assert set(garbage.sets) == {NAME, other.id}
     assert garbage.sets[NAME] == "an older generation"
-    assert "zarr.json is missing" in garbage.sets[spec_id(other)]
+    assert "zarr.json is missing" in garbage.sets[other.id]
     assert (garbage.rows, in_use) == ({}, [])
     assert [s.name for s in store.sets()] == [f"{NAME}.g1"]
     assert store.verify() == []
@@ -100,20 +101,20 @@ def test_older_generations_and_broken_sets_are_dropped(store: FeatureStore) -> N
 
 def test_networks_go_with_their_features(store: FeatureStore) -> None:
     with store.lock():
-        store.write_network("aa", [b"graph", b"tensors"])
-        store.write_network("bb", [b"graph", b"tensors"])
-    append(store, range(8), spec={**SPEC, "network": "aa"})
+        store.write_network(NETWORK)
+        store.write_network(OTHER)
+    append(store, range(8), spec=replace(SPEC, network=NETWORK.hash))
     garbage, _ = collect(store)
-    assert sorted(garbage.networks) == ["bb.bin", "bb.xml"]
-    assert store.read_network("aa") == [b"graph", b"tensors"]
+    assert sorted(garbage.networks) == [f"{OTHER.hash}.bin", f"{OTHER.hash}.xml"]
+    assert store.read_network(NETWORK.hash) == NETWORK
     with pytest.raises(FxError):
-        store.read_network("bb")
+        store.read_network(OTHER.hash)
 
 
 def test_a_set_that_no_snapshot_uses_goes_whole(store: FeatureStore) -> None:
-    append(store, range(20, 30), spec={**SPEC, "size": 9})
+    append(store, range(20, 30), spec=replace(SPEC, weights="9"))
     garbage, _ = collect(store)
-    assert garbage.sets == {spec_id({**SPEC, "size": 9}): "no snapshot uses it"}
+    assert garbage.sets == {replace(SPEC, weights="9").id: "no snapshot uses it"}
     assert store.last_extracted().name == f"{NAME}.g1"
 
 
@@ -259,7 +260,7 @@ def test_zarr_and_xarray_read_a_set_without_fx(store: FeatureStore) -> None:
         }
         np.testing.assert_array_equal(opened["features"], rows_of(range(10)))
         assert [key.tobytes() for key in opened["keys"].values] == keys_of(range(10))
-        assert opened.attrs["spec"] == SPEC
+        assert opened.attrs["spec"] == SPEC.to_dict()
 
 
 # Who is asked
@@ -390,8 +391,8 @@ def collect_newest(path: str) -> None:
 
 
 def kill_at_steps(kills: int, store: FeatureStore) -> None:
-    append(store, range(8), spec={**SPEC, "size": 9})
-    append(store, range(20, 24), spec={**SPEC, "size": 10})
+    append(store, range(8), spec=replace(SPEC, weights="9"))
+    append(store, range(20, 24), spec=replace(SPEC, weights="10"))
     before = store.path.with_name("before.zarr")
     store.path.rename(before)
     shutil.copytree(before, store.path)
@@ -401,7 +402,7 @@ def kill_at_steps(kills: int, store: FeatureStore) -> None:
         shutil.rmtree(store.path)
         shutil.copytree(before, store.path)
         assert warm_process().run(collect_newest, store.path, at_step=int(step) + 1).killed
-        for spec in (SPEC, {**SPEC, "size": 9}):
+        for spec in (SPEC, replace(SPEC, weights="9")):
             found = FeatureStore(store.path).find(spec).features(keys_of(range(6)))
             np.testing.assert_array_equal(found, rows_of(range(6)))
         assert store.read_snapshot()[0] == "second"
@@ -412,7 +413,7 @@ def kill_at_steps(kills: int, store: FeatureStore) -> None:
         assert store.verify() == []
         assert not find_garbage(store, keep=1)
         # also what was dropped can be had again
-        append(store, range(20, 24), spec={**SPEC, "size": 10})
+        append(store, range(20, 24), spec=replace(SPEC, weights="10"))
 
 
 def test_killed_at_a_step_of_gc_a_store_has_every_row_that_is_used(store: FeatureStore) -> None:

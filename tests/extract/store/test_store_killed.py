@@ -17,10 +17,11 @@ import torch
 import zarr
 from conftest import write_classes
 from crashing import die, warm_process
+from msgspec.structs import replace
 from test_store import RUN, SPEC, keys_of, rows_of
 
 from extract.backbones import Backbone, load_backbone
-from extract.engines import Engine
+from extract.engines import TorchEngine
 from extract.errors import FxError
 from extract.extraction import extract
 from extract.images import find_images
@@ -30,9 +31,9 @@ from extract.store import root as root_module
 from extract.store import writer as writer_module
 from extract.store.catalogue import Catalogue
 from extract.store.metadata import StoreMetadata
-from extract.store.row_buffer import RowBuffer
+from extract.store.writer import RowBuffer
 
-LAYERS = [({**SPEC, "layer": "one"}, 5), ({**SPEC, "layer": "two"}, 5)]
+LAYERS = [(replace(SPEC, layer="one"), 5), (replace(SPEC, layer="two"), 5)]
 BEFORE, ALL = 9, 15
 
 
@@ -206,7 +207,7 @@ def extract_two_layers(images: str, store: str, log: str, interval: float = INTE
     for name in ("__init__", "append", "commit"):
         after(name)
     backbone = two_layers()
-    engine = Engine(backbone.module, backbone.preprocessing, torch.device("cpu"), batch_size=4)
+    engine = TorchEngine(backbone.module, backbone.preprocessing, torch.device("cpu"), batch_size=4)
     opened = FeatureStore.create(store)
     result = extract(find_images(images), backbone=backbone, engine=engine, store=opened)
     return {"new": result.new, "reused": result.reused}
@@ -218,7 +219,7 @@ def features_of(store: Path) -> dict[tuple[str, bytes], np.ndarray]:
     for feature_set in FeatureStore(store).sets():
         keys = list(feature_set.rows)
         for key, row in zip(keys, feature_set.features(keys), strict=True):
-            found[str(feature_set.spec["layer"]), key] = row
+            found[str(feature_set.spec.layer), key] = row
     return found
 
 

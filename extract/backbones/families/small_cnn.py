@@ -1,4 +1,4 @@
-"""The network that somebody would write by hand: four convolutions, trained from nothing.
+"""The network that somebody would write by hand: four convolutions, trained from scratch.
 
 It is what a pretrained network is measured against: nobody has weights for it.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from extract.backbones.family import Architecture, Family
+from extract.errors import FxError
 from extract.images import Preprocessing
 
 WIDTHS = (32, 64, 128, 256)
@@ -21,7 +23,7 @@ PREPROCESSING = Preprocessing(
 class SmallCNN(nn.Module):
     """Four times convolution, batch norm, ReLU and pooling, then the mean over the area.
 
-    Each of the four halves the height and the width, and is one block for ``--unfreeze``.
+    Each of the four halves the height and the width.
     """
 
     def __init__(self) -> None:
@@ -43,3 +45,37 @@ def _block(inputs: int, outputs: int) -> nn.Sequential:
         nn.ReLU(inplace=True),
         nn.MaxPool2d(2),
     )
+
+
+class SmallCNNFamily(Family):
+    """One network, without any weights."""
+
+    def names(self) -> tuple[str, ...]:
+        """Its name."""
+        return ("small_cnn",)
+
+    def build(self, name: str) -> Architecture:
+        """Make the network."""
+        return Architecture(SmallCNN(), DIM, ("classifier",), PREPROCESSING)
+
+    def has_weights(self, name: str) -> bool:
+        """There are none."""
+        return False
+
+    def at_hand(self, name: str) -> bool:
+        """There are none."""
+        return False
+
+    def load_default(self, name: str, architecture: Architecture) -> None:
+        """Refuse."""
+        raise FxError(
+            f"{name} has no pretrained weights; train it with `from_scratch`, give a file of "
+            "weights, or take `weights=random`"
+        )
+
+    def cut_points(self, name: str) -> tuple[str, ...]:
+        """Each of the four convolutions, with what follows it, is a block."""
+        return tuple(f"features.{number}" for number in range(len(WIDTHS)))
+
+
+FAMILY = SmallCNNFamily()

@@ -1,0 +1,12 @@
+"""Families of backbones, one a module."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from extract.registry import Registry
+
+if TYPE_CHECKING:
+    from extract.backbones.family import Family
+
+FAMILIES: Registry[Family] = Registry(__name__, "FAMILY", "family of backbones")
