@@ -1,6 +1,6 @@
 """Where a network can be cut into blocks.
 
-One rule serves all networks. The network is traced (torch.fx; layers stay whole, so that dropout,
+A family of backbones may name the modules that end a block. One rule serves all others. The network is traced (torch.fx; layers stay whole, so that dropout,
 stochastic depth and batch norm keep their two modes). Its *cut points* are the values at which
 nothing else is alive: between the branches of a residual or Inception block there is none. A new
 block begins where the feature map becomes at least 1.5 times smaller from one cut point to the
@@ -50,7 +50,10 @@ def plan_blocks(module: nn.Module, size: int, *, count_flops: bool = False) -> B
         (a, b) for a, b in itertools.pairwise(cuts) if _side(cuts[a]) >= _SMALLER * _side(cuts[b])
     ]
     spans = _module_spans(nodes)
-    ends = sorted({_best_cut(fall, falls, cuts, spans) for fall in falls} | {len(nodes) - 1})
+    # what the network's family names; else the rule above
+    named = {spans[path][1] for path in getattr(module, "cut_points", ()) if path in spans}
+    found = named & cuts.keys() or {_best_cut(fall, falls, cuts, spans) for fall in falls}
+    ends = sorted(found | {len(nodes) - 1})
     return BlockPlan(graph_module, nodes, shapes, run.flops, _merged(graph_module, nodes, ends))
 
 
