@@ -12,10 +12,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from fx.comparison.comparison import compare
-    from fx.comparison.plan import Plan
+    from fx.comparison import Plan, compare
     from fx.options import Options
-    from fx.report.writing import write_report
+    from fx.report import write_report
     from fx.stages.extract import extract_images
     from fx.stages.extractor import FeatureExtractor
     from fx.stages.finetune import finetune_images
@@ -27,13 +26,13 @@ if TYPE_CHECKING:
 _WHERE = {
     "FeatureExtractor": "fx.stages.extractor",
     "Options": "fx.options",
-    "Plan": "fx.comparison.plan",
-    "compare": "fx.comparison.comparison",
+    "Plan": "fx.comparison",
+    "compare": "fx.comparison",
     "extract_images": "fx.stages.extract",
     "finetune_images": "fx.stages.finetune",
     "fit_head_on_store": "fx.stages.fit_head",
     "predict_images": "fx.stages.predict",
-    "write_report": "fx.report.writing",
+    "write_report": "fx.report",
 }
 
 __all__ = [

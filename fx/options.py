@@ -69,7 +69,7 @@ def open_backbone(options: Options, *, seed: int = 0) -> Backbone:
         If it is unknown or its weights cannot be had.
     """
     from extract.backbones import load_backbone
-    from extract.store import FeatureStore, channels_of
+    from extract.store import FeatureStore
 
     name, weights, size = options.backbone, options.weights, options.size
     channels = options.channels
@@ -78,10 +78,10 @@ def open_backbone(options: Options, *, seed: int = 0) -> Backbone:
         if store.has_features:
             # not of the set itself, which may be damaged and about to be computed again
             spec, source = store.last_wanted()
-            name = str(spec["backbone"])
+            name = spec.backbone
             weights = weights or source
-            size = size or spec.get("size")
-            channels = channels or channels_of(spec)
+            size = size or spec.size
+            channels = channels or spec.channels
     return load_backbone(
         name or DEFAULT_BACKBONE,
         weights=weights or "default",
@@ -124,7 +124,6 @@ def choose_features(store: FeatureStore, options: Options) -> FeatureSet:
     """
     from extract.backbones import resolve_weights
     from extract.errors import FxError
-    from extract.store import channels_of
 
     layer = _one_layer(options)
     asked_for = (
@@ -143,19 +142,17 @@ def choose_features(store: FeatureStore, options: Options) -> FeatureSet:
         "layer": layer,
         "crops": options.crops,
         "numerics": None if options.precision == "auto" else options.precision,
+        "channels": options.channels,
     }
     asked = {name: value for name, value in wanted.items() if value is not None}
     sets = store.sets()
-    found = [s for s in sets if all(s.spec.get(name) == value for name, value in asked.items())]
-    if options.channels is not None:
-        asked["channels"] = options.channels
-        found = [s for s in found if channels_of(s.spec) == options.channels]
+    found = [s for s in sets if all(getattr(s.spec, name) == value for name, value in asked.items())]
     if options.weights is not None:
         asked["weights"] = options.weights
         found = [
             s
             for s in found
-            if s.weights_source == resolve_weights(str(s.spec["backbone"]), options.weights)
+            if s.weights_source == resolve_weights(s.spec.backbone, options.weights)
         ]
     if not found:
         what = ", ".join(f"{name} {value}" for name, value in asked.items())
@@ -190,17 +187,17 @@ def choose_sets(store: FeatureStore, options: Options) -> list[FeatureSet]:
             have = ", ".join(one.name for one in store.sets()) or "none"
             raise FxError(f"no features {name} in {store.path}; it has: {have}")
         # those in int8 cannot be joined
-        best = max(found, key=lambda one: ("network" not in one.spec, one.last_written))
+        best = max(found, key=lambda one: (one.spec.network is None, one.last_written))
         if best.name in [one.name for one in chosen]:
             raise FxError(f"`features` names {best.name} twice")
         chosen.append(best)
-    if len(chosen) > 1 and any("network" in one.spec for one in chosen):
+    if len(chosen) > 1 and any(one.spec.network for one in chosen):
         raise FxError("`features` joins no int8 features; extract them in another `precision`")
     return chosen
 
 
 def _is_named(features: FeatureSet, name: str) -> bool:
-    backbone, layer = features.spec["backbone"], features.spec.get("layer")
+    backbone, layer = features.spec.backbone, features.spec.layer
     return features.name.startswith(name) or name in (backbone, f"{backbone}:{layer}")
 
 
@@ -213,15 +210,13 @@ def _one_layer(options: Options) -> str | None:
 
 
 def _described(feature_set: FeatureSet) -> str:
-    from extract.store import channels_of
-
     spec = feature_set.spec
-    text = f"{spec['backbone']} at {spec.get('size')}"
-    if spec.get("layer", "pool") != "pool":
-        text += f", layer {spec['layer']}"
-    if channels_of(spec) == 1:
+    text = f"{spec.backbone} at {spec.size}"
+    if spec.layer != "pool":
+        text += f", layer {spec.layer}"
+    if spec.channels == 1:
         text += ", 1 channel"
-    return text + (f", {spec['crops']} crops" if spec.get("crops", 1) > 1 else "")
+    return text + (f", {spec.crops} crops" if spec.crops > 1 else "")
 
 
 def read_snapshot(store: FeatureStore, options: Options) -> Snapshot:

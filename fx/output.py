@@ -9,9 +9,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePath
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from fx.report.cells import cells_of, sizes_of
+import msgspec
+
+if TYPE_CHECKING:
+    from fx.records import Comparison
 
 Progress = Callable[[int, int], None]  # called with how many are done, and how many there are
 Begin = Callable[[str], Progress]  # given what is being done, begins a bar for it
@@ -19,11 +22,8 @@ Begin = Callable[[str], Progress]  # given what is being done, begins a bar for 
 _SECONDS_BETWEEN_LINES = 10.0
 _MAX_SIZES = 6
 _NOTHING = "\N{EN DASH}"
-_COMPARED = {
-    "accuracy": "accuracy on the test images",
-    "log_loss": "log loss",
-    "ece": "calibration error",
-}
+# metrics that are shown at every size
+_BY_SIZE = ("accuracy", "log_loss", "ece")
 
 
 def print_table(
@@ -65,20 +65,21 @@ def print_table(
     console.print(table)
 
 
-def print_comparison(comparison: dict[str, Any], *, file: TextIO | None = None) -> None:
+def print_comparison(comparison: "Comparison", *, file: TextIO | None = None) -> None:
     """Print a comparison in at most 80 columns: strategies down, training images across.
 
-    A table each of accuracies, log losses and calibration errors, means over the seeds. Of more
-    than six sizes, six are shown that are spread evenly, the largest among them; the seconds are
-    those at the largest.
+    A table each of accuracies, log losses and calibration errors, means over the seeds; then the
+    other metrics at the largest size. Of more than six sizes, six are shown that are spread evenly,
+    the largest among them; the seconds are those at the largest.
 
     Parameters
     ----------
-    comparison : the JSON object of `fx compare`
+    comparison : what was measured
     file : where to; default: stdout
     """
-    cells = cells_of(comparison)
-    sizes = sizes_of(cells)
+    from heads.metrics import METRICS
+
+    curves, sizes = comparison.curves(), comparison.sizes
     if len(sizes) > _MAX_SIZES:
         step = (len(sizes) - 1) / (_MAX_SIZES - 1)
         shown = [sizes[round(index * step)] for index in range(_MAX_SIZES)]
@@ -87,24 +88,34 @@ def print_comparison(comparison: dict[str, Any], *, file: TextIO | None = None) 
     of = "by training images"
     if shown != sizes:
         of += f" ({len(shown)} of {len(sizes)} sizes)"
-    for name, title in _COMPARED.items():
-        columns = ["strategy", *(f"{n:,}" for n in shown)]
+    at = {name: {point.n_train: point for point in row} for name, row in curves.items()}
+    for name in _BY_SIZE:
+        first = name == _BY_SIZE[0]
+        columns = ["strategy", *(f"{n:,}" for n in shown), *["seconds"] * first]
         rows: list[list[object]] = []
-        for strategy, row in cells.items():
-            at = {cell.n_train: cell for cell in row}
-            rows.append([strategy, *(at[n].mean(name) if n in at else None for n in shown)])
-            if name == "accuracy":
-                seconds = at[shown[-1]].mean("seconds") if shown[-1] in at else None
+        for strategy, points in at.items():
+            rows.append([strategy, *(points[n].mean(name) if n in points else None for n in shown)])
+            if first:
+                seconds = points[shown[-1]].mean("seconds") if shown[-1] in points else None
                 rows[-1].append(None if seconds is None else f"{seconds:,.1f}")
-        columns += ["seconds"] * (name == "accuracy")
+        title = METRICS[name].label + " on the test images" * first
         print_table(columns, rows, title=f"{title}, {of}", file=file)
+    last = [(name, points[sizes[-1]]) for name, points in at.items() if sizes[-1] in points]
+    others = [METRICS[name] for name in METRICS if name not in _BY_SIZE]
+    others = [one for one in others if any(p.mean(one.name) is not None for _, p in last)]
+    if others:
+        columns = ["strategy", *(one.label for one in others)]
+        rows = [[name, *(point.mean(one.name) for one in others)] for name, point in last]
+        title = f"other metrics with {sizes[-1]:,} training images"
+        print_table(columns, rows, title=title, file=file)
 
 
 def to_json(value: object) -> str:
     """Return `value` as the text of one JSON object.
 
     Records, dataclasses and mappings become objects, NumPy's arrays and scalars lists and numbers,
-    paths text, sets sorted lists, and numbers that are not finite null. Only ASCII is written, so that any terminal and any file name can be printed.
+    paths text, sets sorted lists, and numbers that are not finite null. Only ASCII is written, so
+    that any terminal and any file name can be printed.
 
     Raises
     ------
@@ -273,6 +284,8 @@ def _plain(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if hasattr(value, "as_json"):
         return _plain(value.as_json())
+    if isinstance(value, msgspec.Struct):
+        return _plain(msgspec.to_builtins(value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
         return {field.name: _plain(getattr(value, field.name)) for field in fields}

@@ -68,6 +68,7 @@ class Learner(ABC):
     extensible : bool, whether the grid goes on where the best value lies at its end
     is_linear : bool, whether the classifier's `coef_` and `intercept_` give the scores
     grid_label : str, what the grid's values are, on the axis of a plot
+    choice_text : str, format of the value that was chosen, in a line of text; empty for none
     weights : names of the arrays of the classifier that hold the numbers that the fit chose
     fitted : names ``step.attribute`` of what it has found, besides the normaliser's
     """
@@ -76,6 +77,7 @@ class Learner(ABC):
     extensible = False
     is_linear = False
     grid_label = "C (less penalty to the right)"
+    choice_text = "C {:.3g}"
     weights: Sequence[str] = ("coef_", "intercept_")
     fitted: Sequence[str] = ("classify.coef_", "classify.intercept_")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +22,9 @@ from fx.commands.arguments import (
 )
 from fx.commands.printing import print_some, print_wrapped, show
 from fx.output import print_table, progress_bars
+
+if TYPE_CHECKING:
+    from fx.records import Advice
 
 _SCORES = ("knn", "logreg", "logme", "h_score", "distance")
 
@@ -52,40 +55,40 @@ def advise(
     show(advice, json_, lambda: _print(advice))
 
 
-def _print(record: dict[str, Any]) -> None:
-    sample, classes = record["sample"], record["classes"]
+def _print(advice: Advice) -> None:
+    sample, classes = advice.sample, advice.classes
     print_wrapped(
         f"{sum(classes.values()):,} labelled images of {len(classes):,} classes: about "
-        f"{record['n_train']:,} to train on, {record['n_test']:,} to test; the largest class has "
-        f"{record['imbalance']:.1f} times the smallest"
+        f"{advice.n_train:,} to train on, {advice.n_test:,} to test; the largest class has "
+        f"{advice.imbalance:.1f} times the smallest"
     )
     counts = {
-        "unreadable": sample["unreadable"],
-        "copies": sample["copies"],
-        "near-copies": sample["near_copies"],
-        "across splits": sample["near_copies_across_splits"],
+        "unreadable": len(sample.unreadable),
+        "copies": len(sample.copies),
+        "near-copies": len(sample.near_copies),
+        "across splits": len(sample.near_copies_across_splits),
     }
-    odd = ", ".join(f"{len(found):,} {what}" for what, found in counts.items())
-    print(f"of {sample['n']:,} looked at: {odd}")
-    print_some("unreadable", [f"{r['path']}: {r['reason']}" for r in sample["unreadable"]])
-    if sides := sample["shorter_side"]:
-        inputs = ", ".join(f"{one['backbone']} {one['size']}" for one in record["networks"])
+    odd = ", ".join(f"{count:,} {what}" for what, count in counts.items())
+    print(f"of {sample.n:,} looked at: {odd}")
+    print_some("unreadable", [f"{r['path']}: {r['reason']}" for r in sample.unreadable])
+    if sides := sample.shorter_side:
+        inputs = ", ".join(f"{one.backbone} {one.size}" for one in advice.networks)
         print_wrapped(
-            f"shorter sides: {sides['least']:,} to {sides['greatest']:,} pixels, median "
-            f"{sides['median']:,}; the network sees: {inputs}"
+            f"shorter sides: {sides.least:,} to {sides.greatest:,} pixels, median "
+            f"{sides.median:,}; the network sees: {inputs}"
         )
     print_table(
         ["features", "n", "k-NN", "logreg", "LogME", "H-score", "distance"],
-        [[one[name] for name in ("backbone", "n", *_SCORES)] for one in record["networks"]],
+        [[getattr(one, name) for name in ("backbone", "n", *_SCORES)] for one in advice.networks],
         title="scores on the images looked at, cross-validated: no promise of a test",
     )
     print_table(
-        ["seconds, predicted", "extract", *record["networks"][0]["predicted_seconds"]],
+        ["seconds, predicted", "extract", *advice.networks[0].predicted_seconds],
         [
-            [one["backbone"], f"{one['extraction_seconds']:,.0f}"]
-            + [f"{seconds:,.0f}" for seconds in one["predicted_seconds"].values()]
-            for one in record["networks"]
+            [one.backbone, f"{one.extraction_seconds:,.0f}"]
+            + [f"{seconds:,.0f}" for seconds in one.predicted_seconds.values()]
+            for one in advice.networks
         ],
     )
-    print_wrapped(record["quadrant"]["said"])
-    print_wrapped(f"Try first: {record['strategy']}.")
+    print_wrapped(advice.quadrant.said)
+    print_wrapped(f"Try first: {advice.strategy}.")

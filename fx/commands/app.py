@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from extract.errors import FxError
+from extract.errors import FxError, NoImages, UnknownBackbone
 from fx.commands.advise import advise
 from fx.commands.arguments import FEATURES, RUNS
 from fx.commands.backbones import backbones
@@ -110,7 +110,7 @@ def main() -> None:
             raise Interrupted from error
         if "--debug" in arguments:
             raise
-        message = with_options(str(error)) if isinstance(error, FxError) else _explain(error)
+        message = _with_hint(error) if isinstance(error, FxError) else _explain(error)
         print(f"fx: error: {printable(message)}", file=sys.stderr)
         if "--json" in arguments:
             result_follows()
@@ -120,6 +120,16 @@ def main() -> None:
         sys.exit(1)
     finally:
         gc.set_threshold(*thresholds)
+
+
+def _with_hint(error: FxError) -> str:
+    """Name the running command's options, and the command that helps."""
+    message = with_options(str(error))
+    if isinstance(error, UnknownBackbone):
+        return f"{message}; all of them: fx backbones"
+    if isinstance(error, NoImages) and error.path == Path("data"):
+        return f"{message}; 'fx sample digits data' writes an example"
+    return message
 
 
 def _explain(error: Exception) -> str:

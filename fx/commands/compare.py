@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -42,7 +42,8 @@ from fx.output import print_comparison, print_table, progress_bars
 
 if TYPE_CHECKING:
     from extract.registry import Registry
-    from fx.comparison.plan import Plan
+    from fx.comparison import Plan
+    from fx.records import Comparison, Preview
 
 SECONDS = {"S": 1, "M": 60, "H": 3600}
 
@@ -51,7 +52,7 @@ class Compare(Command):
     """Its help lists the strategies."""
 
     def choices(self) -> Mapping[str, Registry[Any]]:
-        from fx.comparison.strategies import STRATEGIES
+        from fx.comparison import STRATEGIES
 
         return {"Strategies": STRATEGIES}
 
@@ -124,13 +125,13 @@ def compare(
     example = "a duration such as 90s, 30m or 2h"
     limit = None if budget is None else with_unit("--budget", budget, SECONDS, example)
     if dry_run:
-        from fx.comparison.preview import preview
+        from fx.comparison import preview
 
         with progress_bars(quiet=json_) as begin:
             planned = preview(images, options, plan, budget=limit, begin=begin)
         show(planned, json_, lambda: _print_preview(planned))
         return planned
-    from fx.comparison.comparison import compare as run_comparison
+    from fx.comparison import compare as run_comparison
 
     with progress_bars(quiet=json_) as begin:
         comparison = run_comparison(
@@ -150,7 +151,7 @@ def compare(
 def _plan(
     strategies: str, sizes: str, seeds: int, epochs: int | None, class_weight: str | None
 ) -> Plan:
-    from fx.comparison.plan import Plan
+    from fx.comparison import Plan
 
     try:
         of_sizes = tuple(int(word) for word in sizes.split(",") if word.strip())
@@ -159,39 +160,41 @@ def _plan(
         raise typer.BadParameter(str(error)) from error
 
 
-def _print(comparison: dict[str, Any]) -> None:
+def _print(comparison: Comparison) -> None:
     print_comparison(comparison)
-    _print_skipped(comparison["skipped"])
-    notes = [f"{one['backbone']}: {one['said']}." for one in comparison["flips"]]
-    notes += [f"{note}." for note in comparison["notes"]]
-    said = (*notes, comparison["recommendation"], comparison["quadrant"]["said"])
-    for text in said:
-        print_wrapped(text)
-    print(f"report: {comparison['report']}")
+    _print_skipped([(one.strategy, one.n_train, one.reason) for one in comparison.skipped])
+    for flips in comparison.flips:
+        print_wrapped(f"{flips.backbone}: {flips.said}.")
+    for note in comparison.notes:
+        print_wrapped(f"{note}.")
+    print_wrapped(comparison.recommendation)
+    if comparison.quadrant:
+        print_wrapped(comparison.quadrant.said)
+    print(f"report: {comparison.report}")
 
 
-def _print_skipped(cells: Sequence[dict[str, Any]]) -> None:
+def _print_skipped(cells: Iterable[tuple[str, int, str]]) -> None:
     """Print what was not measured, and why: a line for every strategy, size and reason."""
-    told = dict.fromkeys((c["strategy"], c["n_train"], c["reason"]) for c in cells)
-    for strategy, size, reason in told:
+    for strategy, size, reason in dict.fromkeys(cells):
         print(f"left out: {strategy} at {size:,}: {reason}")
 
 
-def _print_preview(record: dict[str, Any]) -> None:
+def _print_preview(planned: Preview) -> None:
     """Print what a comparison would measure, and what it would take."""
     seconds: dict[tuple[str, int], list[float]] = {}
-    for cell in record["cells"]:
-        seconds.setdefault((cell["strategy"], cell["n_train"]), []).append(cell["seconds"])
+    for cell in planned.cells:
+        seconds.setdefault((cell.strategy, cell.n_train), []).append(cell.seconds)
     rows = [
         [strategy, f"{size:,}", len(each), f"{each[0]:,.0f}"]
         for (strategy, size), each in sorted(seconds.items())
     ]
     print_table(["strategy", "images", "seeds", "seconds each"], rows)
-    _print_skipped([cell | {"reason": "would not fit the budget"} for cell in record["skipped"]])
-    extraction, shared = record["extraction_seconds"], record["shared_seconds"]
+    reason = "would not fit the budget"
+    _print_skipped([(one.strategy, one.n_train, reason) for one in planned.skipped])
+    extraction, shared = planned.extraction_seconds, planned.shared_seconds
     print(f"extracting features: {extraction:,.0f} s; running frozen blocks: {shared:,.0f} s")
     print(
-        f"in all about {record['seconds'] / 60:,.1f} minutes at most, "
-        f"{record['disk_mb']:,.0f} MB on the disk"
+        f"in all about {planned.seconds / 60:,.1f} minutes at most, "
+        f"{planned.disk_mb:,.0f} MB on the disk"
     )
     print("as if nothing were there yet: what is finished takes no time again")

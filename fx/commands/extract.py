@@ -103,7 +103,7 @@ def _print(result: ExtractResult) -> None:
         f"{len(result.failed):,} unreadable"
     )
     widths = " + ".join(
-        f"{one['dim']:,}" if one["layer"] == "pool" else f"{one['dim']:,} ({one['layer']})"
+        f"{one.dim:,}" if one.layer == "pool" else f"{one.dim:,} ({one.layer})"
         for one in result.layers
     )
     how = result.precision + (f", {result.crops} crops" if result.crops > 1 else "")
@@ -115,14 +115,14 @@ def _print(result: ExtractResult) -> None:
     if splits:
         classes = len(next(iter(result.splits.values())))
         print(f"{classes} classes; {', '.join(splits)}")
-    print_some("unreadable", [f"{r['path']}: {r['reason']}" for r in result.failed])
-    print_some("copies, counted once", [f"{r['path']} = {r['copy_of']}" for r in result.duplicates])
+    print_some("unreadable", [f"{one.path}: {one.reason}" for one in result.failed])
+    print_some("copies, counted once", [f"{one.path} = {one.copy_of}" for one in result.duplicates])
     print_some("same bytes under two labels, in no split", result.conflicts)
     print_some(
         "leaks between splits",
         [
-            f"{r['path']} ({r['split']}) ~ {r.get('copy') or r['near_copy']} ({r['other']})"
-            for r in result.leaks
+            f"{one.path} ({one.split}) ~ {one.copy or one.near_copy} ({one.other})"
+            for one in result.leaks
         ],
     )
     print(f"store {result.store}, snapshot {result.snapshot}")

@@ -91,13 +91,13 @@ def fit_head(
 ) -> None:
     """Stage two: fit and measure a classifier on stored features."""
     options = options_in(locals(), layers=names_in(layer), features=names_in(features))
-    choice("--kernel", kernel, ("rbf", "linear", "nystroem", "auto"))
     choice("--normalize", normalize, ("standard", "l2", "none", "auto"))
     positive("--c", c)
     from fx.stages.fit_head import fit_head_on_store
     from heads.kinds import HEADS
 
-    choice("KIND", kind, HEADS.names())
+    kernels = HEADS[choice("KIND", kind, HEADS.names())].kernels
+    choice("--kernel", kernel, (*kernels, "auto") if kernels else (kernel,))
     with progress_bars(quiet=json_) as begin:
         result = fit_head_on_store(
             kind,
@@ -121,12 +121,11 @@ def _print(result: HeadResult) -> None:
 
 
 def _chosen(result: HeadResult) -> str:
-    parts = [f"normalisation {result.normalize}"]
-    if result.kind == "knn":
-        parts.insert(0, f"{result.c:g} neighbours")
-    elif result.kind != "centroid":
-        parts.insert(0, f"C {result.c:.3g}")
-    return ", ".join([*parts, *([f"{result.kernel} kernel"] if result.kernel else [])])
+    from heads.kinds import HEADS
+
+    chosen = HEADS[result.kind].learners[result.kernel].choice_text.format(result.c)
+    parts = [chosen, f"normalisation {result.normalize}", result.kernel and f"{result.kernel} kernel"]
+    return ", ".join(part for part in parts if part)
 
 
 def _print_doubtful(labels: DoubtfulLabels) -> None:

@@ -123,13 +123,13 @@ def describe_store(path: Path) -> dict[str, Any]:
         "sets": [
             {
                 "name": feature_set.name,
-                "spec": feature_set.spec,
+                "spec": feature_set.spec.to_dict(),
                 "weights_source": feature_set.weights_source,
                 "rows": rows_of(feature_set),
                 "dim": feature_set.dim,
                 "dtype": str(feature_set.dtype),
                 "megabytes": sum(f.lstat().st_size for f in feature_set.path.rglob("*")) / 1e6,
-                "engines": sorted({str(run["engine"]) for run in feature_set.runs}),
+                "engines": sorted({run.engine for run in feature_set.runs}),
             }
             for feature_set in store.sets()
         ],

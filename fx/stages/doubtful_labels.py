@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from extract.files import write_whole
-from fx.report.page import Section, page, paragraph, text
+from fx.report import render
 from fx.stages.records import DoubtfulLabel, DoubtfulLabels
 from fx.thumbnails import thumbnail
 
 if TYPE_CHECKING:
     from extract.images import ImageRow, Snapshot
-    from heads.audit import Doubts
+    from heads.limits import Doubts
 
 TABLE, PAGE = "labels.csv", "audit.html"
 SHOWN = 100
@@ -88,26 +88,13 @@ def _as_in_table(row: ImageRow, test_was_given: bool) -> dict[str, str]:
 def _write_page(
     path: Path, root: Path, doubtful: Sequence[DoubtfulLabel], keys: Sequence[bytes]
 ) -> None:
-    count = sum(one.contradicted for one in doubtful)
-    head = "<h1>Labels that may be wrong</h1>\n" + paragraph(
-        f"{count:,} of {len(doubtful):,} labels are contradicted by heads that had not seen the "
-        f"image. The {min(SHOWN, len(doubtful)):,} most doubtful are shown, the most doubtful "
-        f"first. Correct the column label of {TABLE}, which lies beside this page, and give it to "
-        "fx extract; no feature is computed again.",
-        kind="lead",
-    )
     shown = list(zip(doubtful, keys, strict=True))[:SHOWN]
-    images = "".join(_image(root, *one) for one in shown)
-    section = Section("images", "The most doubtful", f'<div class="images">{images}</div>\n')
-    html = page("fx: labels that may be wrong", head, [section])
-    write_whole(path, html.encode(errors="xmlcharrefreplace"))
-
-
-def _image(root: Path, doubtful: DoubtfulLabel, key: bytes) -> str:
-    than = "more like" if doubtful.margin < 0 else "then"
-    words = f"labelled <b>{text(doubtful.label)}</b>, {than} <b>{text(doubtful.suggested)}</b>"
-    source = thumbnail(root / doubtful.path, key, THUMBNAIL)
-    return (
-        f'<figure><img src="{source}" alt="{text(doubtful.path)}">'
-        f"<figcaption>{words}<br>{text(doubtful.path)}</figcaption></figure>\n"
+    page = render(
+        "labels.html",
+        title="fx: labels that may be wrong",
+        audited=len(doubtful),
+        contradicted=sum(one.contradicted for one in doubtful),
+        table=TABLE,
+        shown=[(one, thumbnail(root / one.path, key, THUMBNAIL)) for one, key in shown],
     )
+    write_whole(path, page.encode(errors="xmlcharrefreplace"))

@@ -65,7 +65,7 @@ def extract_images(
         first = result.failed[0]
         raise FxError(
             f"{len(result.failed)} images cannot be read; the first is "
-            f"{first['path']}: {first['reason']}; the others' features are stored"
+            f"{first.path}: {first.reason}; the others' features are stored"
         )
     return result
 

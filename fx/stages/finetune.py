@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from fx.options import Options, open_backbone, open_engine
 from fx.output import Begin
 from fx.runs import Run
@@ -55,7 +57,7 @@ def finetune_images(
     from extract.engines import resolve_device
     from finetune.finetuning import finetune
     from finetune.split import Resources
-    from finetune.training import joined
+    from finetune.training import join_processes
 
     device = resolve_device(options.device)
     settings = _settings(recipe, options, device, chosen)
@@ -63,7 +65,7 @@ def finetune_images(
     if scratch:
         options = dataclasses.replace(options, weights="random")
     backbone = open_backbone(options, seed=options.seed if scratch else 0)
-    processes = joined(device)
+    processes = join_processes(device)
     snapshot, stored = _prepared(images, backbone, options, scratch, processes, begin)
     check_labelled(snapshot)
     run = _run(options.out, settings, backbone, snapshot, stored, device)
@@ -113,7 +115,7 @@ def finetune_images(
         images_per_second=trained.images_per_second,
         augment=trained.augment,
         flips=None if trained.flips is None else trained.flips.as_dict(),
-        history=trained.history,
+        history=msgspec.to_builtins(trained.history),
     )
     if processes.is_main_process:
         run.finish(result)

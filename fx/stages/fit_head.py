@@ -53,12 +53,12 @@ class _Stored:
     @property
     def backbone(self) -> str:
         """The networks' names."""
-        return "+".join(dict.fromkeys(str(one.spec["backbone"]) for one in self.sets))
+        return "+".join(dict.fromkeys(one.spec.backbone for one in self.sets))
 
     @property
     def spec(self) -> dict[str, Any]:
         """What the features mean."""
-        return _together([one.spec for one in self.sets])
+        return _together([one.spec.to_dict() for one in self.sets])
 
     @property
     def source(self) -> dict[str, Any]:
@@ -97,9 +97,8 @@ def fit_head_on_store(
     """
     from extract.store import FeatureStore
     from fx.stages.doubtful_labels import write_doubtful_labels
-    from heads.audit import doubt_labels
     from heads.fitting import fit_head
-    from heads.limits import Limits
+    from heads.limits import Limits, doubt_labels
 
     choices: dict[str, Any] = {
         "kind": kind,
@@ -176,10 +175,12 @@ def _together(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _run(options: Options, choices: dict[str, Any], stored: _Stored, audit: bool) -> Run:
+    from heads.kinds import HEADS
+
     kind = choices["kind"]
     identity = {
         **choices,
-        "kernel": choices["kernel"] if kind == "svm" else None,
+        "kernel": choices["kernel"] if HEADS[kind].kernels else None,
         "seed": options.seed,
         # not the names of the sets, which are others once damage has been mended or garbage dropped
         "features": [one.digest(keys_of(used_rows(stored.snapshot))) for one in stored.sets],
@@ -228,6 +229,6 @@ def _keep(head: Head, stored: _Stored, directory: Path, features: NDArray[np.flo
     held_out = _held_out(head)
     Limits.of(features, held_out.splits, held_out.probabilities, held_out.labels).save(directory)
     write_plots(head, directory)
-    if network := stored.sets[0].spec.get("network"):
+    if network := stored.sets[0].spec.network:
         # predictions need the very network that made the features
         stored.store.read_network(network).write(directory)

@@ -102,7 +102,7 @@ def _open_head(folder: Path, options: Options) -> OpenModel:
                 layer=layer,
                 crops=crops,
                 network_hash=engine.network_hash,
-            )
+            ).to_dict()
         )
     head.check_spec(found[0] if len(found) == 1 else {"features": found})
     if dim != head.dim:

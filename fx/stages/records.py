@@ -120,7 +120,7 @@ class FinetuneResult(MeasuredModel, frozen=True, kw_only=True):
     trainable_parameters : how many numbers trained
     epochs, best_epoch : passes made, and the one that is kept; 0 is the head
     n_fitted : images that the kept weights were fitted on
-    calibration, augment, flips, history : see ``finetune.finetuning.Finetuned``
+    calibration, augment, flips, history : see ``finetune.finetuning.FinetuneResult``
     images_per_second : of training
     """
 

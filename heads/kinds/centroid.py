@@ -14,6 +14,7 @@ class Centroid(Learner):
     """scikit-learn's nearest centroid; the grid's one value means nothing."""
 
     calibrated_search = True
+    choice_text = ""
     weights = ("centroids_",)
     fitted = ("classify.centroids_", "classify.class_prior_", "classify.within_class_std_dev_")
 

@@ -17,6 +17,7 @@ class Neighbours(Learner):
 
     calibrated_search = True
     grid_label = "neighbours"
+    choice_text = "{:g} neighbours"
     weights = ("_fit_X",)
     fitted = ("classify._fit_X", "classify._y")
 
