@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from extract.backbones.family import build, load_weights
+from extract.backbones.by_name import build, load_weights
 from extract.backbones.layers import POOL, ConcatFeatures, Layers
 from extract.backbones.weights import weights_hash
 from extract.errors import FxError

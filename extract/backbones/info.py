@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from extract.backbones.family import build, family_of, names
+from extract.backbones.by_name import build, family_of, names
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Files written whole and read with care: durable writes, archives, JSON."""
+"""Files written whole and read with care: durable writes, archives, JSON, locks."""
 
 from extract.files.archives import stored_entries
 from extract.files.durable import (
@@ -19,6 +19,7 @@ from extract.files.durable import (
     write_whole,
 )
 from extract.files.json_records import LARGEST_RECORD, check_depth, decoded, read_record
+from extract.files.locks import lock_folder
 
 __all__ = [
     "LARGEST_RECORD",
@@ -30,6 +31,7 @@ __all__ = [
     "free_bytes",
     "in_units",
     "is_regular",
+    "lock_folder",
     "open_regular",
     "read_record",
     "read_regular",

@@ -6,7 +6,6 @@ set, too, where it is not yet written there.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -17,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from extract.errors import FxError
-from extract.files import UNFINISHED, sync
+from extract.files import UNFINISHED, lock_folder, sync
 from extract.store.feature_set import ROW_ARRAYS, FeatureSet
 from extract.store.records import (
     Commit,
@@ -158,15 +157,15 @@ class Catalogue:
     def drop(self, name: str) -> bool:
         """Delete a set unless somebody reads it: readers hold a shared lock on its folder."""
         folder = self.path / name
-        descriptor = os.open(folder, os.O_RDONLY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            descriptor = lock_folder(folder, shared=False)
+        except BlockingIOError:
+            return False
+        try:
             # first out of sight, so that a kill in between leaves no half of a set
             doomed = folder.with_name(f"{name}{UNFINISHED}")
             folder.replace(doomed)
             shutil.rmtree(doomed)
-        except BlockingIOError:
-            return False
         finally:
             os.close(descriptor)
         return True

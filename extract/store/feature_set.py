@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import weakref
@@ -17,7 +16,7 @@ import zarr
 from numpy.typing import NDArray
 
 from extract.errors import FxError
-from extract.files import is_regular
+from extract.files import is_regular, lock_folder
 from extract.store.records import Checksums, Commit, Damage, SetAttributes, split_generation
 from extract.store.zarr_files import LARGEST, in_short
 
@@ -93,14 +92,11 @@ class FeatureSet:
                 if len(self.checksums.get(name, ())) != self.chunks(name):
                     raise ValueError(f"the checksums of {name} are not those of its chunks")
         self._rows: dict[bytes, int] | None = None
-        descriptor = os.open(path, os.O_RDONLY)
-        self.close = weakref.finalize(self, os.close, descriptor)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            descriptor = lock_folder(path, shared=True)
         except BlockingIOError:
             raise FileNotFoundError(f"{path} is being deleted") from None
-        except OSError:
-            pass  # a file system without locks is no reason not to read
+        self.close = weakref.finalize(self, os.close, descriptor)
         # the lock may be that of a folder which has been deleted before it was taken
         if os.fstat(descriptor).st_ino != path.stat().st_ino:
             raise FileNotFoundError(f"{path} was deleted")

@@ -24,29 +24,34 @@ writer writes it anew. An empty folder is a store that holds nothing yet.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager, suppress
+import socket
+import sys
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import zarr
+from msgspec import to_builtins
 from zarr.errors import ContainsGroupError
 
 from extract.errors import FxError
-from extract.files import disk_full_as_fx_error, sync
+from extract.files import UNFINISHED, disk_full_as_fx_error, lock_folder, remove, sync
 from extract.store.blobs import (
     NETWORKS,
     SNAPSHOTS,
     damaged_blobs,
     drop_blob,
+    put_back_blobs,
     read_blob,
     snapshots_by_age,
     write_blob,
 )
 from extract.store.catalogue import Catalogue
 from extract.store.feature_set import DTYPES, FeatureSet
-from extract.store.lock import locked
 from extract.store.metadata import LAYOUT, StoreMetadata, as_last_extracted
 from extract.store.networks import SUFFIXES, StoredNetwork
 from extract.store.records import Damage, ExtractionRun, Spec
@@ -202,15 +207,50 @@ class FeatureStore:
             *(read_blob(self.path, NETWORKS, f"{name}{suffix}") for suffix in SUFFIXES)
         )
 
-    def lock(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def lock(self) -> Iterator[None]:
         """Hold the store for writing; the operating system lets go when the process dies.
+
+        What a killed writer has left is cleared up first.
 
         Raises
         ------
         FxError
             If another process holds it (the message says which), or the disk gets full.
         """
-        return locked(self.root, self.catalogue)
+        try:
+            descriptor = lock_folder(self.path, shared=False)
+        except BlockingIOError:
+            raise FxError(
+                f"{self.path} is being written by {self.root.attributes().writer}; wait for it, "
+                "or give another `store`"
+            ) from None
+        try:
+            with disk_full_as_fx_error(self.path):
+                self._clear_after_a_killed_writer()
+                yield
+        finally:
+            os.close(descriptor)
+
+    def _clear_after_a_killed_writer(self) -> None:
+        put_back_blobs(self.path)
+        for leftover in [*self.path.rglob(f"*{UNFINISHED}")]:
+            remove(leftover)
+        names = self.catalogue.names()
+        # a set that was deleted may come again, and has no rows then
+        decided = {name: c for name, c in self.catalogue.decided().items() if name in names}
+        for name, commit in decided.items():
+            with suppress(FxError):  # a set that cannot be read is begun anew
+                feature_set = self.catalogue.open(name, write=True)
+                if feature_set.group.attrs.asdict()["committed"] != feature_set.committed:
+                    set_attributes(feature_set.path, to_builtins(commit))
+                feature_set.close()
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        holder = f"process {os.getpid()} on {socket.gethostname()} since {since} ({command})"
+        # the disk may be full, and this be the collection of garbage that makes room
+        with suppress(OSError):
+            self.root.update(writer=holder, commit=decided)
 
     def clear_up(self) -> None:
         """Remove what killed writers have left unfinished, if nobody is writing now."""

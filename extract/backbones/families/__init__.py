@@ -7,6 +7,6 @@ from typing import TYPE_CHECKING
 from extract.registry import Registry
 
 if TYPE_CHECKING:
-    from extract.backbones.family import Family
+    from extract.backbones.families._family import Family
 
 FAMILIES: Registry[Family] = Registry(__name__, "FAMILY", "family of backbones")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from extract.backbones.family import Architecture, Family
+from extract.backbones.families._family import Architecture, Family
 from extract.errors import FxError
 from extract.images import Preprocessing
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from extract.backbones.family import Architecture, Family, unknown_backbone
+from extract.backbones.families._family import Architecture, Family, unknown_backbone
 from extract.backbones.weight_files import cached_on_hub, cached_url, fetch_from_hub, fetch_url
 from extract.backbones.weights import read_state_dict
 from extract.backbones.without_compiler import importing_timm

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from extract.backbones.family import Architecture, Family
+from extract.backbones.families._family import Architecture, Family
 from extract.backbones.weight_files import cached_url, fetch_url
 from extract.backbones.without_compiler import importing_torchvision
 from extract.errors import UnknownBackbone

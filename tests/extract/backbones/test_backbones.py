@@ -19,7 +19,7 @@ from torch import nn
 from torchvision import models
 
 from extract.backbones import backbone_info, list_backbones, load_backbone
-from extract.backbones.family import family_of
+from extract.backbones.by_name import family_of
 from extract.backbones.weights import read_state_dict, weights_hash
 from extract.errors import FxError
 

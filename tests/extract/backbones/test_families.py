@@ -10,7 +10,7 @@ from conftest import Said, write_classes
 from torch import nn
 
 from extract.backbones import FAMILIES, Architecture, Family, load_backbone
-from extract.backbones.family import names
+from extract.backbones.by_name import names
 from extract.errors import FxError
 from extract.images import Preprocessing
 from extract.store import FeatureStore

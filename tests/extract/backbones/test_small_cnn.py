@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from extract.backbones import backbone_info, load_backbone
-from extract.backbones.family import family_of
+from extract.backbones.by_name import family_of
 from extract.errors import FxError
 from finetune.blocks import cut, find_blocks
 
