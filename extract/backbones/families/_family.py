@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from extract.backbones.weights import fit_state_dict, read_state_dict
+from extract.errors import UnknownBackbone
 from extract.images import Preprocessing
 
 
