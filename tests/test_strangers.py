@@ -23,6 +23,7 @@ import pyarrow as pa
 import pytest
 import torch
 from conftest import Said
+from older_heads import save_older_head
 from pyarrow import parquet
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -48,7 +49,8 @@ from finetune.training import ModelRecord, TrainingState, save_model
 from finetune.training.checkpoint import load_training_state, save_training_state
 from fx.memory import peak_memory_mb, reset_peak_memory
 from fx.options import Options
-from fx.runs import finish, finished
+from fx.runs import Run
+from fx.stages.records import HeadResult
 from fx.stages.models import open_model
 from heads.calibration import Calibration
 from heads.files import load_head, save_head
@@ -299,8 +301,9 @@ def models(tmp_path_factory: pytest.TempPathFactory, backbone: Backbone) -> dict
     assert held_out is not None
     limits = Limits.of(features, held_out.splits, held_out.probabilities, held_out.labels)
     limits.save(root / "head")
+    save_older_head(head.tested(features, labels), root / "older")
     save_model(root / "net", network_of(backbone, 2), ModelRecord.of(backbone, ["a", "b"]))
-    return {kind: root / kind for kind in ("head", "net")}
+    return {kind: root / kind for kind in ("head", "older", "net")}
 
 
 def network_of(backbone: Backbone, classes: int) -> Network:
@@ -473,12 +476,17 @@ def test_a_record_of_many_lists_is_refused(models: dict[str, Path], tmp_path: Pa
 
 @pytest.mark.parametrize("kind", NO_FILES[:3])
 @pytest.mark.parametrize(
-    "name", ["head.json", "head.skops", "limits.npz", "model.json", "model.safetensors"]
+    "name",
+    [
+        *("head.json", "head.safetensors", "head.skops", "limits.npz"),
+        *("model.json", "model.safetensors"),
+    ],
 )
 def test_what_is_no_file_in_a_model_s_folder_is_refused_at_once(
     kind: str, name: str, models: dict[str, Path], tmp_path: Path, folder: Path, fx: Fx
 ) -> None:
-    model = copied(models["net" if name.startswith("model") else "head"], tmp_path)
+    whose = {"model": "net", "head.skops": "older"}
+    model = copied(models[whose.get(name, whose.get(name.split(".")[0], "head"))], tmp_path)
     (model / name).unlink()
     no_file(kind, model / name)
     said = fx("predict", model, folder, "--engine", "torch", "--reject", "0.1")
@@ -564,21 +572,36 @@ SKOPS = {
 def test_a_head_s_model_is_refused_before_it_takes_memory(
     name: str, models: dict[str, Path], tmp_path: Path
 ) -> None:
-    folder = copied(models["head"], tmp_path)
+    folder = copied(models["older"], tmp_path)
     change, compression, message = SKOPS[name]
     rewritten(folder / "head.skops", change, compression)
     with pytest.raises(FxError, match=message), little_memory():
         load_head(folder)
 
 
-@pytest.mark.parametrize("sparse", ["head.skops", "limits.npz"])
+@pytest.mark.parametrize("name", SAFETENSORS)
+def test_a_head_s_arrays_are_refused_before_they_take_memory(
+    name: str, models: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = copied(models["head"], tmp_path)
+    (folder / "head.safetensors").write_bytes(SAFETENSORS[name])
+    record = json.loads((folder / "head.json").read_text())
+    (folder / "head.json").write_text(json.dumps(record | {"model_sha256": None}))
+    with (
+        pytest.raises(FxError, match=r"head cannot be read; got .*head\.safetensors"),
+        little_memory(),
+    ):
+        load_head(folder)
+
+
+@pytest.mark.parametrize("sparse", ["head.safetensors", "head.skops", "limits.npz"])
 def test_a_sparse_file_in_a_head_s_folder_is_not_read(
     sparse: str, models: dict[str, Path], tmp_path: Path
 ) -> None:
-    folder = copied(models["head"], tmp_path)
+    folder = copied(models["older" if sparse == "head.skops" else "head"], tmp_path)
     os.truncate(folder / sparse, 1_000_000_000)
     with pytest.raises(FxError, match=r"1\.0 GB are holes"), little_memory():
-        load_head(folder) if sparse == "head.skops" else Limits.load(folder)
+        Limits.load(folder) if sparse == "limits.npz" else load_head(folder)
 
 
 LIMITS = {
@@ -618,6 +641,11 @@ def test_a_head_of_wrong_arrays_is_refused(models: dict[str, Path], tmp_path: Pa
     head = load_head(models["head"])
     good = head.pipeline[-1].coef_
     for wrong in (np.full_like(good, np.nan), good.astype(str), good[:, :-1], good.astype(complex)):
+        head.pipeline[-1].coef_ = wrong
+        save_older_head(load_head(models["head"]), tmp_path, head.pipeline)
+        with pytest.raises(FxError, match=r"does not fit head\.json"):
+            load_head(tmp_path)
+    for wrong in (np.full_like(good, np.nan), good.astype(bool), good[:, :-1], good[0]):
         head.pipeline[-1].coef_ = wrong
         save_head(head, tmp_path)
         with pytest.raises(FxError, match=r"does not fit head\.json"):
@@ -661,32 +689,70 @@ def test_labels_that_are_no_utf_8_are_read(tmp_path: Path) -> None:
     assert load_head(tmp_path).classes == ("b", "caf\udce9")
 
 
+RESULT = {
+    "head": "h",
+    "kind": "logreg",
+    "kernel": None,
+    "normalize": "standard",
+    "path": "p",
+    "backbone": "b",
+    "snapshot": "s",
+    "classes": ["a", "b"],
+    "n_train": 3,
+    "n_validation": 0,
+    "c": 1.0,
+    "notes": [],
+    "seconds": 1.0,
+    "accuracy": 0.5,
+    "accuracy_ci": [0.25, 0.75],
+    "majority": 0.5,
+    "per_class": [],
+    "reliability": [],
+    "reliability_uncalibrated": [],
+    "n_test": 2,
+    "confusion": [[1, 0], [1, 0]],
+    "measured_by": "test rows",
+}
+
+
+def result_with(**changes: object) -> bytes:
+    return json.dumps(RESULT | changes).replace('"@"', DEEP).encode()
+
+
 RESULTS = {
     "no object": b"[]",
     "nothing": b"",
-    "no UTF-8": b'{"seconds": 1, "notes": ["\xff"]}',
-    "deep": b'{"seconds": 1, "x": ' + DEEP.encode() + b"}",
-    "too deep to print": b'{"seconds": 1, "x": ' + b"[" * 500 + b"]" * 500 + b"}",
-    "no number": b'{"seconds": NaN}',
+    "no UTF-8": result_with().replace(b'"notes": []', b'"notes": ["\xff"]'),
+    "deep": result_with(x="@"),
+    "too deep to print": result_with().replace(b"{", b'{"x": ' + b"[" * 500 + b"]" * 500 + b", ", 1),
+    "no number": result_with(seconds=float("nan")),
     "nothing of it": b"{}",
-    "words for numbers": b'{"seconds": 1, "accuracy": "high"}',
-    "one end of an interval": b'{"seconds": 1, "accuracy_ci": [0.5]}',
-    "null": b'{"seconds": null}',
+    "words for numbers": result_with(accuracy="high"),
+    "one end of an interval": result_with(accuracy_ci=[0.5]),
+    "null": result_with(seconds=None),
 }
+
+
+def test_a_result_of_the_right_types_is_read(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_bytes(result_with())
+    result = Run(tmp_path).result(HeadResult)
+    assert (result.evaluation["accuracy"], result.classes) == (0.5, ("a", "b"))
+    Run(tmp_path / "again").finish(result)
+    assert Run(tmp_path / "again").result(HeadResult) == result
 
 
 @pytest.mark.parametrize("what", RESULTS)
 def test_a_result_of_wrong_types_is_one_error(what: str, tmp_path: Path) -> None:
     (tmp_path / "result.json").write_bytes(RESULTS[what])
-    with pytest.raises(FxError, match=r"result\.json is damaged \(.*\); repeat .* --fresh"):
-        finished(tmp_path)
+    with pytest.raises(FxError, match=r"result\.json is damaged \(.*\); repeat .* `fresh`"):
+        Run(tmp_path).result(HeadResult)
 
 
 @pytest.mark.parametrize("kind", NO_FILES)
 def test_a_result_that_is_no_file_is_refused_at_once(kind: str, tmp_path: Path) -> None:
     no_file(kind, tmp_path / "result.json")
     with pytest.raises(FxError, match=r"result\.json is damaged"):
-        finished(tmp_path)
+        Run(tmp_path).result(HeadResult)
     module = torch.nn.Linear(2, 2)
     optimiser = torch.optim.SGD(module.parameters())
     state_file = no_file(kind, tmp_path / "training.safetensors")
@@ -931,7 +997,7 @@ def test_a_link_in_the_place_of_an_unfinished_file_is_not_followed(
 ) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
-    names = ["head.skops", "head.json", "limits.npz", "model.safetensors", "model.json"]
+    names = ["head.safetensors", "head.json", "limits.npz", "model.safetensors", "model.json"]
     names += ["result.json", "network.xml", "network.bin", "training.safetensors"]
     model = tmp_path / "model"
     model.mkdir()
@@ -942,7 +1008,7 @@ def test_a_link_in_the_place_of_an_unfinished_file_is_not_followed(
     save_head(load_head(models["head"]), model)
     Limits.load(models["head"]).save(model)
     save_model(model, network_of(backbone, 2), ModelRecord.of(backbone, ["a", "b"]))
-    finish(model, {"seconds": 1.0})
+    Run(model).finish(HeadResult.from_json(RESULT))
     StoredNetwork(b"<net/>", b"1").write(model)
     module = torch.nn.Linear(2, 2)
     optimiser = torch.optim.SGD(module.parameters())

@@ -135,6 +135,7 @@ class NystroemMachine(Learner):
         )
         kernel.component_indices_ = np.arange(kernel.n_components)
         machine._label_binarizer = LabelBinarizer(pos_label=1, neg_label=-1).fit(classes)
+        vars(machine)["classes_"] = classes  # a property of scikit-learn 1.8, which takes the above
 
     def _mapping(self, features: Features) -> Pipeline:
         """Normaliser and map, fitted; the landmarks are drawn from the rows."""

@@ -1,20 +1,21 @@
 """Heads: probabilities, files, refusals."""
 
-import io
 import json
 import os
 import shutil
+import struct
 import tempfile
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import skops.io
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from older_heads import save_older_head
 from scipy.special import softmax
 from sklearn.dummy import DummyClassifier
 from sklearn.pipeline import Pipeline
@@ -24,6 +25,7 @@ from extract.errors import FxError
 from heads.files import load_head, save_head
 from heads.fitting import fit_head
 from heads.head import Head
+from heads.kinds import HEADS
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -86,7 +88,7 @@ def test_a_head_reads_back_bit_for_bit(kind: str, k: int, tmp_path: Path) -> Non
     head = replace(fitted(kind, k), source={"weights": "default"}).tested(*blobs(k, 60, seed=1))
     save_head(head, tmp_path / "new" / "folder")
     files = (tmp_path / "new" / "folder").iterdir()
-    assert sorted(file.name for file in files) == ["head.json", "head.skops"]
+    assert sorted(file.name for file in files) == ["head.json", "head.safetensors"]
     again = load_head(tmp_path / "new" / "folder")
     features, _ = blobs(k, 100, seed=2)
     assert np.array_equal(again.predict_proba(features), head.predict_proba(features))
@@ -108,7 +110,7 @@ def test_the_record_tells_how_the_head_came_about(head: Head, tmp_path: Path) ->
     save_head(head, tmp_path)
     record = json.loads((tmp_path / "head.json").read_text())
     assert {"kind", "kernel", "classes", "c", "folds", "spec", "metrics", "notes"} <= set(record)
-    assert set(record["versions"]) == {"numpy", "scikit-learn", "skops"}
+    assert set(record["versions"]) == {"numpy", "scikit-learn", "safetensors"}
     assert {"log_loss_before", "ece_before", "log_loss_after", "ece_after"} <= set(
         record["calibration"]
     )
@@ -116,13 +118,45 @@ def test_the_record_tells_how_the_head_came_about(head: Head, tmp_path: Path) ->
     assert record["metrics"]["n_test"] == 60
 
 
-def test_the_skops_file_is_plain_scikit_learn(head: Head, tmp_path: Path) -> None:
+def test_what_is_read_back_is_plain_scikit_learn(head: Head, tmp_path: Path) -> None:
     save_head(head, tmp_path)
-    plain = skops.io.load(tmp_path / "head.skops")
+    plain = load_head(tmp_path).pipeline
+    assert all(type(step).__module__.startswith("sklearn.") for step in (plain, *plain))
     features, _ = blobs(3, 50, seed=3)
     cooled = plain.decision_function(features) / head.calibration.temperature
     np.testing.assert_allclose(softmax(cooled, axis=1), head.predict_proba(features))
     assert (plain.predict(features) == head.predict(features)).all()
+
+
+@pytest.mark.parametrize("kernel", ["rbf", "linear", "nystroem"])
+@pytest.mark.parametrize(("kind", "k"), KINDS)
+def test_rebuilt_objects_predict_as_those_that_were_fitted(kind: str, k: int, kernel: str) -> None:
+    learner = HEADS[kind].learner(kernel=kernel)
+    first = learner.fit(*blobs(k), 3.0, jobs=1)
+    again = learner.rebuild(learner.state(first), NAMES[:k].tolist(), 3.0)
+    new, _ = blobs(k, 80, seed=3)
+    for name in ("predict", "decision_function", "predict_proba"):
+        if hasattr(first, name):
+            theirs, ours = getattr(first, name)(new), getattr(again, name)(new)
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_heads_of_older_versions_predict_as_they_did(tmp_path: Path) -> None:
+    with zipfile.ZipFile(Path(__file__).with_name("older_heads.zip")) as archive:
+        archive.extractall(tmp_path)
+    features = np.array(json.loads((tmp_path / "features.json").read_text()), np.float32)
+    folders = [one for one in tmp_path.iterdir() if one.is_dir()]
+    assert len(folders) == 5
+    for folder in folders:
+        head = load_head(folder)
+        expected = json.loads((folder / "probabilities.json").read_text())
+        np.testing.assert_allclose(head.predict_proba(features), expected, atol=1e-6)
+        assert head.metrics is not None
+        assert head.metrics.n_test == 24
+        save_head(head, folder)
+        assert not (folder / "head.skops").exists()
+        again = load_head(folder)
+        np.testing.assert_array_equal(again.scores(features), head.scores(features))
 
 
 @given(
@@ -174,8 +208,7 @@ class Bomb(FunctionTransformer):  # type: ignore[misc]
 
 def armed(directory: Path, estimator: object) -> Path:
     """Save a head whose model file holds something else."""
-    save_head(fitted("logreg", 3), directory)
-    (directory / "head.skops").write_bytes(skops.io.dumps(estimator))
+    save_older_head(fitted("logreg", 3), directory, estimator)
     return directory
 
 
@@ -210,7 +243,7 @@ def test_a_type_that_fx_does_not_write_is_refused_before_it_runs(
 def test_a_schema_edited_by_hand_is_refused(
     module: str, name: str, loader: str, tmp_path: Path
 ) -> None:
-    save_head(fitted("logreg", 3), tmp_path)
+    save_older_head(fitted("logreg", 3), tmp_path)
     model = tmp_path / "head.skops"
     with zipfile.ZipFile(model) as old:
         parts = {entry: old.read(entry) for entry in old.namelist()}
@@ -227,28 +260,43 @@ def test_a_schema_edited_by_hand_is_refused(
         load_head(tmp_path)
 
 
-def test_a_machine_with_arrays_of_wrong_sizes_is_refused(tmp_path: Path) -> None:
+SAVE = {"head.safetensors": save_head, "head.skops": save_older_head}
+every_format = pytest.mark.parametrize(("model", "save"), SAVE.items())
+Save = Callable[[Head, Path], None]
+
+
+@every_format
+def test_a_machine_with_arrays_of_wrong_sizes_is_refused(
+    model: str, save: Save, tmp_path: Path
+) -> None:
     head = fitted("svm", 3)
     head.pipeline[-1]._n_support[0] += 1_000_000  # libsvm would read that many vectors
-    save_head(head, tmp_path)
-    with pytest.raises(FxError, match=r"model in .*head\.skops that does not fit"):
+    save(head, tmp_path)
+    with pytest.raises(FxError, match=rf"model in .*{model} that does not fit"):
         load_head(tmp_path)
 
 
-def test_the_model_of_another_head_is_refused(head: Head, tmp_path: Path) -> None:
-    save_head(head, tmp_path)
+@every_format
+def test_the_model_of_another_head_is_refused(
+    model: str, save: Save, head: Head, tmp_path: Path
+) -> None:
+    save(head, tmp_path)
     for kind, k in (("svm", 3), ("logreg", 2)):
-        save_head(fitted(kind, k), tmp_path / "other")
-        shutil.copy(tmp_path / "other" / "head.skops", tmp_path / "head.skops")
-        with pytest.raises(FxError, match=r"does not fit head\.json"):
-            load_head(tmp_path)
+        save(fitted(kind, k), tmp_path / "other")
+        shutil.copy(tmp_path / "other" / model, tmp_path / model)
+        for sha256 in (True, False):
+            record = json.loads((tmp_path / "head.json").read_text())
+            record["model_sha256"] = record["model_sha256"] if sha256 else None
+            (tmp_path / "head.json").write_text(json.dumps(record))
+            with pytest.raises(FxError, match=r"does not fit head\.json"):
+                load_head(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["head.json", "head.skops"])
+@pytest.mark.parametrize("name", ["head.json", *SAVE])
 def test_missing_and_damaged_files_are_named_in_one_line(
     name: str, head: Head, tmp_path: Path
 ) -> None:
-    save_head(head, tmp_path)
+    SAVE.get(name, save_head)(head, tmp_path)
     path = tmp_path / name
     whole = path.read_bytes()
     flipped = bytearray(whole)
@@ -314,7 +362,7 @@ def test_what_cannot_be_fitted_is_refused_in_one_line() -> None:
     refusal("same in every row", np.ones_like(features), y)
     refusal("C must be positive; got -1", features, y, c=-1.0)
     refusal("at least 2 folds; got 1", features, y, folds=1)
-    refusal("unknown kind of head 'tree'; choose logreg, svm, knn or", features, y, kind="tree")
+    refusal("unknown head 'tree'; choose from centroid, knn, logreg, svm", features, y, kind="tree")
     refusal(
         "unknown kernel 'poly'; choose rbf, linear, nystroem or auto",
         features,
@@ -350,9 +398,9 @@ def test_a_given_c_is_taken_and_still_calibrated() -> None:
 
 def test_a_file_of_a_head_holds_no_pickle(head: Head, tmp_path: Path) -> None:
     save_head(head, tmp_path)
-    with zipfile.ZipFile(tmp_path / "head.skops") as archive:
-        for name in archive.namelist():
-            if name.endswith(".npy"):
-                np.load(io.BytesIO(archive.read(name)), allow_pickle=False)
-            else:
-                assert name == "schema.json"
+    data = (tmp_path / "head.safetensors").read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    arrays = json.loads(data[8 : 8 + length])
+    assert {one["dtype"] for one in arrays.values()} <= {"F64", "F32", "I64", "I32"}
+    ends = [end for one in arrays.values() for end in one["data_offsets"]]
+    assert max(ends) == len(data) - 8 - length

@@ -1,11 +1,14 @@
 """Kinds of head, normalisations and class weights: scikit-learn's own, fitted on the same rows."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Said
 from PIL import Image
 from sklearn.datasets import load_digits
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.pipeline import make_pipeline
@@ -18,9 +21,11 @@ from heads.folds import make_folds
 from heads.kinds import HEADS
 from heads.kinds.knn import Neighbours
 from heads.kinds.logreg import Logistic
-from heads.learner import Trial
+from heads.learner import HeadKind, Learner, Trial
 from heads.plots import write_plots
 from heads.resampling import corrected_interval, measure_by_resampling
+
+Fx = Callable[..., Said]
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -99,7 +104,7 @@ def test_the_nearest_centroid_is_scikit_learns() -> None:
     assert len(head.search) == 1
 
 
-@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("kind", HEADS.names())
 @pytest.mark.parametrize("normalize", ["l2", "none"])
 def test_every_kind_reads_back_bit_for_bit(kind: str, normalize: str, tmp_path: Path) -> None:
     features, y = digits(120)
@@ -197,7 +202,7 @@ def test_outer_folds_need_three_images_of_a_class() -> None:
         measure_by_resampling(features, y, kind="logreg")
 
 
-@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("kind", HEADS.names())
 def test_plots_are_images_of_the_search_and_of_reliability(kind: str, tmp_path: Path) -> None:
     features, y = digits(150)
     head = fit_head(features[:100], y[:100], kind=kind, normalize="auto")
@@ -211,3 +216,43 @@ def test_plots_are_images_of_the_search_and_of_reliability(kind: str, tmp_path: 
 def test_a_learner_says_which_choices_there_are() -> None:
     with pytest.raises(FxError, match="unknown class weight 'heavy'; choose balanced"):
         HEADS["logreg"].learner(class_weight="heavy")
+
+
+class Discriminant(Learner):
+    """Linear discriminant analysis with a shrunk covariance: a head in a few lines."""
+
+    def estimator(self, c: float) -> LinearDiscriminantAnalysis:
+        return LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+
+
+@pytest.fixture
+def discriminant() -> Iterator[None]:
+    """A head more."""
+    HEADS.add("lda", HeadKind("lda", {None: Discriminant}), "Linear discriminant analysis.")
+    yield
+    HEADS.remove("lda")
+
+
+@pytest.mark.parametrize("normalize", ["standard", "none"])
+@pytest.mark.parametrize("classes", [2, 10])
+def test_a_head_that_is_added_is_searched_calibrated_saved_and_predicts(
+    discriminant: None, normalize: str, classes: int, tmp_path: Path
+) -> None:
+    features, y = digits(600)
+    some = np.isin(y, np.unique(y)[:classes])
+    features, y = features[some], y[some]
+    head = fit_head(features[::2], y[::2], kind="lda", normalize=normalize)
+    assert len(head.search) == 1
+    assert head.folds == 5
+    assert head.calibration.log_loss_after <= head.calibration.log_loss_before
+    save_head(head.tested(features[1::2], y[1::2]), tmp_path)
+    again = load_head(tmp_path)
+    assert again.metrics is not None
+    assert again.metrics["accuracy"] > 0.9
+    np.testing.assert_array_equal(again.scores(features), head.scores(features))
+    assert (again.pipeline.predict(features) == head.predict(features)).all()
+
+
+def test_a_head_that_is_added_is_in_the_command_s_help(discriminant: None, fx: Fx) -> None:
+    assert "Linear discriminant analysis." in fx("fit-head", "--help").out
+    assert "centroid, knn, lda, logreg, svm" in fx("fit-head", "tree").err

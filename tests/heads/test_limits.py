@@ -241,7 +241,7 @@ def test_flipped_labels_of_real_images_are_listed_first(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("kind", HEADS.names())
 def test_probabilities_are_calibrated_on_real_images(
     kind: str, cifar_features: Callable[[str], Split]
 ) -> None:
