@@ -109,19 +109,20 @@ def decode(backbone: Backbone, folder: Path) -> None:
 
 def engine_of(backbone: Backbone, folder: Path, precision: str) -> Engine:
     """Make the engine that fx takes; what is quantised, the first process leaves to the others."""
-    from extract.engines import Quantised, make_engine
-    from extract.engines.quantisation import quantise
+    from extract.engines import make_engine
+    from extract.engines.int8 import quantise
     from extract.images import read_pixels
+    from extract.store import StoredNetwork
 
-    quantised = None
-    if precision == "int8":
+    def quantised() -> StoredNetwork:
         kept = folder.parent / f"{backbone.name}-int8"
         if not kept.exists():
             some = [file.read_bytes() for file in files_below(folder)[:200]]
             made = quantise(backbone, [read_pixels(data, backbone.preprocessing) for data in some])
             kept.mkdir()
             made.write(kept)
-        quantised = Quantised.read(kept)
+        return StoredNetwork.read(kept)
+
     return make_engine(
         backbone.module,
         backbone.preprocessing,

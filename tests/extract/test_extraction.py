@@ -151,14 +151,13 @@ def test_rows_of_another_engine_are_compared_before_more_are_added(
     folder: Path, tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(folder, tmp_path / "f.zarr", backbone)
-    before = Engine.signature
-    monkeypatch.setattr(Engine, "signature", lambda self: {**before(self), "engine": "other"})
+    monkeypatch.setattr(TorchEngine, "name", "other")
     make_image(2, 55).save(folder / "a" / "new.png")
     agreeing = run(folder, tmp_path / "f.zarr", backbone)
     assert (agreeing.new, agreeing.reused) == (1, 16)
 
     # an engine that computes something else begins a new generation
-    monkeypatch.setattr(Engine, "signature", lambda self: {**before(self), "engine": "third"})
+    monkeypatch.setattr(TorchEngine, "name", "third")
     compute = Engine.compute
     monkeypatch.setattr(Engine, "compute", lambda self, *a: compute(self, *a) * 1.01)
     differing = run(folder, tmp_path / "f.zarr", backbone)

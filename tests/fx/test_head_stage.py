@@ -112,7 +112,7 @@ def test_joined_features_are_those_of_both_sets_and_predict(extracted: Path, fx:
     found = answered(fx, "predict", head["path"], "data")
     store = FeatureStore(Path("features.zarr"))
     snapshot = Snapshot.from_parquet(*store.read_snapshot(None))
-    sets = {one.spec["layer"]: one for one in store.sets()}
+    sets = {one.spec.layer: one for one in store.sets()}
     keys = keys_of(snapshot.rows)
     stored = np.concatenate([sets[layer].features(keys) for layer in layers], axis=1)
     expected = kept.predict_proba(stored).max(axis=1)

@@ -11,6 +11,7 @@ import pytest
 import torch
 import typer
 from conftest import Said, calibrate_batch_norm, encoded, write_classes
+from msgspec import structs
 from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
@@ -20,7 +21,7 @@ from extract.backbones.single_channel import make_grey
 from extract.engines import make_engine, normalise
 from extract.errors import FxError
 from extract.images import batched, read_pixels
-from extract.store import FeatureStore, channels_of
+from extract.store import FeatureStore
 from finetune.blocks import cut, find_blocks
 from finetune.network import Network
 from finetune.training import ModelRecord, load_model, save_model
@@ -187,7 +188,7 @@ def test_a_spec_names_one_channel_and_is_what_it_was_for_three(
     lite0: Backbone, grey_lite0: Backbone
 ) -> None:
     spec = make_spec(lite0, "fp32")
-    assert list(spec) == [
+    assert list(spec.to_dict()) == [
         "backbone",
         "weights",
         "layer",
@@ -197,9 +198,9 @@ def test_a_spec_names_one_channel_and_is_what_it_was_for_three(
         "numerics",
     ]
     one = make_spec(grey_lite0, "fp32")
-    assert one == {**spec, "weights": grey_lite0.weights_hash, "channels": 1}
-    assert one["weights"] != spec["weights"]
-    assert (channels_of(spec), channels_of(one)) == (3, 1)
+    assert one == structs.replace(spec, weights=grey_lite0.weights_hash, channels=1)
+    assert one.weights != spec.weights
+    assert (spec.channels, one.channels) == (3, 1)
 
 
 def test_a_fine_tuned_network_comes_back_with_its_channels(tmp_path: Path) -> None:

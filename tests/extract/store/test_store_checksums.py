@@ -473,7 +473,7 @@ def test_garbage_of_an_earlier_version_is_collected(old: Path) -> None:
 def write_another_network(path: str) -> None:
     store = FeatureStore.create(path)
     with store.lock():
-        writer = store.start([(OTHER, DIM)], {**RUN, "weights_source": "other source"})
+        writer = store.start([(OTHER, DIM)], replace(RUN, weights_source="other source"))
         writer.append(keys_of(range(3)), [rows_of(range(3))], np.zeros((3, 32), np.uint8))
         writer.commit()
 
@@ -492,10 +492,10 @@ def test_killed_between_two_networks_a_store_pairs_each_with_its_own_weights(
         shutil.copytree(before, path)
         assert warm_process().run(write_another_network, path, at_step=step).killed
         spec, source = FeatureStore(path).last_wanted()
-        seen.add((str(spec["backbone"]), source))
+        seen.add((spec.backbone, source))
         for feature_set in FeatureStore(path).sets():
             # what counts, and what has computed it, come at once
-            assert sum(run["rows"] for run in feature_set.runs) == feature_set.committed
+            assert sum(run.rows for run in feature_set.runs) == feature_set.committed
     assert seen == {("net", "default"), ("other", "other source")}
 
 
