@@ -122,7 +122,6 @@ def choose_features(store: FeatureStore, options: Options) -> FeatureSet:
     FxError
         If the store has none such.
     """
-    from extract.backbones import resolve_weights
     from extract.errors import FxError
 
     layer = _one_layer(options)
@@ -148,6 +147,9 @@ def choose_features(store: FeatureStore, options: Options) -> FeatureSet:
     sets = store.sets()
     found = [s for s in sets if all(getattr(s.spec, name) == value for name, value in asked.items())]
     if options.weights is not None:
+        # which loads torch
+        from extract.backbones import resolve_weights
+
         asked["weights"] = options.weights
         found = [
             s

@@ -96,7 +96,6 @@ def fit_head_on_store(
         If there is no store, too little that is labelled, or features are missing.
     """
     from extract.store import FeatureStore
-    from fx.stages.doubtful_labels import write_doubtful_labels
     from heads.fitting import fit_head
     from heads.limits import Limits, doubt_labels
 
@@ -145,6 +144,9 @@ def fit_head_on_store(
     seconds = time.perf_counter() - begun
     doubtful: DoubtfulLabels | UnsetType = UNSET
     if audit:
+        # which loads what writes pages
+        from fx.stages.doubtful_labels import write_doubtful_labels
+
         doubtful = write_doubtful_labels(
             run.directory, doubt_labels(_held_out(head)), rows, stored.snapshot, head.classes
         )
