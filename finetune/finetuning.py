@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,14 +18,22 @@ from extract.errors import FxError
 from extract.files import disk_full_as_fx_error
 from extract.images import ImageRow
 from finetune.data import Activations, pixels_of, set_validation_aside, write_contact_sheet
+from finetune.disk_space import check_room_for_training
 from finetune.flips import FlipTrial, try_flips
 from finetune.network import Network, TrainedPart
-from finetune.room import check_room_for_training
 from finetune.settings import AUTO, FinetuneSettings
 from finetune.split import Resources, SplitNetwork
-from finetune.starting_head import Features, by_path, cool, fold, starting_head
+from finetune.starting_head import (
+    Features,
+    apply_temperature,
+    by_path,
+    fold_into_classifier,
+    starting_head,
+)
 from finetune.training import (
     Auxiliaries,
+    EpochRow,
+    ModelRecord,
     Rows,
     Trainer,
     TrainingState,
@@ -37,11 +45,11 @@ from finetune.training import (
     write_steps,
 )
 from heads.calibration import Calibration
-from heads.fitting import BALANCED
-from heads.limits import MOST, Limits
 from heads.evaluation import Evaluation, evaluate
+from heads.fitting import BALANCED
+from heads.limits import MAX_ROWS, Limits
 
-SHOWN = 8  # images on the contact sheet
+CONTACT_SHEET_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ class TrainingData:
 
 
 @dataclass(frozen=True)
-class Finetuned:
+class FinetuneResult:
     """What a fine-tuning gave.
 
     Attributes
@@ -75,7 +83,7 @@ class Finetuned:
     classes : in the order of the probabilities' columns
     trainable_parameters : how many numbers trained
     epochs, best_epoch : passes made, and the one delivered; 0 is the head
-    history : a record an epoch
+    history : a row an epoch
     notes : what was not as asked for, and what was found by trial
     augment : of the images that trained: what was asked for, or decided
     flips : the trial by which they were decided on, if it was left open
@@ -92,7 +100,7 @@ class Finetuned:
     trainable_parameters: int
     epochs: int
     best_epoch: int
-    history: list[dict[str, float | int | None]]
+    history: list[EpochRow]
     notes: list[str]
     augment: str
     flips: FlipTrial | None
@@ -100,6 +108,63 @@ class Finetuned:
     n_validation: int
     n_fitted: int
     images_per_second: float
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Images with their class numbers, validation rows among them.
+
+    Attributes
+    ----------
+    set_aside : whether the validation rows were taken from the training rows, and so may train
+    """
+
+    root: Path
+    training: Sequence[ImageRow]
+    validation: Sequence[ImageRow]
+    test: Sequence[ImageRow]
+    set_aside: bool
+    classes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, data: TrainingData, seed: int) -> _Images:
+        """Set validation rows aside where none are given; raises FxError where rows lack."""
+        training, validation = data.train, data.validation
+        if not validation:
+            training, validation = set_validation_aside(data.train, seed)
+        classes = tuple(sorted({str(row.label) for row in training}))
+        if not data.test:
+            raise FxError("no test rows to measure on; give each class at least two images")
+        unknown = {str(row.label) for row in [*validation, *data.test]} - set(classes)
+        if unknown:
+            raise FxError(
+                f"no training images of class {min(unknown)!r}; add some, or remove the class"
+            )
+        return cls(data.root, training, validation, data.test, not data.validation, classes)
+
+    @property
+    def may_train(self) -> Sequence[ImageRow]:
+        """The training rows, and the validation rows that were set aside from them."""
+        return [*self.training, *self.validation] if self.set_aside else self.training
+
+    def numbers(self, rows: Sequence[ImageRow]) -> NDArray[np.int64]:
+        """Class numbers of some rows."""
+        number = {label: index for index, label in enumerate(self.classes)}
+        return np.array([number[str(row.label)] for row in rows], dtype=np.int64)
+
+    def labelled(self, rows: Sequence[ImageRow], activations: Activations) -> Rows:
+        """Where rows lie among the activations, and their class numbers."""
+        return Rows(activations.positions(rows), self.numbers(rows))
+
+
+@dataclass(frozen=True)
+class _Delivered:
+    """The network that is delivered: what its classifier was calibrated by, and its limits."""
+
+    calibration: Calibration
+    limits: Limits | None
+    best_epoch: int
+    n_fitted: int
 
 
 def finetune(
@@ -111,7 +176,7 @@ def finetune(
     directory: Path,
     resources: Resources,
     with_limits: bool = True,
-) -> Finetuned:
+) -> FinetuneResult:
     """Train the last blocks of a backbone and a classifier, from the head fitted on its features.
 
     Parameters
@@ -125,8 +190,8 @@ def finetune(
         ``steps.csv`` and, where images are augmented, ``augmented.png``; an interrupted run is
         found there and goes on
     resources : where and with what
-    with_limits : whether ``limits.npz`` is written, too, which ``fx predict --reject`` and
-        ``--conformal`` go by
+    with_limits : whether ``limits.npz`` is written, too, by which predictions are rejected or
+        become sets of labels
 
     Raises
     ------
@@ -135,53 +200,34 @@ def finetune(
     FxError
         If there are too few images, the network has fewer blocks, or training diverges.
     """
-    report = resources.progress
-    if data.validation:
-        training, validation = list(data.train), list(data.validation)
-        drawn = training
-    else:
-        training, validation = set_validation_aside(data.train, settings.seed)
-        drawn = [*training, *validation]
-    classes = tuple(sorted({str(row.label) for row in training}))
-    _check_labels(classes, validation, data.test)
+    images = _Images.of(data, settings.seed)
     accelerator = make_accelerator(
         resources.device, settings, log_to=resources.log_to, directory=directory
     )
-    split = SplitNetwork.of(backbone, len(classes), settings)
+    split = SplitNetwork.of(backbone, len(images.classes), settings)
     auxiliaries = None
     if settings.unfreeze == "all":
-        auxiliaries = Auxiliaries.of(backbone.module, len(classes), seed=settings.seed)
-    rows = resources.activation_rows or [*training, *validation, *data.test]
-    besides = check_room_for_training(
+        auxiliaries = Auxiliaries.of(backbone.module, len(images.classes), seed=settings.seed)
+    rows = resources.activation_rows or [*images.training, *images.validation, *images.test]
+    reserved = check_room_for_training(
         directory,
         split,
         rows,
-        drawn,
+        images.may_train,
         settings=settings,
         resources=resources,
         auxiliaries=auxiliaries,
     )
     trial = None
     if features is not None:
-        head = starting_head(
-            features,
-            training,
-            class_weight=settings.class_weight,
-            seed=settings.seed,
-            progress=report("fitting the head"),
-        )
-        fold(head, split.classifier)
-        if settings.augment == AUTO:
-            trial = try_flips(head, backbone, features, training, validation, data.root, resources)
-            (trial,) = broadcast_object_list([trial])
+        trial = _start_as_head(split, features, images, settings, resources)
     if settings.augment == AUTO:
         settings = replace(settings, augment="none" if trial is None else trial.augment)
     with accelerator.main_process_first():
-        activations, part, notes = split.prepared(
-            rows, drawn, data.root, settings, resources, besides
+        activations, part, notes = split.load_inputs(
+            rows, images.may_train, images.root, settings, resources, reserved
         )
-    begun = time.perf_counter()
-    numbers = _numbers(training, classes)
+    numbers = images.numbers(images.training)
     trainer = Trainer(
         part,
         activations,
@@ -191,58 +237,53 @@ def finetune(
         auxiliaries,
         class_weights=weights_of_classes(numbers) if settings.class_weight else None,
     )
-    trainer.notes += [*notes, *([] if trial is None else [trial.said])]
+    trainer.notes += [*notes, *([] if trial is None else [trial.summary])]
     trainer.notes += [BALANCED] if settings.class_weight else []
+    begun = time.perf_counter()
     state = train(
         trainer,
-        Rows(activations.positions(training), numbers),
-        Rows(activations.positions(validation), _numbers(validation, classes)),
-        set_aside=not data.validation,
+        images.labelled(images.training, activations),
+        images.labelled(images.validation, activations),
+        set_aside=images.set_aside,
         state_file=directory / "training.safetensors",
-        progress=report("training"),
+        progress=resources.progress("training"),
     )
     seconds = time.perf_counter() - begun
     if auxiliaries is not None:
         auxiliaries.close()
-    calibration, limits = state.calibration, None
-    head_is_kept = False
-    if state.best_epoch == 0 and features is not None and not data.validation:
-        head_is_kept = True
-        calibration, limits = _head_of_all(part, features, drawn, settings, with_limits)
+    if state.best_epoch == 0 and features is not None and images.set_aside:
+        delivered = _deliver_head(part, features, images, settings, with_limits)
     else:
-        if with_limits:
-            limits = _limits_of(trainer, state, activations, training, validation, classes)
-        cool(part.classifier, calibration.temperature)
-    logits = trainer.logits(activations.positions(data.test)).double()
-    probabilities = torch.softmax(logits, dim=1).numpy()
-    uncalibrated = torch.softmax(logits * calibration.temperature, dim=1).numpy()
-    truth = _numbers(data.test, classes)
-    result = Finetuned(
-        metrics=evaluate(probabilities, truth, classes, uncalibrated=uncalibrated),
+        delivered = _deliver_network(trainer, state, images, with_limits)
+    probabilities, uncalibrated = _predict(trainer, images.test, delivered.calibration)
+    result = FinetuneResult(
+        metrics=evaluate(
+            probabilities, images.numbers(images.test), images.classes, uncalibrated=uncalibrated
+        ),
         probabilities=probabilities,
-        calibration=calibration,
-        classes=classes,
-        trainable_parameters=sum(p.numel() for p in part.parameters() if p.requires_grad),
+        calibration=delivered.calibration,
+        classes=images.classes,
+        trainable_parameters=part.trainable_parameters,
         epochs=state.epoch,
-        best_epoch=state.epoch if state.on_all_rows else state.best_epoch,
+        best_epoch=delivered.best_epoch,
         history=state.history,
         notes=state.notes,
         augment=settings.augment,
         flips=trial,
-        n_train=len(training),
-        n_validation=len(validation),
-        n_fitted=len(training) + (head_is_kept or state.on_all_rows) * len(validation),
-        images_per_second=state.epoch * len(training) / seconds,
+        n_train=len(images.training),
+        n_validation=len(images.validation),
+        n_fitted=delivered.n_fitted,
+        images_per_second=state.epoch * len(images.training) / seconds,
     )
     if accelerator.is_main_process:
         if settings.augment != "none":
-            _write_contact_sheet(
-                directory, training, data.root, backbone, settings, resources.max_image_mb
-            )
+            _write_contact_sheet(directory, images, backbone, settings, resources.max_image_mb)
         write_steps(directory, state.steps)
-        if limits is not None:
-            limits.save(directory)
-        _deliver(directory, backbone, part, result, trainer.settings, data)
+        if delivered.limits is not None:
+            delivered.limits.save(directory)
+        record = _record(backbone, result, trainer.settings, data.fingerprint)
+        save_model(directory, Network(backbone.module, part.classifier).cpu(), record)
+        write_history(directory, result.history)
     with disk_full_as_fx_error(directory):
         accelerator.end_training()
     return result
@@ -270,118 +311,142 @@ def fill_activations(
         If an image changed since the snapshot.
     """
     split = SplitNetwork.of(backbone, len({row.label for row in training}), settings)
-    besides = check_room_for_training(
+    reserved = check_room_for_training(
         resources.cache, split, rows, training, settings=settings, resources=resources
     )
-    split.prepared(rows, training, root, settings, resources, besides)
+    split.load_inputs(rows, training, root, settings, resources, reserved)
 
 
-def _head_of_all(
+def _start_as_head(
+    split: SplitNetwork,
+    features: Features,
+    images: _Images,
+    settings: FinetuneSettings,
+    resources: Resources,
+) -> FlipTrial | None:
+    """Make the classifier the head of the training rows; try flips with it, if they are open."""
+    head = starting_head(
+        features,
+        images.training,
+        class_weight=settings.class_weight,
+        seed=settings.seed,
+        progress=resources.progress("fitting the head"),
+    )
+    fold_into_classifier(head, split.classifier)
+    if settings.augment != AUTO:
+        return None
+    found = try_flips(
+        head,
+        split.backbone,
+        features,
+        images.training,
+        images.validation,
+        images.root,
+        resources,
+    )
+    # all processes go by the first one's trial
+    return cast("FlipTrial", broadcast_object_list([found])[0])
+
+
+def _deliver_head(
     part: TrainedPart,
     features: Features,
-    rows: Sequence[ImageRow],
+    images: _Images,
     settings: FinetuneSettings,
     with_limits: bool,
-) -> tuple[Calibration, Limits | None]:
+) -> _Delivered:
     """Put the head that all training rows give in the place of what training did not better."""
-    rows = by_path(rows)
+    rows = by_path(images.may_train)
     head = starting_head(features, rows, class_weight=settings.class_weight, seed=settings.seed)
-    fold(head, part.classifier)
-    held_out = head.held_out
-    if not with_limits or held_out is None:
-        return head.calibration, None
-    known = features([row.key for row in rows])
-    limits = Limits.of(known, held_out.splits, held_out.probabilities, held_out.labels)
-    return head.calibration, limits
+    fold_into_classifier(head, part.classifier)
+    limits, held_out = None, head.held_out
+    if with_limits and held_out is not None:
+        known = features([row.key for row in rows])
+        limits = Limits.of(known, held_out.splits, held_out.probabilities, held_out.labels)
+    return _Delivered(head.calibration, limits, 0, len(rows))
 
 
-def _limits_of(
-    trainer: Trainer,
-    state: TrainingState,
-    activations: Activations,
-    training: Sequence[ImageRow],
-    validation: Sequence[ImageRow],
-    classes: tuple[str, ...],
-) -> Limits:
+def _deliver_network(
+    trainer: Trainer, state: TrainingState, images: _Images, with_limits: bool
+) -> _Delivered:
+    """Calibrate the network that training gave."""
+    limits = _limits_of(trainer, state, images) if with_limits else None
+    apply_temperature(trainer.part.classifier, state.calibration.temperature)
+    if state.on_all_rows:
+        return _Delivered(state.calibration, limits, state.epoch, len(images.may_train))
+    return _Delivered(state.calibration, limits, state.best_epoch, len(images.training))
+
+
+def _limits_of(trainer: Trainer, state: TrainingState, images: _Images) -> Limits:
     """Learn limits from the validation rows, as the network that they judged saw them.
 
     New images are compared with the rows that the delivered network was fitted on.
     """
-    some, last = _some(training), trainer.part.state_dict()
+    part = trainer.part
+    positions = trainer.activations.positions
+    some, last = _at_most(images.training, MAX_ROWS), part.state_dict()
     last = {name: value.clone() for name, value in last.items()}
-    trainer.part.load_state_dict(state.best)
-    of_some = trainer.features(activations.positions(some))
-    of_rest = trainer.features(activations.positions(validation))
+    part.load_state_dict(state.best)
+    of_some = trainer.features(positions(some))
+    of_rest = trainer.features(positions(images.validation))
     logits = trainer.classified(of_rest).double() / state.calibration.temperature
-    trainer.part.load_state_dict(last)
-    known = None
+    part.load_state_dict(last)
+    known = of_some
     if state.on_all_rows:
-        known = trainer.features(activations.positions(_some([*training, *validation]))).numpy()
+        known = trainer.features(positions(_at_most(images.may_train, MAX_ROWS)))
     rows = np.arange(len(of_some) + len(of_rest))
     return Limits.of(
         torch.cat([of_some, of_rest]).numpy(),
         [(rows[: len(of_some)], rows[len(of_some) :])],
         torch.softmax(logits, dim=1).numpy(),
-        _numbers(validation, classes),
-        known=of_some.numpy() if known is None else known,
+        images.numbers(images.validation),
+        known=known.numpy(),
     )
 
 
-def _some(rows: Sequence[ImageRow]) -> Sequence[ImageRow]:
-    return rows[:: -(-len(rows) // MOST)]
+def _predict(
+    trainer: Trainer, rows: Sequence[ImageRow], calibration: Calibration
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Probabilities of some rows, calibrated as the network is, and without that."""
+    logits = trainer.logits(trainer.activations.positions(rows)).double()
+    uncalibrated = torch.softmax(logits * calibration.temperature, dim=1)
+    return torch.softmax(logits, dim=1).numpy(), uncalibrated.numpy()
 
 
-def _check_labels(
-    classes: tuple[str, ...], validation: Sequence[ImageRow], test: Sequence[ImageRow]
-) -> None:
-    if not test:
-        raise FxError("no test rows to measure on; give each class at least two images")
-    unknown = sorted({str(row.label) for row in [*validation, *test]} - set(classes))
-    if unknown:
-        raise FxError(f"no training images of class {unknown[0]!r}; add some, or remove the class")
-
-
-def _numbers(rows: Sequence[ImageRow], classes: tuple[str, ...]) -> NDArray[np.int64]:
-    number = {label: index for index, label in enumerate(classes)}
-    return np.array([number[str(row.label)] for row in rows], dtype=np.int64)
+def _at_most(rows: Sequence[ImageRow], count: int) -> Sequence[ImageRow]:
+    """Take so many rows at most, evenly."""
+    return rows[:: -(-len(rows) // count)]
 
 
 def _write_contact_sheet(
     directory: Path,
-    training: Sequence[ImageRow],
-    root: Path,
+    images: _Images,
     backbone: Backbone,
     settings: FinetuneSettings,
     max_image_mb: int,
 ) -> None:
-    some = training[:: -(-len(training) // SHOWN)]
-    pixels = np.concatenate(list(pixels_of(some, root, backbone.preprocessing, max_image_mb)))
+    some = _at_most(images.training, CONTACT_SHEET_IMAGES)
+    found = pixels_of(some, images.root, backbone.preprocessing, max_image_mb)
+    pixels = np.concatenate(list(found))
     write_contact_sheet(directory / "augmented.png", pixels, settings.augment, settings.seed)
 
 
-def _deliver(
-    directory: Path,
-    backbone: Backbone,
-    part: TrainedPart,
-    result: Finetuned,
-    settings: FinetuneSettings,
-    data: TrainingData,
-) -> None:
-    record: dict[str, Any] = {
-        "classes": list(result.classes),
-        "unfreeze": settings.unfreeze,
-        "settings": vars(settings),
-        "epochs": result.epochs,
-        "best_epoch": result.best_epoch,
-        "n_train": result.n_train,
-        "n_validation": result.n_validation,
-        "n_fitted": result.n_fitted,
-        "calibration": result.calibration.as_dict(),
-        "trainable_parameters": result.trainable_parameters,
-        "metrics": result.metrics.as_dict(),
-        "snapshot_fingerprint": data.fingerprint,
-        "versions": {"torch": torch.__version__},
-    }
-    network = Network(backbone.module, part.classifier).cpu()
-    save_model(directory, network, backbone, record)
-    write_history(directory, result.history)
+def _record(
+    backbone: Backbone, result: FinetuneResult, settings: FinetuneSettings, fingerprint: str
+) -> ModelRecord:
+    return ModelRecord.of(
+        backbone,
+        result.classes,
+        unfreeze=settings.unfreeze,
+        settings=vars(settings),
+        epochs=result.epochs,
+        best_epoch=result.best_epoch,
+        n_train=result.n_train,
+        n_validation=result.n_validation,
+        n_fitted=result.n_fitted,
+        calibration=result.calibration,
+        trainable_parameters=result.trainable_parameters,
+        metrics=result.metrics.as_dict(),
+        snapshot_fingerprint=fingerprint,
+        versions={"torch": str(torch.__version__)},
+    )

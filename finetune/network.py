@@ -51,6 +51,11 @@ class TrainedPart(nn.Module):
         self._preprocessing = preprocessing
         self._trunk = () if trunk is None else (trunk.eval(),)  # in a tuple: not to be registered
 
+    @property
+    def trainable_parameters(self) -> int:
+        """How many numbers train."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
     def prepare(self, inputs: torch.Tensor) -> torch.Tensor:
         """Turn what was kept of images into the tail's float32 inputs, differentiating nothing.
 

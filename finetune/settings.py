@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
+
+import msgspec
 
 from finetune.data import AUGMENTATIONS, MIXES
 
 AUTO = "auto"
-# Epochs where nothing is asked for. Of few images more are made, until there are so many steps, and
-# so many epochs at most.
-USUAL_EPOCHS, FEWEST_STEPS, MOST_EPOCHS = 7, 200, 24
+# Epochs where nothing is asked for; with few images there are more, until there are so many steps,
+# and so many epochs at most.
+DEFAULT_EPOCHS, MIN_STEPS, MAX_EPOCHS = 7, 200, 24
 OPTIMISERS = ("adamw", "adam")
 SCHEDULES = ("cosine", "constant")
 BATCH_NORM = ("inference", "train")
@@ -48,6 +50,13 @@ RECIPES: dict[str, dict[str, Any]] = {
         "augment": "none",
     },
 }
+
+
+class TunedSettings(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Settings that were found by trial; None where they were given."""
+
+    learning_rate: float | None = None
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -127,16 +136,16 @@ class FinetuneSettings:
     def of_recipe(cls, recipe: str, **chosen: Any) -> FinetuneSettings:
         """Make the settings of a recipe; what is chosen and not None takes its place in it."""
         if recipe not in RECIPES:
-            raise ValueError(f"recipe must be one of {', '.join(RECIPES)}; got {recipe!r}")
+            raise ValueError(f"`recipe` must be one of {', '.join(RECIPES)}; got {recipe!r}")
         given = {name: value for name, value in chosen.items() if value is not None}
         return cls(**(RECIPES[recipe] | given))
 
     def __post_init__(self) -> None:
         if self.unfreeze != "all" and self.unfreeze < 0:
-            raise ValueError(f"unfreeze must be 0 or more, or 'all'; got {self.unfreeze}")
+            raise ValueError(f"`unfreeze` must be 0 or more, or `all`; got {self.unfreeze}")
         if self.from_scratch and self.unfreeze != "all":
             raise ValueError(
-                f"from scratch everything trains; got unfreeze {self.unfreeze}, expected 'all'"
+                f"from scratch everything trains; got {self.unfreeze}; take `unfreeze=all`"
             )
         for name, allowed in {
             "precision": ("fp32", "bf16"),
@@ -149,34 +158,39 @@ class FinetuneSettings:
         }.items():
             if (value := getattr(self, name)) not in allowed:
                 choices = ", ".join(one for one in allowed if one)
-                raise ValueError(f"{name} must be one of {choices}; got {value!r}")
+                raise ValueError(f"`{name}` must be one of {choices}; got {value!r}")
         for name in ("epochs", "batch_size", "patience", "views", "micro_batch"):
             value = getattr(self, name)
             if value not in (None, AUTO) and value < 1:
-                raise ValueError(f"{name} must be at least 1; got {value}")
+                raise ValueError(f"`{name}` must be at least 1; got {value}")
         rate = self.learning_rate
         if rate is not None and rate != "auto" and rate <= 0:
-            raise ValueError(f"learning_rate must be above 0; got {self.learning_rate}")
+            raise ValueError(f"`learning_rate` must be above 0; got {self.learning_rate}")
         if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay must be in (0, 1]; got {self.layer_decay}")
+            raise ValueError(f"`layer_decay` must be in (0, 1]; got {self.layer_decay}")
         for name in ("dropout", "label_smoothing", "warm_up", "final"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1); got {getattr(self, name)}")
-        epochs = self.epochs or USUAL_EPOCHS
+                raise ValueError(f"`{name}` must be in [0, 1); got {getattr(self, name)}")
+        epochs = self.epochs or DEFAULT_EPOCHS
         if not 0 <= self.classifier_epochs < epochs:
             raise ValueError(
-                f"classifier_epochs must be fewer than the {epochs} epochs; "
+                f"`classifier_epochs` must be fewer than the {epochs} epochs; "
                 f"got {self.classifier_epochs}"
             )
         if self.mix == "cutmix" and self.unfreeze != "all":
             raise ValueError(
-                f"cutmix is for whole images; got unfreeze {self.unfreeze}, expected 'all'"
+                f"cutmix is for whole images; got {self.unfreeze}; take `unfreeze=all`"
             )
 
     def identity(self) -> dict[str, Any]:
         """All that decides, with the data, what comes out: JSON values."""
         rate = self.learning_rate if self.learning_rate == AUTO else self.peak_learning_rate
         return {**asdict(self), "learning_rate": rate, "recipe_version": RECIPE_VERSION}
+
+    def with_found(self, found: TunedSettings) -> FinetuneSettings:
+        """Put what was found by trial in the place of what was left to be found."""
+        values = msgspec.structs.asdict(found)
+        return replace(self, **{name: x for name, x in values.items() if x is not None})
 
     @property
     def peak_learning_rate(self) -> float:
@@ -198,7 +212,7 @@ class FinetuneSettings:
         if self.epochs is not None:
             return self.epochs
         steps = max(1, rows // self.step_size)
-        return min(MOST_EPOCHS, max(USUAL_EPOCHS, -(-FEWEST_STEPS // steps)))
+        return min(MAX_EPOCHS, max(DEFAULT_EPOCHS, -(-MIN_STEPS // steps)))
 
     def final_epochs(self, epochs: int) -> int:
         """How many of the epochs are the last ones on all rows; one at least is judged."""

@@ -32,7 +32,7 @@ class Resources:
     cache_limit : most bytes of them; beyond it the frozen blocks run for every batch
     activation_rows : images whose activations the cache shall hold, where it is shared by several
         fine-tunings; by default those of the data
-    augmented_rows : those of them of which augmented views are kept, where training does; by
+    augmented_rows : those of them of which augmented views are kept, where training augments; by
         default those that train
     engine : that runs the trunk: ``auto``, ``torch`` or ``openvino``
     precision : of the trunk, as engines have it
@@ -57,7 +57,15 @@ class Resources:
 
 @dataclass(frozen=True)
 class SplitNetwork:
-    """A network cut in two: what is frozen, what trains, and how far from the output it is."""
+    """A network cut in two, with a classifier on it.
+
+    Attributes
+    ----------
+    backbone : Backbone
+    trunk : the blocks that stay frozen; None where there are none
+    tail, classifier : what trains
+    depth : blocks between a parameter and the output
+    """
 
     backbone: Backbone
     trunk: nn.Module | None
@@ -83,39 +91,44 @@ class SplitNetwork:
             depths(module, backbone.trained_size) if settings.layer_decay < 1 else {},
         )
 
-    def prepared(
+    def load_inputs(
         self,
         rows: Sequence[ImageRow],
         training: Sequence[ImageRow],
         root: Path,
         settings: FinetuneSettings,
         resources: Resources,
-        besides: int,
+        reserved: int,
     ) -> tuple[Activations, TrainedPart, list[str]]:
-        """Run the trunk once, or keep the pixels where it is to run anew or there is none.
+        """Run the trunk once, or keep the pixels where there is none or its outputs are too large.
 
-        ``besides`` are bytes that the disk is to have room for besides.
+        Parameters
+        ----------
+        rows : images whose activations are kept
+        training : those of them that train, of which augmented views are kept
+        root : folder that the rows' paths are relative to
+        settings, resources : of the training
+        reserved : bytes that are to stay free on the disk
 
         Returns
         -------
         the activations, what takes them, and notes on what was not as asked for
         """
+        preprocessing, dropout = self.backbone.preprocessing, settings.dropout
         notes: list[str] = []
         if self.trunk is not None:
             try:
-                found = self._activations(
-                    self.trunk, rows, training, root, settings, resources, besides
+                found = self._run_trunk(
+                    self.trunk, rows, training, root, settings, resources, reserved
                 )
-                part = TrainedPart(self.tail, self.classifier, None, settings.dropout)
-                return found, part, notes
+                return found, TrainedPart(self.tail, self.classifier, None, dropout), notes
             except TooLarge as error:
                 notes.append(f"the frozen blocks run for every batch: {error}")
-        found = self._activations(None, rows, training, root, settings, resources, besides)
-        preprocessing = self.backbone.preprocessing
-        part = TrainedPart(self.tail, self.classifier, preprocessing, settings.dropout, self.trunk)
+        found = self._run_trunk(None, rows, training, root, settings, resources, reserved)
+        part = TrainedPart(self.tail, self.classifier, preprocessing, dropout, self.trunk)
         return found, part, notes
 
-    def _activations(
+    def _run_trunk(
         self,
         trunk: nn.Module | None,
         rows: Sequence[ImageRow],
@@ -123,8 +136,9 @@ class SplitNetwork:
         root: Path,
         settings: FinetuneSettings,
         resources: Resources,
-        besides: int,
+        reserved: int,
     ) -> Activations:
+        """Find or compute what a trunk gives; without one it is the pixels."""
         preprocessing = self.backbone.preprocessing
         engine = make_engine(
             trunk or nn.Identity(),
@@ -150,6 +164,6 @@ class SplitNetwork:
             training={row.key for row in resources.augmented_rows or training},
             limit=resources.cache_limit,
             max_image_mb=resources.max_image_mb,
-            besides=besides,
+            reserved=reserved,
             announce=resources.progress,
         )

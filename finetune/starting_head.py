@@ -24,7 +24,7 @@ def starting_head(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Head:
-    """Fit logistic regression on stored features, as ``fx fit-head`` does.
+    """Fit logistic regression on stored features, as stage two does.
 
     Parameters
     ----------
@@ -48,11 +48,11 @@ def starting_head(
 
 
 def by_path(rows: Sequence[ImageRow]) -> list[ImageRow]:
-    """Order rows as a snapshot has them, so that the folds are those of ``fx fit-head``."""
+    """Order rows as a snapshot has them, so that the folds are those of stage two."""
     return sorted(rows, key=lambda row: row.path)
 
 
-def fold(head: Head, classifier: nn.Linear) -> None:
+def fold_into_classifier(head: Head, classifier: nn.Linear) -> None:
     """Write a head's standardisation, weights and temperature into a linear layer."""
     weight, bias = head.as_linear()
     with torch.no_grad():
@@ -60,7 +60,7 @@ def fold(head: Head, classifier: nn.Linear) -> None:
         classifier.bias.copy_(torch.from_numpy(np.asarray(bias)))
 
 
-def cool(classifier: nn.Linear, temperature: float) -> None:
+def apply_temperature(classifier: nn.Linear, temperature: float) -> None:
     """Divide a linear layer's logits by a temperature, which changes no label."""
     with torch.no_grad():
         for tensor in classifier.parameters():

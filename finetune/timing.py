@@ -17,7 +17,7 @@ from finetune.settings import FinetuneSettings
 from finetune.split import SplitNetwork
 from finetune.training import Trainer, make_accelerator
 
-STEPS = 2  # that are timed, after one that is not
+TIMED_STEPS = 2  # after one that is not timed
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def time_training(
     trainer = Trainer(part, activations, settings, make_accelerator(device, settings), split.depth)
     positions, labels = np.arange(images), np.arange(images) % classes
     trainer.training_mode()
-    for step in range(STEPS + 1):
+    for step in range(TIMED_STEPS + 1):
         if step == 1:
             begun = time.perf_counter()
         trainer.step(positions, labels, rate=1e-6, epoch=1, seed=step)
@@ -79,8 +79,8 @@ def time_training(
     trainer.logits(positions)
     done = time.perf_counter()
     return Timing(
-        (trained - begun) / (STEPS * images),
+        (trained - begun) / (TIMED_STEPS * images),
         (done - trained) / images,
         array[0].nbytes,
-        sum(p.numel() for p in part.parameters() if p.requires_grad),
+        part.trainable_parameters,
     )

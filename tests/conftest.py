@@ -22,7 +22,7 @@ from extract.extraction import extract
 from extract.images import Snapshot, find_images
 from extract.images import workers as readers
 from extract.store import FeatureStore
-from finetune.finetuning import Finetuned, TrainingData, finetune
+from finetune.finetuning import FinetuneResult, TrainingData, finetune
 from finetune.settings import FinetuneSettings
 from finetune.split import Resources
 
@@ -203,7 +203,7 @@ def finetuned(
     data: TrainingData | None = None,
     with_limits: bool = True,
     **settings: object,
-) -> Finetuned:
+) -> FinetuneResult:
     """Fine-tune a copy of a backbone for two epochs without flips, or as the settings say."""
     cache = directory / "cache"
     return finetune(

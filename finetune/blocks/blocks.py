@@ -100,8 +100,8 @@ def cut(
     plan = plan_blocks(module, size)
     if not 0 < unfreeze <= len(plan.ranges):
         raise FxError(
-            f"a number of blocks to unfreeze must be from 0 to {len(plan.ranges)}, or all; "
-            f"got {unfreeze}; see them with: fx backbones NAME"
+            f"`unfreeze` must be from 0 to {len(plan.ranges)}, the number of blocks, or `all`; "
+            f"got {unfreeze}"
         )
     if unfreeze == len(plan.ranges):
         return nn.Identity(), module

@@ -50,8 +50,8 @@ def _modes_restored(module: nn.Module) -> Iterator[None]:
 
 def trace(module: nn.Module) -> torch.fx.GraphModule:
     refusal = (
-        f"cannot cut {type(module).__name__} into blocks; {{}}; train it with --unfreeze all or "
-        "--unfreeze 0"
+        f"cannot cut {type(module).__name__} into blocks; {{}}; train it with `unfreeze=all` or "
+        "`unfreeze=0`"
     )
     with _modes_restored(module):
         try:
@@ -113,7 +113,7 @@ def run_without_data(graph_module: torch.fx.GraphModule, size: int, count_flops:
     except Exception as error:
         raise FxError(
             f"the network does not run on images of {size}x{size} pixels "
-            f"({first_line(error)}); give a larger --size"
+            f"({first_line(error)}); give a larger `size`"
         ) from error
     return recorder
 

@@ -111,7 +111,7 @@ def load_activations(
     training: Collection[bytes] = (),
     limit: int | None = None,
     max_image_mb: int = MAX_IMAGE_MB,
-    besides: int = 0,
+    reserved: int = 0,
     announce: Announce | None = None,
 ) -> Activations:
     """Compute the activations of some images, or find those that an interrupted run left.
@@ -128,7 +128,7 @@ def load_activations(
     training : keys of the images that augmented images are wanted of
     limit : most bytes that the file may have
     max_image_mb : 2**20 bytes that an image may take as 8-bit RGB
-    besides : bytes that the disk is to have room for, too
+    reserved : bytes that are to stay free on the disk
     announce : given what is being done and what it takes on the disk, returns a callback
 
     Raises
@@ -154,7 +154,7 @@ def load_activations(
     if not is_regular(file):
         found = pixels_of(rows, root, engine.preprocessing, max_image_mb)
         seen = _with_views(found, rows, counts, views)
-        _fill(file, seen, sum(counts), engine, has_trunk, limit, besides, announce)
+        _fill(file, seen, sum(counts), engine, has_trunk, limit, reserved, announce)
     return Activations(np.load(file, mmap_mode="r"), keys, counts, views)
 
 
@@ -165,7 +165,7 @@ def _fill(
     engine: Engine,
     has_trunk: bool,
     limit: int | None,
-    besides: int,
+    reserved: int,
     announce: Announce | None,
 ) -> None:
     batches = batched(seen, engine.batch_size)
@@ -174,7 +174,7 @@ def _fill(
     dtype = np.dtype(np.float16 if has_trunk else np.uint8)
     shape = (count, *first.shape[1:])
     size = int(np.prod(shape)) * dtype.itemsize
-    _check_room(file, size, has_trunk, limit, besides)
+    _check_room(file, size, has_trunk, limit, reserved)
     progress: Progress | None = None
     if announce:
         what = "frozen blocks" if has_trunk else "pixels"
@@ -211,7 +211,7 @@ def pixels_of(
     for row, one in zip(rows, load_images(source, preprocessing), strict=True):
         if one.pixels is None or one.row.key != row.key:
             what = one.row.note or "its bytes changed"
-            raise FxError(f"{root / row.path}: {what} since the snapshot; run fx extract again")
+            raise FxError(f"{root / row.path}: {what} since the snapshot; extract the images again")
         yield one.pixels
 
 
@@ -232,15 +232,15 @@ def _with_views(
             yield augmented(same, views.augment, seeds).numpy()
 
 
-def _check_room(file: Path, size: int, has_trunk: bool, limit: int | None, besides: int) -> None:
+def _check_room(file: Path, size: int, has_trunk: bool, limit: int | None, reserved: int) -> None:
     if limit is not None and size > limit:
         raise TooLarge(
-            f"the activations need {in_units(size)}; got a --cache-limit of {in_units(limit)}; "
-            "raise it, unfreeze fewer blocks, or take a smaller --size"
+            f"the activations need {in_units(size)}, and {in_units(limit)} are allowed; raise "
+            "`cache_limit`, unfreeze fewer blocks, or take a smaller `size`"
         )
-    if has_trunk and free_bytes(file) < size + besides:
+    if has_trunk and free_bytes(file) < size + reserved:
         raise TooLarge(
             f"the activations need {in_units(size)} below {file.parent}, and the training "
-            f"{in_units(besides)}; {in_units(free_bytes(file))} are free"
+            f"{in_units(reserved)}; {in_units(free_bytes(file))} are free"
         )
-    check_room(file, size + besides)
+    check_room(file, size + reserved)

@@ -53,6 +53,6 @@ def set_validation_aside(
     if not validation:
         raise FxError(
             f"too few images to fine-tune; got {len(rows)} training images in {len(units)} "
-            f"classes; give at least {SMALLEST_SHARED_CLASS} a class, or use fx fit-head"
+            f"classes; give at least {SMALLEST_SHARED_CLASS} a class, or fit a head"
         )
     return training, validation

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,7 +19,6 @@ from torch import nn
 from extract.backbones import Backbone, load_backbone
 from extract.errors import FxError
 from extract.files import (
-    check_depth,
     check_room,
     open_regular,
     read_record,
@@ -28,6 +27,8 @@ from extract.files import (
 )
 from extract.images import Preprocessing
 from finetune.network import Network
+from finetune.settings import TunedSettings
+from finetune.training.history import EpochRow, StepRow
 from heads.calibration import Calibration
 from heads.evaluation import Evaluation
 
@@ -36,7 +37,6 @@ MODEL_RECORD = "model.json"
 # bytes of tensors, which are in memory only as far as the network has them
 LARGEST_FILE = 2**36
 
-
 Tensors = dict[str, torch.Tensor]
 
 
@@ -44,13 +44,15 @@ Tensors = dict[str, torch.Tensor]
 class TrainingState:
     """Everything that the next epoch depends on, besides what trains and its optimiser.
 
+    It changes from epoch to epoch, and is written to a file now and then.
+
     Attributes
     ----------
     calibration : of ``best``, on the validation rows
     epoch : epochs that are finished
-    history : a record an epoch, from epoch 0 on
-    steps : a record a step: ``step``, from 1, ``learning_rate``, ``loss``
-    best_epoch, best_loss : the epoch of the least calibrated validation log loss
+    history : a row an epoch, from epoch 0 on
+    steps : a row a step
+    best_epoch, best_loss : the epoch of the lowest calibrated validation log loss
     best : its tensors, before calibration; where final epochs follow, those of the last epoch that
         was judged
     average : tensors of the moving average of the weights, while one is judged
@@ -61,20 +63,84 @@ class TrainingState:
 
     calibration: Calibration
     epoch: int = 0
-    history: list[dict[str, float | int | None]] = field(default_factory=list)
-    steps: list[dict[str, float | int]] = field(default_factory=list)
+    history: list[EpochRow] = field(default_factory=list)
+    steps: list[StepRow] = field(default_factory=list)
     best_epoch: int = 0
     best_loss: float = math.inf
     best: Tensors = field(default_factory=dict)
     average: Tensors = field(default_factory=dict)
     head_losses: list[float] = field(default_factory=list)
-    found: dict[str, Any] = field(default_factory=dict)
+    found: TunedSettings = field(default_factory=TunedSettings)
     notes: list[str] = field(default_factory=list)
 
     @property
     def on_all_rows(self) -> bool:
         """Whether the last epoch trained on the validation rows too, so that none judged it."""
-        return bool(self.history) and self.history[-1]["calibrated_loss"] is None
+        return bool(self.history) and self.history[-1].calibrated_loss is None
+
+
+class _StateRecord(msgspec.Struct):
+    """What is kept of a `TrainingState` besides its tensors."""
+
+    epoch: Annotated[int, msgspec.Meta(ge=0)]
+    history: list[EpochRow]
+    steps: list[StepRow]
+    calibration: Calibration
+    best_epoch: Annotated[int, msgspec.Meta(ge=0)]
+    best_loss: float
+    head_losses: list[float]
+    found: TunedSettings
+    notes: list[str]
+
+
+class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What model.json says; only what builds the network must be there, what is None is left out.
+
+    Attributes
+    ----------
+    backbone, weights, weights_hash : name, and what it was before it was trained
+    classes : labels, in the order of the logits
+    preprocessing, channels : of the pixels that the network expects
+    unfreeze, settings : how it was trained
+    epochs, best_epoch, n_train, n_validation, n_fitted, trainable_parameters, calibration : as
+        ``FinetuneResult`` has them
+    metrics : JSON of an ``Evaluation``
+    snapshot_fingerprint : of the images
+    model_sha256 : of the file of tensors
+    """
+
+    backbone: str
+    weights: str = ""
+    weights_hash: str = ""
+    preprocessing: Preprocessing
+    channels: Literal[1, 3] = 3  # older records do not say
+    classes: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    unfreeze: int | str | None = None
+    settings: dict[str, str | int | float | bool | None] | None = None
+    epochs: int | None = None
+    best_epoch: int | None = None
+    n_train: int | None = None
+    n_validation: int | None = None
+    n_fitted: int | None = None
+    calibration: Calibration | None = None
+    trainable_parameters: int | None = None
+    metrics: dict[str, Any] | None = None
+    snapshot_fingerprint: str | None = None
+    versions: dict[str, str] | None = None
+    model_sha256: str | None = None
+
+    @classmethod
+    def of(cls, backbone: Backbone, classes: Sequence[str], **more: Any) -> ModelRecord:
+        """Describe a network of this backbone; ``more`` are the other fields."""
+        return cls(
+            backbone=backbone.name,
+            weights=backbone.weights,
+            weights_hash=backbone.weights_hash,
+            preprocessing=backbone.preprocessing,
+            channels=1 if backbone.channels == 1 else 3,
+            classes=tuple(classes),
+            **more,
+        )
 
 
 @dataclass(frozen=True)
@@ -86,26 +152,21 @@ class FinetunedModel:
     network : in inference mode, on the CPU
     preprocessing : of the pixels that it expects
     classes : labels, in the order of the logits
-    record : what ``model.json`` says
     """
 
     network: Network
     preprocessing: Preprocessing
     classes: tuple[str, ...]
-    record: dict[str, Any]
 
 
-def save_model(
-    directory: Path, network: Network, backbone: Backbone, record: dict[str, Any]
-) -> None:
+def save_model(directory: Path, network: Network, record: ModelRecord) -> None:
     """Write ``model.safetensors`` and ``model.json``.
 
     Parameters
     ----------
     directory : is made where it is missing
     network : what is delivered
-    backbone : gives the name, the original weights and the preprocessing
-    record : JSON values kept beside the tensors: classes, settings, metrics, versions
+    record : what is kept beside the tensors; their hash is added
 
     Raises
     ------
@@ -113,14 +174,8 @@ def save_model(
         If there is no room for it, or nothing can be written there.
     """
     tensors = {name: value.cpu() for name, value in network.state_dict().items()}
-    about = {
-        "backbone": backbone.name,
-        "weights": backbone.weights,
-        "weights_hash": backbone.weights_hash,
-        "preprocessing": backbone.preprocessing.to_dict(),
-        "channels": backbone.channels,
-        **record,
-    }
+    plain = msgspec.to_builtins(record)
+    about = {name: value for name, value in plain.items() if value is not None}
     # one without the other is no model
     check_room(directory, bytes_of(tensors) + len(json.dumps(about, indent=2)))
     _write_tensors(directory / MODEL_TENSORS, tensors, {})
@@ -140,60 +195,33 @@ def load_model(directory: Path) -> FinetunedModel:
     """
     file = directory / MODEL_RECORD
     try:
-        found = read_record(file, _Record)
-        record = read_record(file, dict[str, Any])
-        check_depth(record)
-        if found.metrics is not None:
-            Evaluation.from_dict(found.metrics)
+        record = read_record(file, ModelRecord)
+        if record.metrics is not None:
+            Evaluation.from_dict(record.metrics)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise FxError(
-            f"{file} is no model of fx ({reason}); give the folder that fx finetune wrote"
+            f"{file} is no model of fx ({reason}); give the folder of a fine-tuning"
         ) from error
     tensors = directory / MODEL_TENSORS
     try:
         with open_regular(tensors, LARGEST_FILE) as (opened, _):
-            network = _read_network(tensors, found)
-            if found.model_sha256 not in (None, _sha256(opened)):
+            network = _read_network(tensors, record)
+            if record.model_sha256 not in (None, _sha256(opened)):
                 raise RuntimeError(f"it does not fit {MODEL_RECORD}")
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise FxError(
-            f"{tensors} cannot be read ({reason}); fine-tune again with --fresh"
+            f"{tensors} cannot be read ({reason}); fine-tune again with `fresh`"
         ) from error
-    return FinetunedModel(network.eval(), found.preprocessing, found.classes, record)
-
-
-class _Record(msgspec.Struct, frozen=True):
-    """What model.json says; only what builds the network must be there."""
-
-    backbone: str
-    classes: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
-    preprocessing: Preprocessing
-    # older records do not say
-    channels: Literal[1, 3] = 3
-    model_sha256: str | None = None
-    weights: str = ""
-    weights_hash: str = ""
-    unfreeze: int | str = ""
-    settings: dict[str, str | int | float | bool | None] = {}
-    epochs: int = 0
-    best_epoch: int = 0
-    n_train: int = 0
-    n_validation: int = 0
-    n_fitted: int = 0
-    calibration: Calibration | None = None
-    trainable_parameters: int = 0
-    metrics: dict[str, Any] | None = None
-    snapshot_fingerprint: str = ""
-    versions: dict[str, str] = {}
+    return FinetunedModel(network.eval(), record.preprocessing, record.classes)
 
 
 def _sha256(file: Any) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_network(file: Path, record: _Record) -> Network:
+def _read_network(file: Path, record: ModelRecord) -> Network:
     """Build a network, once the file is known to have its classifier, and read its tensors."""
     with safe_open(file, framework="pt") as opened:
         names = opened.keys()
@@ -234,8 +262,7 @@ def save_training_state(
     tensors |= {f"average.{name}": value.cpu() for name, value in state.average.items()}
     for index, moments in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{name}": value for name, value in moments.items()}
-    about = {name: value for name, value in vars(state).items() if name not in ("best", "average")}
-    about["calibration"] = state.calibration.as_dict()
+    about = msgspec.to_builtins(msgspec.convert(state, _StateRecord, from_attributes=True))
     _write_tensors(file, tensors, {"fx": json.dumps(about)})
 
 
@@ -252,7 +279,7 @@ def load_training_state(
     try:
         with open_regular(file, LARGEST_FILE), safe_open(file, framework="pt") as opened:
             # not as other records: before the first epoch, the best loss is infinite
-            about = msgspec.convert(json.loads(opened.metadata()["fx"]), _About)
+            about = msgspec.convert(json.loads(opened.metadata()["fx"]), _StateRecord)
         tensors = load_file(file)
         trained = _below("module.", tensors)
         module.load_state_dict(trained)
@@ -269,22 +296,8 @@ def load_training_state(
                 raise RuntimeError("the tensors of the best epoch are another network's")
     except (OSError, SafetensorError, RuntimeError, LookupError, ValueError, TypeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise FxError(f"{file} cannot be read ({reason}); begin again with --fresh") from error
+        raise FxError(f"{file} cannot be read ({reason}); begin again with `fresh`") from error
     return TrainingState(best=best, average=average, **msgspec.structs.asdict(about))
-
-
-class _About(msgspec.Struct):
-    """What is kept of a `TrainingState` besides its tensors."""
-
-    epoch: Annotated[int, msgspec.Meta(ge=0)]
-    history: list[dict[str, float | int | None]]
-    steps: list[dict[str, float | int]]
-    calibration: Calibration
-    best_epoch: Annotated[int, msgspec.Meta(ge=0)]
-    best_loss: float
-    head_losses: list[float]
-    found: dict[str, Any]
-    notes: list[str]
 
 
 def _lay_out_as_trained(

@@ -6,38 +6,42 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import torch
+from msgspec import structs
 from numpy.typing import NDArray
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from extract.errors import FxError
 from extract.files import disk_full_as_fx_error
 from finetune.network import TrainedPart
+from finetune.settings import FinetuneSettings
 from finetune.training.checkpoint import (
     Tensors,
     TrainingState,
     load_training_state,
     save_training_state,
 )
+from finetune.training.history import EpochRow, StepRow
 from finetune.training.optimiser import rate_at
 from finetune.training.trainer import Trainer
 from finetune.training.tuning import tune
 from heads.calibration import Calibration, balanced_weights, calibrate, log_losses
 
 Progress = Callable[[int, int], None]
-# A killed run may lose this much work, in seconds, and the epoch that it was in.
+# Seconds of work that a killed run may lose, besides the epoch that it was in.
 SAVE_INTERVAL = 20.0
-# Of log temperatures, as a prior: those of trained networks lay between 0.47 and 3.6.
+# Standard deviation of the prior of log temperatures: those of trained networks lay between 0.47
+# and 3.6.
 TEMPERATURE_SPREAD = 1.0
-# Share of all steps that a moving average of the weights looks back on.
-AVERAGED = 0.1
-# Validation rows that must say so for the head to be doubted where training is not better.
-FEWEST_TO_DOUBT = 30
+# Share of all steps that the moving average of the weights looks back on.
+AVERAGE_WINDOW = 0.1
+# Fewer validation rows do not say whether training may yet be better than the head.
+MIN_ROWS_TO_DOUBT = 30
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,15 @@ class _Plan:
     final: int
     step_size: int
 
+    @classmethod
+    def of(cls, settings: FinetuneSettings, training: Rows, set_aside: Rows | None) -> _Plan:
+        """Plan the epochs; rows that were set aside train in the final ones."""
+        epochs = settings.epochs_for(len(training))
+        if set_aside is None:
+            return cls(training, training, epochs, 0, settings.step_size)
+        final = settings.final_epochs(epochs)
+        return cls(training, training + set_aside, epochs - final, final, settings.step_size)
+
     def batches(self, rows: Rows) -> int:
         """Steps of an epoch; a last batch of one image goes with the one before it.
 
@@ -88,7 +101,7 @@ class _Plan:
     @property
     def steps(self) -> int:
         """Steps of all epochs."""
-        return self.judged * self.batches(self.rows) + self.final * self.batches(self.all_rows)
+        return self.first_step(1 + self.judged + self.final)
 
     def rows_of(self, epoch: int) -> Rows:
         """What an epoch, counted from 1, trains on."""
@@ -99,6 +112,32 @@ class _Plan:
         judged = min(epoch - 1, self.judged)
         final = epoch - 1 - judged
         return judged * self.batches(self.rows) + final * self.batches(self.all_rows)
+
+
+@dataclass(frozen=True)
+class _Validation:
+    """What the validation rows say of a network.
+
+    Attributes
+    ----------
+    calibration : its best temperature, and the log losses without it and with it
+    accuracy : share of the rows told right
+    losses : float64 array of shape (n,), each row's log loss at that temperature
+    """
+
+    calibration: Calibration
+    accuracy: float
+    losses: NDArray[np.float64]
+
+    def added_to(self, row: EpochRow) -> EpochRow:
+        """Fill in an epoch's columns."""
+        return structs.replace(
+            row,
+            validation_loss=self.calibration.log_loss_before,
+            calibrated_loss=self.calibration.log_loss_after,
+            temperature=self.calibration.temperature,
+            validation_accuracy=self.accuracy,
+        )
 
 
 def train(
@@ -145,71 +184,78 @@ def train(
         If the loss stops being a number.
     """
     part = trainer.part
-    weights = balanced_weights(validation.labels) if trainer.settings.class_weight else None
-
-    def validate(judged: TrainedPart) -> tuple[Calibration, float, NDArray[np.float64]]:
-        logits = trainer.logits(validation.positions, judged).double().numpy()
-        accuracy = float((logits.argmax(axis=1) == validation.labels).mean())
-        calibration = calibrate(
-            logits, validation.labels, weights=weights, spread=TEMPERATURE_SPREAD
-        )
-        losses = log_losses(logits / calibration.temperature, validation.labels)
-        return calibration, accuracy, losses if weights is None else losses * weights
-
     if state_file.exists():
-        state = load_training_state(state_file, trainer.step_module, trainer.optimiser)
-        trainer.settings = replace(trainer.settings, **state.found)
-        trainer.notes = state.notes
+        state = _resume(trainer, state_file)
     else:
-        tune(trainer, training.positions, training.labels)
-        calibration, accuracy, losses = validate(part)
-        state = TrainingState(best=_copy_of(part), calibration=calibration, notes=trainer.notes)
-        for name in ("learning_rate", "batch_size"):
-            state.found[name] = getattr(trainer.settings, name)
-        if not trainer.settings.from_scratch:
-            state.best_loss, state.head_losses = calibration.log_loss_after, losses.tolist()
-        state.history.append(_record(0, None, None, 0.0, calibration, accuracy))
-    settings = trainer.settings
-    epochs = settings.epochs_for(len(training))
-    final = settings.final_epochs(epochs) if set_aside else 0
-    plan = _Plan(training, training + validation, epochs - final, final, settings.step_size)
+        state = _begin(trainer, training, validation)
+    plan = _Plan.of(trainer.settings, training, validation if set_aside else None)
     average = _moving_average(part, plan, state)
     saved = time.monotonic()
-    while not _has_ended(state, plan, trainer):
-        epoch = state.epoch + 1
-        loss, accuracy = _train_epoch(trainer, state, plan, epoch, average, progress)
-        rate = state.steps[-1]["learning_rate"]
-        state.epoch = epoch
-        if epoch <= plan.judged:
+    while not _has_ended(state, plan, trainer.settings):
+        row = _train_epoch(trainer, state, plan, average, progress)
+        if row.epoch <= plan.judged:
             judged = part if average is None else cast("TrainedPart", average.module)
-            calibration, right, losses = validate(judged)
-            record = _record(epoch, loss, accuracy, rate, calibration, right)
-            undecided = epoch == plan.judged and plan.final and not state.best_epoch
-            if undecided and _may_be_better(losses, np.array(state.head_losses)):
-                state.best_loss = math.inf
-            _keep_if_best(state, calibration, judged, plan)
-        else:
-            record = _record(epoch, loss, accuracy, rate)
-        state.history.append(record)
-        if epoch == plan.judged:
+            found = _validate(trainer, validation, judged)
+            row = found.added_to(row)
+            _keep_if_best(state, found, judged, plan)
+        if row.epoch == plan.judged:
             average, state.average = None, {}
+        state.history.append(row)
         if trainer.accelerator.is_main_process and time.monotonic() - saved > SAVE_INTERVAL:
             save_training_state(state_file, state, trainer.step_module, trainer.optimiser)
             saved = time.monotonic()
-        told = {name: value for name, value in record.items() if value is not None}
+        logged = {name: x for name, x in structs.asdict(row).items() if x is not None}
         with disk_full_as_fx_error(state_file.parent):
-            trainer.accelerator.log(told, step=epoch)
+            trainer.accelerator.log(logged, step=row.epoch)
     if not state.on_all_rows:
         part.load_state_dict(state.best)
     part.eval()
     return state
 
 
+def _begin(trainer: Trainer, training: Rows, validation: Rows) -> TrainingState:
+    """Find what the settings leave to be found, and judge the network before it trains."""
+    found = tune(trainer, training.positions, training.labels)
+    start = _validate(trainer, validation, trainer.part)
+    state = TrainingState(
+        best=_copy_of(trainer.part),
+        calibration=start.calibration,
+        history=[start.added_to(EpochRow(0, learning_rate=0.0))],
+        found=found,
+        notes=trainer.notes,
+    )
+    if not trainer.settings.from_scratch:
+        state.best_loss = start.calibration.log_loss_after
+        state.head_losses = start.losses.tolist()
+    return state
+
+
+def _resume(trainer: Trainer, state_file: Path) -> TrainingState:
+    """Put the trainer where a run was interrupted."""
+    state = load_training_state(state_file, trainer.step_module, trainer.optimiser)
+    trainer.settings = trainer.settings.with_found(state.found)
+    trainer.notes = state.notes
+    return state
+
+
+def _validate(trainer: Trainer, validation: Rows, part: TrainedPart) -> _Validation:
+    labels = validation.labels
+    weights = balanced_weights(labels) if trainer.settings.class_weight else None
+    logits = trainer.logits(validation.positions, part).double().numpy()
+    calibration = calibrate(logits, labels, weights=weights, spread=TEMPERATURE_SPREAD)
+    losses = log_losses(logits / calibration.temperature, labels)
+    return _Validation(
+        calibration,
+        accuracy=float((logits.argmax(axis=1) == labels).mean()),
+        losses=losses if weights is None else losses * weights,
+    )
+
+
 def _moving_average(part: TrainedPart, plan: _Plan, state: TrainingState) -> AveragedModel | None:
     """Begin the average of the weights that is judged, or go on with it."""
     if not plan.final or state.epoch >= plan.judged:
         return None
-    decay = 1 - 1 / max(2.0, AVERAGED * plan.steps)
+    decay = 1 - 1 / max(2.0, AVERAGE_WINDOW * plan.steps)
     # torch leaves it without types
     update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
     average = AveragedModel(part, multi_avg_fn=update, use_buffers=True)
@@ -227,59 +273,58 @@ def _may_be_better(losses: NDArray[np.float64], of_head: NDArray[np.float64]) ->
     test images was not on its 40 validation images. Fewer rows are those of so few images that
     training does not pay on average.
     """
-    if len(of_head) < FEWEST_TO_DOUBT:
+    if len(of_head) < MIN_ROWS_TO_DOUBT:
         return False
     worse = losses - of_head
     return bool(worse.mean() < worse.std(ddof=1) / np.sqrt(len(worse)))
 
 
 def _keep_if_best(
-    state: TrainingState, calibration: Calibration, part: TrainedPart, plan: _Plan
+    state: TrainingState, found: _Validation, judged: TrainedPart, plan: _Plan
 ) -> None:
     """Keep the tensors of the epoch that was just judged, if they will be wanted."""
-    if calibration.log_loss_after < state.best_loss:
-        state.best_epoch, state.best_loss = state.epoch, calibration.log_loss_after
-        state.best, state.calibration = _copy_of(part), calibration
-    elif plan.final and state.epoch == plan.judged and state.best_epoch:
-        # what goes on in the final epochs: its temperature is the nearest to theirs
-        state.best, state.calibration = _copy_of(part), calibration
+    loss = found.calibration.log_loss_after
+    last = plan.final > 0 and state.epoch == plan.judged
+    if last and not state.best_epoch and _may_be_better(found.losses, np.array(state.head_losses)):
+        state.best_loss = math.inf
+    if loss < state.best_loss:
+        state.best_epoch, state.best_loss = state.epoch, loss
+    # what goes on in the final epochs is kept, too: its temperature is the nearest to theirs
+    elif not (last and state.best_epoch):
+        return
+    state.best, state.calibration = _copy_of(judged), found.calibration
 
 
-def _has_ended(state: TrainingState, plan: _Plan, trainer: Trainer) -> bool:
+def _has_ended(state: TrainingState, plan: _Plan, settings: FinetuneSettings) -> bool:
     if not plan.final:
-        return state.epoch == plan.judged or _has_settled(state, trainer)
+        return state.epoch == plan.judged or _has_settled(state, settings)
     # nothing was gained by training: there is nothing to go on with
     lost = state.epoch == plan.judged and not state.best_epoch
     return lost or state.epoch == plan.judged + plan.final
 
 
-def _has_settled(state: TrainingState, trainer: Trainer) -> bool:
+def _has_settled(state: TrainingState, settings: FinetuneSettings) -> bool:
     """Whether so many epochs of the phase that runs brought nothing over those before them.
 
     The head that training began with does not count: at its peak the learning rate costs more log
     loss than it has yet brought, and what is won back afterwards is what training is for.
     """
-    trained = state.history[1:]
-    best = min(trained, key=_loss_of)["epoch"] if trained else 0
-    since = max(int(best or 0), trainer.settings.classifier_epochs)
-    return state.epoch - since >= trainer.settings.patience
-
-
-def _loss_of(record: dict[str, float | int | None]) -> float:
-    loss = record["calibrated_loss"]
-    return math.inf if loss is None else float(loss)
+    losses = {row.epoch: row.calibrated_loss for row in state.history[1:]}
+    known = {epoch: loss for epoch, loss in losses.items() if loss is not None}
+    best = min(known, key=known.__getitem__, default=0)
+    return state.epoch - max(best, settings.classifier_epochs) >= settings.patience
 
 
 def _train_epoch(
     trainer: Trainer,
     state: TrainingState,
     plan: _Plan,
-    epoch: int,
     average: AveragedModel | None,
     progress: Progress | None,
-) -> tuple[float, float]:
-    """Pass once over an epoch's rows; return the mean loss and the accuracy."""
+) -> EpochRow:
+    """Pass once over the next epoch's rows; the means are over its steps."""
     settings, device = trainer.settings, trainer.accelerator.device
+    epoch = state.epoch + 1
     trainer.training_mode()
     rows, size = plan.rows_of(epoch), plan.step_size
     batches, first = plan.batches(rows), plan.first_step(epoch)
@@ -307,35 +352,16 @@ def _train_epoch(
             if not math.isfinite(loss):
                 raise FxError(
                     f"training diverged in epoch {epoch} (the loss is {loss}); "
-                    f"try --learning-rate {settings.peak_learning_rate / 10:.1g}"
+                    f"try `learning_rate={settings.peak_learning_rate / 10:.1g}`"
                 )
-            state.steps.append({"step": step + 1, "learning_rate": rate, "loss": loss})
+            state.steps.append(StepRow(step + 1, rate, loss))
             losses += loss * len(chosen)
             correct += right
             if progress:
                 progress(step + 1, plan.steps)
-    return losses / len(rows), correct / len(rows)
+    state.epoch = epoch
+    return EpochRow(epoch, losses / len(rows), correct / len(rows), learning_rate=rate)
 
 
 def _copy_of(part: TrainedPart) -> Tensors:
     return {name: copy.deepcopy(value).cpu() for name, value in part.state_dict().items()}
-
-
-def _record(
-    epoch: int,
-    train_loss: float | None,
-    train_accuracy: float | None,
-    learning_rate: float,
-    calibration: Calibration | None = None,
-    validation_accuracy: float | None = None,
-) -> dict[str, float | int | None]:
-    return {
-        "epoch": epoch,
-        "train_loss": train_loss,
-        "train_accuracy": train_accuracy,
-        "validation_loss": calibration.log_loss_before if calibration else None,
-        "calibrated_loss": calibration.log_loss_after if calibration else None,
-        "temperature": calibration.temperature if calibration else None,
-        "validation_accuracy": validation_accuracy,
-        "learning_rate": learning_rate,
-    }

@@ -18,12 +18,12 @@ from finetune.settings import FinetuneSettings
 
 TRACKERS = ("tensorboard", "mlflow")
 # What the first process does alone (extraction above all) may take hours.
-PATIENCE = timedelta(days=7)
+PROCESS_TIMEOUT = timedelta(days=7)
 
 
-def joined(device: torch.device) -> PartialState:
+def join_processes(device: torch.device) -> PartialState:
     """Join the other processes of this run, where ``accelerate launch`` has started some."""
-    return PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
+    return PartialState(cpu=device.type == "cpu", timeout=PROCESS_TIMEOUT)
 
 
 def check_tracker(name: str | None) -> None:
@@ -37,7 +37,7 @@ def check_tracker(name: str | None) -> None:
     if name is not None and name not in TRACKERS:
         raise FxError(f"unknown tracker {name!r}; choose {' or '.join(TRACKERS)}")
     if name is not None and find_spec(name) is None:
-        raise FxError(f"--log-to {name} needs a package that is not here: pip install {name}")
+        raise FxError(f"`log_to={name}` needs a package that is not installed: pip install {name}")
 
 
 def make_accelerator(
@@ -64,7 +64,7 @@ def make_accelerator(
         If the tracker is unknown or not installed.
     """
     check_tracker(log_to)
-    joined(device)
+    join_processes(device)
     # accelerate keeps one state a process and refuses another precision; a comparison has several
     AcceleratorState._reset_state()
     accelerator = Accelerator(
@@ -91,8 +91,8 @@ def _silent_where_told(ended: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(ended)
 
 
-def gathered(accelerator: Accelerator, mine: torch.Tensor, total: int) -> torch.Tensor:
-    """Put rows together of which every process has each so-manieth, in their order.
+def gather_rows(accelerator: Accelerator, mine: torch.Tensor, total: int) -> torch.Tensor:
+    """Put the rows of all processes together, in their order: each process has every n-th of them.
 
     Parameters
     ----------

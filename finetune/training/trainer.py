@@ -23,14 +23,62 @@ from finetune.settings import FinetuneSettings
 from finetune.training.auxiliary import Auxiliaries
 from finetune.training.cpu_layers import quicker_forwards, replaced
 from finetune.training.optimiser import make_optimiser, set_rates
-from finetune.training.processes import gathered
-from finetune.training.step import Step
+from finetune.training.processes import gather_rows
 from heads.calibration import balanced_weights
 
 Positions = NDArray[np.int64]
 NORMALISATIONS = (nn.modules.batchnorm._BatchNorm,)
-LARGEST_GRADIENT = 1.0  # norm of all gradients together, to which a larger one is cut
-PREDICTED_AT_ONCE = 64
+MAX_GRADIENT_NORM = 1.0  # of all gradients together
+PREDICTION_BATCH = 64
+
+
+class Step(nn.Module):
+    """The trained part and its loss in one module, which accelerate wraps; the part stays bare.
+
+    Parameters
+    ----------
+    part : what trains
+    label_smoothing : share of a label that is spread over all classes
+    auxiliaries : classifiers on inner layers, whose weighted losses are added while training
+    class_weights : float32 tensor of shape (classes,), what a row of each counts, if not 1
+    """
+
+    def __init__(
+        self,
+        part: TrainedPart,
+        label_smoothing: float,
+        auxiliaries: Auxiliaries | None = None,
+        class_weights: torch.Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.part = part
+        self.auxiliaries = auxiliaries
+        self.loss = nn.CrossEntropyLoss(
+            class_weights, reduction="sum", label_smoothing=label_smoothing
+        )
+
+    def forward(
+        self, prepared: torch.Tensor, targets: torch.Tensor, classifier_alone: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add up the losses of some rows.
+
+        Parameters
+        ----------
+        prepared : float32 tensor (n, …), as ``TrainedPart.prepare`` gives it
+        targets : int64 class numbers (n,), or float shares of classes (n, classes)
+        classifier_alone : whether the blocks are not to be differentiated
+
+        Returns
+        -------
+        the sum of the losses, a scalar, and the logits (n, classes)
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not classifier_alone):
+            features = self.part.features(prepared)
+        logits = self.part.classify(features)
+        loss: torch.Tensor = self.loss(logits.float(), targets)
+        if self.auxiliaries is not None and not classifier_alone:
+            loss = loss + self.auxiliaries.losses(targets, self.loss)
+        return loss, logits.detach()
 
 
 class Trainer:
@@ -110,15 +158,15 @@ class Trainer:
             torch.manual_seed(seed + self.accelerator.process_index)
             try:
                 with without_tf32():
-                    return self._try(positions, labels, epoch, seed, classifier_alone)
+                    return self._take_step(positions, labels, epoch, seed, classifier_alone)
             except RuntimeError as error:
                 images = min(self.micro_batch or len(positions), len(positions))
                 if not should_reduce_batch_size(error):
                     raise
                 if images == 1 or self.accelerator.num_processes > 1:
                     raise FxError(
-                        f"out of memory with {images} images at once; give a smaller --batch-size "
-                        "or --size, or unfreeze fewer blocks"
+                        f"out of memory with {images} images at once; give a smaller `batch_size` "
+                        "or `size`, or unfreeze fewer blocks"
                     ) from error
                 self.micro_batch = images // 2
                 self.notes.append(
@@ -128,7 +176,7 @@ class Trainer:
             self.model.zero_grad()
             clear_device_cache(garbage_collection=True)
 
-    def _try(
+    def _take_step(
         self,
         positions: Positions,
         labels: NDArray[np.int64],
@@ -158,7 +206,7 @@ class Trainer:
                 # processes' gradients are averaged: the mean is over the rows of all
                 accelerator.backward(loss * (processes / count))
             sums += torch.stack([loss.detach(), (logits.argmax(1) == truth).sum()])
-        accelerator.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT)
+        accelerator.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
         self.optimiser.step()
         total, correct = accelerator.reduce(sums, "sum").tolist()
         return total / count, round(correct)
@@ -176,11 +224,11 @@ class Trainer:
         mine = positions[accelerator.process_index :: accelerator.num_processes]
         parts = [torch.zeros(0, part.classifier.in_features)]
         with torch.inference_mode(), without_tf32():
-            for at in range(0, len(mine), PREDICTED_AT_ONCE):
-                inputs = self.activations.take(mine[at : at + PREDICTED_AT_ONCE])
+            for at in range(0, len(mine), PREDICTION_BATCH):
+                inputs = self.activations.take(mine[at : at + PREDICTION_BATCH])
                 prepared = part.prepare(inputs.to(accelerator.device))
                 parts.append(part.features(prepared).float().cpu())
-        return gathered(accelerator, torch.cat(parts), len(positions))
+        return gather_rows(accelerator, torch.cat(parts), len(positions))
 
     def logits(self, positions: Positions, part: TrainedPart | None = None) -> torch.Tensor:
         """Compute logits as `features` does features: tensor (len(positions), k) on the CPU."""

@@ -25,7 +25,7 @@ from finetune.blocks import cut
 from finetune.data import set_validation_aside
 from finetune.network import TrainedPart
 from finetune.settings import FinetuneSettings
-from finetune.starting_head import fold
+from finetune.starting_head import fold_into_classifier
 from finetune.training import Trainer, load_model
 from finetune.training.optimiser import schedule
 from finetune.training.trainer import set_training_mode
@@ -133,7 +133,7 @@ def test_epoch_0_equals_the_head(name: str, size: int, images: Path, tmp_path: P
         read([row.key for row in rows]), [str(row.label) for row in rows], kind="logreg"
     )
     classifier = nn.Linear(backbone.dim, 3)
-    fold(head, classifier)
+    fold_into_classifier(head, classifier)
     with torch.inference_mode():
         logits = classifier(backbone.module(normalise(pixels[:24], backbone.preprocessing)))
     probabilities = torch.softmax(logits.double(), 1).numpy()
@@ -155,7 +155,7 @@ def test_the_first_record_of_the_history_is_the_starting_head(
     truth = [head.classes.index(str(row.label)) for row in validation]
     expected = -np.log(probabilities[np.arange(len(truth)), truth]).mean()
     # through float16 activations
-    assert result.history[0]["validation_loss"] == pytest.approx(expected, rel=1e-2)
+    assert result.history[0].validation_loss == pytest.approx(expected, rel=1e-2)
 
 
 def test_the_delivered_network_says_from_pixels_what_was_measured(
@@ -195,16 +195,16 @@ def test_epochs_are_judged_by_their_calibrated_log_loss(
 
     monkeypatch.setattr(Trainer, "logits", logits)
     result = finetuned(backbone, store, tmp_path, unfreeze=1, final=0.0)
-    raw = [record["validation_loss"] for record in result.history]
-    calibrated = [record["calibrated_loss"] for record in result.history]
+    raw = [record.validation_loss for record in result.history]
+    calibrated = [record.calibrated_loss for record in result.history]
     assert raw.index(min(raw)) == 0
     assert calibrated.index(min(calibrated)) == result.best_epoch == 1
-    assert result.calibration.temperature == result.history[1]["temperature"] > 5
+    assert result.calibration.temperature == result.history[1].temperature > 5
     assert result.calibration.log_loss_before == raw[1]
     assert result.calibration.log_loss_after == calibrated[1]
     # and the temperature is that of the network that is kept
     weight = load_model(tmp_path).network.classifier.weight
-    monkeypatch.setattr("finetune.finetuning.cool", lambda *_: None)
+    monkeypatch.setattr("finetune.finetuning.apply_temperature", lambda *_: None)
     said += [(1.5, three_wrong), (30.0, one_wrong), (1.0, three_wrong)]
     hot = finetuned(backbone, store, tmp_path / "hot", unfreeze=1, final=0.0)
     same = load_model(tmp_path / "hot").network.classifier.weight
@@ -223,7 +223,7 @@ def test_delivered_probabilities_are_those_at_the_temperature(
     scratch: bool,
 ) -> None:
     # a head that tells nothing, so that an epoch is delivered
-    monkeypatch.setattr("finetune.finetuning.fold", lambda *_: None)
+    monkeypatch.setattr("finetune.finetuning.fold_into_classifier", lambda *_: None)
     result = finetuned(
         backbone,
         store,
@@ -235,14 +235,14 @@ def test_delivered_probabilities_are_those_at_the_temperature(
     )
     assert result.best_epoch > 0
     record = result.history[result.best_epoch]
-    assert result.calibration.temperature == record["temperature"] != 1
+    assert result.calibration.temperature == record.temperature != 1
     _, validation = set_validation_aside(training_data(store).train, 0)
     pixels = pixels_of(validation, load_model(tmp_path).preprocessing, training_data(store).root)
     with torch.inference_mode():
         logits = load_model(tmp_path).network(pixels)
     truth = torch.tensor(["abc".index(str(row.label)) for row in validation])
     loss = nn.functional.cross_entropy(logits.double(), truth).item()
-    assert loss == pytest.approx(float(record["calibrated_loss"] or 0), rel=2e-2)
+    assert loss == pytest.approx(float(record.calibrated_loss or 0), rel=2e-2)
 
 
 def test_where_no_epoch_beats_the_head_the_refitted_head_is_delivered(
@@ -305,7 +305,7 @@ from extract.backbones import load_backbone
 from extract.store import FeatureStore
 from finetune import training
 torch.set_num_threads(1)
-training.SAVE_INTERVAL = -1.0
+loop.SAVE_INTERVAL = -1.0
 backbone = load_backbone(sys.argv[4], weights=sys.argv[5], size=32)
 scratch = sys.argv[5] == "random"
 finetuned(backbone, FeatureStore(sys.argv[1]), Path(sys.argv[2]), epochs=6, patience=6,
@@ -373,7 +373,7 @@ def test_too_few_images_are_refused(
 def test_a_diverging_run_says_what_to_try(
     backbone: Backbone, store: FeatureStore, tmp_path: Path
 ) -> None:
-    with pytest.raises(FxError, match=r"training diverged in epoch \d .*--learning-rate"):
+    with pytest.raises(FxError, match=r"training diverged in epoch \d .*`learning_rate=1e\+29`"):
         finetuned(backbone, store, tmp_path, unfreeze=0, learning_rate=1e30, epochs=3)
 
 

@@ -88,8 +88,8 @@ def test_flips_are_used_for_animals_and_not_for_digits(
         "validation images" if validated else "training images of held-out folds"
     )
     assert trial.images == (pytest.approx(count / 5, abs=2) if validated else trial.images)
-    assert f"of {trial.images} " in trial.said
-    assert ("not used" in trial.said) != trial.flips
+    assert f"of {trial.images} " in trial.summary
+    assert ("not used" in trial.summary) != trial.flips
 
 
 @given(
@@ -155,7 +155,7 @@ def test_what_is_decided_is_told_with_its_figures(
 ) -> None:
     result = finetuned(backbone, store, tmp_path, augment="auto")
     assert result.flips
-    assert result.flips.said in result.notes
+    assert result.flips.summary in result.notes
     assert result.flips.images == len(set_validation_aside(training_data(store).train, 0)[0])
     assert (tmp_path / "augmented.png").exists() == result.flips.flips
     scratch = finetuned(

@@ -99,7 +99,7 @@ def test_moments_of_another_shape_are_refused(tmp_path: Path) -> None:
     other.state[first]["exp_avg"] = torch.zeros(2)
     file = tmp_path / "training.safetensors"
     save_training_state(file, STATE, module, other)
-    with pytest.raises(FxError, match=r"exp_avg 0 is .* begin again with --fresh"):
+    with pytest.raises(FxError, match=r"exp_avg 0 is .* begin again with `fresh`"):
         load_training_state(file, module, make_optimiser(module, {}, settings("adamw")))
 
 

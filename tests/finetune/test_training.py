@@ -7,7 +7,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,13 +24,19 @@ from extract.store import FeatureStore
 from finetune.blocks import cut, depths, find_blocks
 from finetune.data import Activations, Views, load_activations, mixed, set_validation_aside
 from finetune.data.augmentation import augmented, seed_of
-from finetune.finetuning import Finetuned
+from finetune.finetuning import FinetuneResult
 from finetune.network import TrainedPart
 from finetune.settings import RECIPES, FinetuneSettings
-from finetune.training import Trainer, TrainingState, make_accelerator, weights_of_classes
+from finetune.training import (
+    EpochRow,
+    Trainer,
+    TrainingState,
+    make_accelerator,
+    weights_of_classes,
+)
 from finetune.training.loop import _has_settled, _may_be_better
 from finetune.training.optimiser import make_optimiser, rate_at
-from finetune.training.step import Step
+from finetune.training.trainer import Step
 from heads.calibration import Calibration
 from heads.fitting import BALANCED
 
@@ -40,7 +45,7 @@ CPU = torch.device("cpu")
 
 def run(
     backbone: Backbone, store: FeatureStore, directory: Path, **settings: object
-) -> tuple[Finetuned, list[float]]:
+) -> tuple[FinetuneResult, list[float]]:
     """Fine-tune, and read the loss of every step."""
     result = finetuned(backbone, store, directory, **settings)
     with (directory / "steps.csv").open() as file:
@@ -81,7 +86,7 @@ def test_the_cache_of_the_frozen_blocks_changes_no_loss(
     assert not cached.notes
     # the pixels of 72 images fit, what lies behind the first block does not
     anew, others = run(backbone, store, tmp_path / "anew", **same, cache_limit=300_000)
-    assert any("run for every batch" in note and "--cache-limit" in note for note in anew.notes)
+    assert any("run for every batch" in note and "`cache_limit`" in note for note in anew.notes)
     assert len(losses) == len(others) > 2
     np.testing.assert_allclose(losses, others, rtol=1e-2)
 
@@ -89,7 +94,7 @@ def test_the_cache_of_the_frozen_blocks_changes_no_loss(
 def test_a_limit_that_the_pixels_exceed_too_is_an_error(
     backbone: Backbone, store: FeatureStore, tmp_path: Path
 ) -> None:
-    with pytest.raises(FxError, match="--cache-limit"):
+    with pytest.raises(FxError, match="`cache_limit`"):
         run(backbone, store, tmp_path, unfreeze=1, cache_limit=1000)
 
 
@@ -271,20 +276,18 @@ def test_the_last_epochs_train_on_all_rows(
 
     monkeypatch.setattr(Trainer, "step", noted)
     # a head that tells nothing: training is better
-    monkeypatch.setattr("finetune.finetuning.fold", lambda *_: None)
+    monkeypatch.setattr("finetune.finetuning.fold_into_classifier", lambda *_: None)
     same = {"epochs": 5, "learning_rate": 1e-3, "batch_size": 8}
     result, losses = run(backbone, store, tmp_path / "aside", **same)
     assert [len(rows) for rows in seen[1:]] == [42, 42, 42, 53, 53]
     assert (result.n_train, result.n_validation, result.n_fitted) == (42, 11, 53)
     assert (result.epochs, result.best_epoch) == (5, 5)
-    assert [record["calibrated_loss"] is None for record in result.history] == [False] * 4 + [
-        True
-    ] * 2
+    assert [record.calibrated_loss is None for record in result.history] == [False] * 4 + [True] * 2
     # of the last epoch that was judged
-    assert result.calibration.temperature == result.history[3]["temperature"]
+    assert result.calibration.temperature == result.history[3].temperature
     # batches of 8, the last one with one more; the rate reaches 0 at the end of all of them
     assert len(losses) == 3 * 6 + 2 * 7
-    assert result.history[-1]["learning_rate"] < 1e-5
+    assert result.history[-1].learning_rate < 1e-5
     seen[1:] = []
     kept, _ = run(backbone, store, tmp_path / "kept", **same, final=0.0)
     assert [len(rows) for rows in seen[1:]] == [42] * 5
@@ -299,7 +302,7 @@ def test_validation_rows_that_were_given_never_train(
     training, validation = set_validation_aside(data.train, 0)
     data = replace(data, train=training, validation=validation)
     result, _ = run(backbone, store, tmp_path, epochs=3, unfreeze=0, data=data)
-    assert all(record["calibrated_loss"] is not None for record in result.history)
+    assert all(record.calibrated_loss is not None for record in result.history)
     assert result.n_fitted == 42
     # the same where the head is kept
     data = replace(data, train=training, validation=validation)
@@ -307,7 +310,7 @@ def test_validation_rows_that_were_given_never_train(
         backbone, store, tmp_path / "0", data=data, unfreeze="all", learning_rate=1.0, epochs=1
     )
     assert (ruined.best_epoch, ruined.n_fitted) == (0, 42)
-    assert ruined.calibration.temperature == ruined.history[0]["temperature"]
+    assert ruined.calibration.temperature == ruined.history[0].temperature
 
 
 @given(rows=st.integers(1, 10**6), batch=st.integers(1, 256), epochs=st.integers(1, 40))
@@ -339,11 +342,10 @@ def test_epochs_are_counted_in_steps_where_rows_are_few(rows: int, batch: int, e
 def test_training_stops_by_its_own_epochs_and_not_by_the_head_it_began_with(
     losses: list[float], settled: bool
 ) -> None:
-    history = [{"epoch": n, "calibrated_loss": loss} for n, loss in enumerate(losses)]
+    history = [EpochRow(n, calibrated_loss=loss) for n, loss in enumerate(losses)]
     none = Calibration(1.0, 0.0, 0.0, 0.0, 0.0)
     state = TrainingState(none, epoch=len(losses) - 1, history=history)
-    trainer = SimpleNamespace(settings=FinetuneSettings(patience=2))
-    assert _has_settled(state, trainer) == settled
+    assert _has_settled(state, FinetuneSettings(patience=2)) == settled
 
 
 def test_a_head_is_doubted_by_enough_rows_and_within_a_standard_error() -> None:
@@ -373,7 +375,7 @@ def test_what_is_found_by_trial_leaves_the_start_as_it_was(
     )
     assert found.history[0] == fixed.history[0]
     assert [note.split()[0] for note in found.notes] == ["batch", "learning"]
-    assert 1e-7 <= max(float(one["learning_rate"]) for one in found.history) <= 1e-2
+    assert 1e-7 <= max(float(one.learning_rate or 0) for one in found.history) <= 1e-2
 
 
 def test_batch_norm_moves_only_where_it_is_asked_to_and_trains(
@@ -465,7 +467,7 @@ def test_losses_are_logged_where_it_is_asked_for(
     read = EventAccumulator(str(events.parent))
     read.Reload()
     logged = [one.value for one in read.Scalars("validation_loss")]
-    expected = [record["validation_loss"] for record in result.history[1:]]
+    expected = [record.validation_loss for record in result.history[1:]]
     assert logged == pytest.approx(expected)
     monkeypatch.setattr("finetune.training.processes.find_spec", lambda name: None)
     with pytest.raises(FxError, match="pip install mlflow"):

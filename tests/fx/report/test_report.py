@@ -13,15 +13,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import plotly.graph_objects
 import pytest
 from PIL import Image
 
-from finetune.training import write_history
+from finetune.training import EpochRow, write_history
 from fx import output
 from fx.output import print_comparison, print_table, progress_bar, to_json
-from fx.report.writing import learning_curve_png, write_report
+from fx.records import Comparison
+from fx.report import learning_curve_png, write_report
+from fx.report.images import Evidence
 
 CHROMIUM = Path("/usr/bin/chromium")
 HOSTILE = "<script>alert(1)</script>"
@@ -63,7 +66,7 @@ def confusion(accuracy: float, n_classes: int, per_class: int = 60) -> list[list
     return matrix
 
 
-def comparison(classes: list[str] = CLASSES) -> dict[str, Any]:
+def comparison_json(classes: list[str] = CLASSES) -> dict[str, Any]:
     """A made-up comparison: five strategies, three sizes, three seeds at the smaller two."""
     results = []
     for strategy, accuracies in ACCURACY.items():
@@ -112,9 +115,10 @@ def comparison(classes: list[str] = CLASSES) -> dict[str, Any]:
         ],
         "pairs": [
             {"n_train": 1437, "a": "svm", "b": "logreg", "difference": 0.012, "p_value": 0.04}
-            | {"test": "exact McNemar", "p_holm": 0.12},
+            | {"only_a_right": 9, "only_b_right": 5, "test": "exact McNemar", "p_holm": 0.12},
             {"n_train": 1437, "a": "logreg", "b": "finetune:all", "difference": -0.035}
-            | {"test": "exact McNemar", "p_value": 0.00001, "p_holm": 0.00004},
+            | {"only_a_right": 3, "only_b_right": 16, "test": "exact McNemar"}
+            | {"p_value": 0.00001, "p_holm": 0.00004},
         ],
         "recommendation": "Fine-tune the last block: accuracy 0.972 with 1,437 images. "
         "It gains 0.014 over the SVM and takes 21 s instead of 1.1 s.",
@@ -134,6 +138,10 @@ def comparison(classes: list[str] = CLASSES) -> dict[str, Any]:
         "versions": {"fx": "0.1.0", "python": "3.11.9", "torch": "2.14.1+cpu"},
         "commands": ["fx sample digits data", f"fx compare data --sizes 144,455,1437 '{HOSTILE}'"],
     }
+
+
+def comparison(classes: list[str] = CLASSES, **changed: Any) -> Comparison:
+    return Comparison.from_json(comparison_json(classes) | changed)
 
 
 class Page(HTMLParser):
@@ -175,13 +183,13 @@ class Page(HTMLParser):
         return figures
 
 
-def evidence() -> dict[str, Any]:
+def evidence() -> Evidence:
     """Made-up images: a red square each, of files with hostile names."""
     buffer = io.BytesIO()
     Image.new("RGB", (48, 48), (200, 0, 0)).save(buffer, "JPEG")
     data_uri = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     shown = {"path": f"a/{BREAKOUT}.jpg", "label": HOSTILE, "said": BREAKOUT, "image": data_uri}
-    return {
+    plain = {
         "n_train": 1437,
         "mistakes": {"logreg": [shown] * 3, "svm": [shown], "scratch": []},
         "disputed": [shown, shown],
@@ -191,6 +199,7 @@ def evidence() -> dict[str, Any]:
             for i in range(60)
         ],
     }
+    return Evidence.from_json(plain)
 
 
 @pytest.fixture(scope="module")
@@ -243,9 +252,10 @@ def test_hostile_names_are_shown_and_never_read_as_html(report: Path, parsed: Pa
 
 def test_hostile_names_are_no_markup_for_plotly_either(tmp_path: Path) -> None:
     classes = CLASSES + [f"class {number}" for number in range(30)]
-    many = comparison(classes)
+    many = comparison_json(classes)
     many["results"][0]["strategy"] = '<a href="http://example.invalid">x</a>'
-    path = write_report(tmp_path / "report.html", many, title="many classes")
+    comparison = Comparison.from_json(many)
+    path = write_report(tmp_path / "report.html", comparison, title="many classes")
     figures = Page(path.read_text(encoding="utf-8")).figures()
     names = figures["confusion-1"][0]["data"][0]["x"]
     assert names[0] == "&lt;script&gt;alert(1)&lt;/script&gt;"
@@ -297,17 +307,20 @@ def test_a_comparison_with_little_in_it_still_makes_a_page(tmp_path: Path, kept:
     bare: list[dict[str, Any]] = [
         {},
         {"results": []},
-        {"results": [{"strategy": "logreg", "n_train": 60, "accuracy": 0.9}]},
+        {"results": [{"strategy": "logreg", "n_train": 60, "seed": 0, "accuracy": 0.9}]},
         {
-            "results": [{"strategy": "new/one", "n_train": 60, "accuracy": None, "seconds": 1}],
+            "results": [
+                {"strategy": "new/one", "n_train": 60, "seed": 0, "accuracy": None, "seconds": 1}
+            ],
             "crossover": None,
         },
     ]
-    path = write_report(tmp_path / "report.html", bare[kept], title="Little")
+    little = Comparison.from_json(bare[kept])
+    path = write_report(tmp_path / "report.html", little, title="Little")
     page = Page(path.read_text(encoding="utf-8"))
     assert page.open == []
     assert "Little" in page.text
-    learning_curve_png(tmp_path / "curve.png", bare[kept])
+    learning_curve_png(tmp_path / "curve.png", little)
 
 
 def test_of_the_front_none_is_beaten_by_a_quicker_one(parsed: Page) -> None:
@@ -323,8 +336,7 @@ def test_of_the_front_none_is_beaten_by_a_quicker_one(parsed: Page) -> None:
 
 
 def test_long_lists_are_cut_and_say_so(tmp_path: Path) -> None:
-    long = comparison()
-    long["failed"] = [{"path": f"{n}.jpg", "reason": "empty file"} for n in range(1234)]
+    long = comparison(failed=[{"path": f"{n}.jpg", "reason": "empty file"} for n in range(1234)])
     path = write_report(tmp_path / "report.html", long, title="Long")
     text = Page(path.read_text(encoding="utf-8")).text
     assert "1,234 listed" in text
@@ -427,8 +439,7 @@ def test_in_a_browser_hovering_over_the_map_shows_the_image(browser: Any, report
 
 
 def test_in_print_the_page_is_light_and_unfolded(browser: Any, tmp_path: Path) -> None:
-    long = comparison()
-    long["failed"] = [{"path": f"{n}.jpg", "reason": "empty file"} for n in range(30)]
+    long = comparison(failed=[{"path": f"{n}.jpg", "reason": "empty file"} for n in range(30)])
     report = write_report(tmp_path / "report.html", long, title="Long")
     context = browser.new_context(color_scheme="dark", viewport={"width": 1280, "height": 800})
     page = context.new_page()
@@ -462,7 +473,8 @@ def test_the_learning_curve_is_also_a_image(tmp_path: Path) -> None:
 
 
 def test_a_history_is_written_as_a_table_and_a_image(tmp_path: Path) -> None:
-    write_history(tmp_path / "run", history(0.9, epochs=3))
+    rows = msgspec.convert(history(0.9, epochs=3), list[EpochRow])
+    write_history(tmp_path / "run", rows)
     with (tmp_path / "run" / "history.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["0", "1", "2"]
@@ -474,23 +486,22 @@ def test_a_history_is_written_as_a_table_and_a_image(tmp_path: Path) -> None:
 
 def test_a_history_with_an_unknown_column_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="f1"):
-        write_history(tmp_path, [{"epoch": 0, "f1": 0.5}])
+        msgspec.convert({"epoch": 0, "f1": 0.5}, EpochRow)
 
 
 # --- on a terminal --------------------------------------------------------------------------
 
 
 def test_a_comparison_fits_eighty_columns(capsys: pytest.CaptureFixture[str]) -> None:
-    wide = comparison()
     sizes = [40, 80, 160, 320, 640, 1280, 2560, 5120, 10240, 20480]
-    wide["results"] = [
+    results = [
         {"strategy": strategy, "n_train": n, "seed": 0, "accuracy": 0.5 + n / 50_000}
         | {"seconds": 12_345.6, "log_loss": 0.25, "ece": 0.0125}
         for strategy in ("logreg", "finetune:all")
         for n in sizes
         if (strategy, n) != ("finetune:all", 20480)
     ]
-    print_comparison(wide)
+    print_comparison(comparison(results=results))
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     assert "6 of 10 sizes" in lines[0]

@@ -1,4 +1,4 @@
-"""Room on the disk: what a training is going to write, made sure of before anything is computed."""
+"""Whether the disk has room for what a training will write, checked before anything is computed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from extract.images import ImageRow
 from finetune.settings import AUTO, FinetuneSettings
 from finetune.split import Resources, SplitNetwork
 from finetune.training import bytes_of
-from heads.limits import MOST
+from heads.limits import MAX_ROWS
 
 # What is written besides tensors: about a step, and in tables and images.
-BYTES_A_STEP, SMALL_FILES = 150, 4_000_000
-SMALLEST_STEP = 16  # images, where their number is to be found
+STEP_BYTES, SMALL_FILES = 150, 4_000_000
+SMALLEST_STEP = 16  # images, where the batch size is to be found
 
 
 def check_room_for_training(
@@ -54,11 +54,11 @@ def check_room_for_training(
         If nothing can be written there.
     """
     kept = (directory / "training.safetensors").exists()
-    besides = _bytes_written(split, auxiliaries, len(training), settings, kept)
+    reserved = _bytes_written(split, auxiliaries, len(training), settings, kept)
     # of an interrupted run they may be there already
     activations = 0 if resources.cache.exists() else _least_kept(split, rows, training, settings)
-    check_room(directory, besides + activations)
-    return besides
+    check_room(directory, reserved + activations)
+    return reserved
 
 
 def _bytes_written(
@@ -77,9 +77,9 @@ def _bytes_written(
     steps = epochs * -(-images // size)
     # with the best epoch's tensors and their average beside the last one's
     state = 3 * bytes_of(delivered.state_dict()) + bytes_of(along.state_dict()) + moments
-    state += steps * BYTES_A_STEP
+    state += steps * STEP_BYTES
     model = bytes_of(split.backbone.module.state_dict()) + bytes_of(split.classifier.state_dict())
-    model += 4 * split.backbone.dim * min(MOST, images)  # limits
+    model += 4 * split.backbone.dim * min(MAX_ROWS, images)  # limits
     # each state is written beside the last one, and the model beside a state
     return max(state, model) + (0 if kept else state) + SMALL_FILES
 
