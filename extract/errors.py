@@ -7,11 +7,11 @@ from pathlib import Path
 
 
 class FxError(Exception):
-    """A failure that the user can mend; the command prints it in one line and exits with 1."""
+    """A failure that the user can fix; the command prints it in one line and exits with 1."""
 
 
 class CannotWrite(FxError):
-    """A place cannot be written to: a disk is read-only, or the place is somebody else's."""
+    """A place cannot be written to: the disk is read-only, or permission is denied."""
 
 
 class NoRoom(CannotWrite):

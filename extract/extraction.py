@@ -127,7 +127,7 @@ def extract(
     Raises
     ------
     FxError
-        If another process writes to the store, an option is none of its values, or features do
+        If another process writes to the store, a parameter has an impossible value, or features do
         not fit the dtype.
     """
     begun = time.perf_counter()
@@ -216,7 +216,7 @@ def _start(
     crops: int = 1,
     dtype: str | None = None,
 ) -> FeatureWriter:
-    """Begin to fill the sets of a backbone's layers, after a look at whether they still agree."""
+    """Begin to fill the sets of a backbone's layers, after checking that they still agree."""
     numerics, network = engine.precision, engine.network_hash
     specs = [
         make_spec(backbone, numerics, layer=layer, crops=crops, network_hash=network)
@@ -259,7 +259,7 @@ def take_snapshot(
         known = known_file_stats(store, source)
         readable = {key for _, key in known.values()}
         for feature_set in store.sets():
-            with suppress(FxError):  # what is damaged is loaded at
+            with suppress(FxError):  # what is damaged is read again
                 readable.update(feature_set.rows)
         rows = []
         with closing(load_images(source, preprocessing, readable, known)) as loading:
@@ -293,7 +293,7 @@ def _fill(
     crops: int,
     progress: Progress | None,
 ) -> list[ImageRow]:
-    """Look at every image and append the rows that are missing; what was done is never lost."""
+    """Read every image and append the rows that are missing; finished work is never lost."""
     rows: list[ImageRow] = []
     waiting: deque[tuple[bytes, NDArray[np.uint8] | None]] = deque()
     asked = set(writer.known)
@@ -324,7 +324,7 @@ def _fill(
             writer.commit()
         raise
     finally:
-        # who reads has the store's lock, too, and an exception that is kept would keep it
+        # the readers hold the store's lock, too, and a kept exception would keep them
         loading.close()
     writer.commit()
     return rows

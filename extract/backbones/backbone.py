@@ -1,4 +1,4 @@
-"""Backbones: pretrained CNNs without their classifiers, by the names their libraries give them.
+"""Backbones: pretrained CNNs without their classifiers.
 
 A backbone maps normalised images (n, 3, size, size) to (n, dim): what its final layer would get,
 or what some of its inner layers give, side by side. Of that classifier nothing is left, the
@@ -115,8 +115,8 @@ def load_backbone(
     Raises
     ------
     FxError
-        If the name is unknown, the weights cannot be had or do not fit, the network cannot run on
-        images of this size, or `channels` is another number or not to be had with this network.
+        If the name is unknown, the weights are not available or do not fit, the network cannot run
+        on images of this size, or cannot take this number of channels.
     """
     if channels not in CHANNELS:
         raise FxError(f"the first convolution sees 1 or 3 channels; got `channels={channels}`")
@@ -186,8 +186,8 @@ def _at_size(preprocessing: Preprocessing, size: int | None) -> Preprocessing:
 def _shapes(module: nn.Module, size: int) -> list[tuple[int, ...]]:
     """Shapes of the arrays that come out for two images.
 
-    Of large images they alone are followed, which takes no memory. Those of others are computed:
-    that takes a fraction of the two seconds in which torch is made ready to follow shapes.
+    For large images only shapes are propagated, which takes no memory. For others the network is
+    run: that takes a fraction of the two seconds that torch needs to load its meta device.
     """
     try:
         with torch.inference_mode():

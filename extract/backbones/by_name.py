@@ -56,7 +56,7 @@ def build(name: str, *, initialise: bool, seed: int = 0) -> Architecture:
     """Make a network; with `initialise` its weights are random, the same for one seed."""
     family = family_of(name)
     skipped = contextlib.nullcontext() if initialise else _NoInitialisation()
-    # nobody else's random numbers are moved
+    # the caller's random numbers stay as they are
     with torch.random.fork_rng(devices=[]), skipped:
         torch.manual_seed(seed)
         architecture = family.build(name)

@@ -1,4 +1,4 @@
-"""Features of inner layers: any node of a backbone's graph, pooled or flattened, in one pass."""
+"""Features of inner layers: any nodes of a backbone's graph, pooled or flattened, in one pass."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class ConcatFeatures(nn.Module):
 
 
 def _tap(module: nn.Module, names: Sequence[str]) -> nn.Module:
-    # torchvision's, told what in timm's layers cannot be looked into
+    # torchvision's functions; timm has registered which of its layers cannot be traced
     with importing_timm():
         from timm.layers import (  # type: ignore[attr-defined]
             create_feature_extractor,

@@ -24,7 +24,7 @@ with importing_timm():
     from timm.layers import Conv2dSame, register_notrace_module  # type: ignore[attr-defined]
 
 
-# told to timm: whoever traces a network shall see one layer here, as before
+# so that tracing a network sees one layer here, as before
 @register_notrace_module
 class GreyConv2d(nn.Conv2d):
     """A convolution of one channel: the mean of the channels that come in."""

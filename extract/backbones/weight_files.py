@@ -84,7 +84,7 @@ def cached_on_hub(repository: str, names: Sequence[str]) -> Path | None:
 
 
 def fetch_from_hub(repository: str, names: Sequence[str], *, backbone: str, size: int = 0) -> Path:
-    """Path of the first of the files that a Hugging Face repository has, downloaded if need be.
+    """Path of the first of the files that a Hugging Face repository has, downloaded if missing.
 
     Parameters
     ----------
@@ -172,7 +172,7 @@ def _no_download(backbone: str, file: str, place: str, problem: Exception | None
 
 
 def few(names: Sequence[str]) -> str:
-    """List some names, and how many more there are; a name may be somebody else's."""
+    """List some names, cut where they are long, and how many more there are."""
     return ", ".join(name[:100] for name in names[:3]) + (
         f" and {len(names) - 3} more" if len(names) > 3 else ""
     )

@@ -1,6 +1,6 @@
-"""Importing torchvision and timm without torch's compiler, which takes longer than all the rest.
+"""Importing torchvision and timm without torch's compiler, which would take longest of all.
 
-And importing that one without a temporary folder, where torch does so by itself.
+And importing the compiler, where torch will, without a temporary folder.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ def import_compiler() -> None:
     """Import torch's compiler, before torch does so on its way to trace or to train a network.
 
     It begins by making a folder for its cache among the temporary ones, which fails where a disk is
-    full or read-only. Nothing is compiled here, so that any folder does that is there.
+    full or read-only. Nothing is compiled here, so any existing folder will do.
     """
     if "torch._dynamo" not in sys.modules:
         there = str(Path(torch.__file__).parent)

@@ -123,7 +123,7 @@ def quantise(backbone: Backbone, pixels: Sequence[NDArray[np.uint8]]) -> StoredN
     FxError
         If NNCF is not installed, or there is no image.
     """
-    # it asks for a CUDA compiler, which nobody needs here
+    # it looks for a CUDA compiler, which is not needed here
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
         # it greets on stdout, which may be promised to one JSON object
@@ -166,7 +166,7 @@ def save_network(model: openvino.Model, file: Path) -> None:
     try:
         import_openvino().save_model(model, file, compress_to_fp16=False)
     except RuntimeError:
-        # it names neither the place nor the reason
+        # OpenVINO names neither the place nor the reason
         operations = model.get_ops()
         constants = [one for one in operations if one.get_type_name() == "Constant"]
         needs = sum(one.get_byte_size() for one in constants) + XML_BYTES * len(operations)

@@ -110,7 +110,7 @@ class OpenVINOEngine(Engine):
             if file.exists():
                 return import_openvino().Core().read_model(file)
         model = self._convert()
-        # nor is a folder that cannot be written to anything to stop for
+        # and a folder that cannot be written to is no reason to stop
         with suppress(OSError, RuntimeError):
             file = cache_directory() / f"{digest}.xml"
             unfinished = file.with_name(f"{digest}-{os.getpid()}.xml")
@@ -189,7 +189,7 @@ def without_telemetry() -> Iterator[None]:
     """Let what is imported here find ``openvino_telemetry`` not installed.
 
     It reports to a server of Google's which networks are converted, each from a process that it
-    forks: nobody has asked for that, and it would outlive a command that is interrupted. OpenVINO
+    forks: unwanted, and it would outlive a command that is interrupted. OpenVINO
     and NNCF have stand-ins for it that do nothing.
     """
     name = "openvino_telemetry"

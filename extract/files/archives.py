@@ -1,7 +1,7 @@
-"""Zip archives of strangers: their directory is checked before a reader of theirs sees it.
+"""Untrusted zip archives: the directory is checked before a library reads them.
 
-PyTorch, NumPy and skops compress nothing in what they write, so that reading it takes no more than
-the file has. An archive that claims otherwise is none of theirs.
+PyTorch, NumPy and skops write archives without compression, so that reading one takes no more
+memory than the file has bytes. An archive that claims otherwise is not one of theirs.
 """
 
 from __future__ import annotations

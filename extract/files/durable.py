@@ -47,7 +47,7 @@ def is_regular(path: Path) -> bool:
 
 def remove(path: Path) -> None:
     """Delete a file, or a folder with all that is in it, if it is there; of a link, the link."""
-    # what a link names is somebody else's
+    # not what a link points to
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -83,7 +83,7 @@ def open_regular(path: Path, largest: int) -> Iterator[tuple[BinaryIO, os.stat_r
 
 def refuse_holes(status: os.stat_result) -> None:
     """Raise OSError of a large file that has next to no bytes on the disk, and reads as zeros."""
-    blocks = getattr(status, "st_blocks", 0)  # Windows has none, and some disks tell none
+    blocks = getattr(status, "st_blocks", 0)  # absent on Windows, and 0 on some file systems
     if status.st_size > LARGE and 0 < 512 * blocks < status.st_size // 64:
         raise OSError(f"nearly all of its {in_units(status.st_size)} are holes")
 
@@ -118,7 +118,7 @@ def whole_file(path: Path, *, needs: int = 0) -> Iterator[Path]:
         missing = [one for one in path.parents if not one.exists()]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # somebody's link, or what a killed run has left
+            # a link that stands there, or what a killed run has left
             unfinished.unlink(missing_ok=True)
             yield unfinished
             sync(unfinished)
@@ -141,7 +141,7 @@ def write_whole(path: Path, data: bytes | str) -> None:
 
 @contextmanager
 def disk_full_as_fx_error(path: Path, *, needs: int = 0) -> Iterator[None]:
-    """Tell of a full disk, or of one that cannot be written to, in one line with its place.
+    """Turn the error of a full disk, or of one that cannot be written to, into one line.
 
     Parameters
     ----------
@@ -160,13 +160,13 @@ def disk_full_as_fx_error(path: Path, *, needs: int = 0) -> Iterator[None]:
     except FxError:
         raise
     except Exception as error:
-        if told := why_not_written(error, path, needs=needs):
-            raise told from error
+        if clear := why_not_written(error, path, needs=needs):
+            raise clear from error
         raise
 
 
 def why_not_written(error: Exception, path: Path, *, needs: int = 0) -> CannotWrite | None:
-    """Say of an error, where it is one of writing, what ``disk_full_as_fx_error`` would raise.
+    """Return what ``disk_full_as_fx_error`` would raise in place of an error of writing.
 
     Parameters are those of ``disk_full_as_fx_error``. None for any other error.
     """
@@ -287,7 +287,7 @@ def _cannot_write(place: Path, reason: str) -> str:
 def _error_number(error: Exception) -> int:
     if isinstance(error, OSError) and error.errno:
         return error.errno
-    # safetensors' and pyarrow's errors have it in their text alone
+    # safetensors' and pyarrow's errors have it in their text only
     if found := re.search(r"os error (\d+)", str(error)):
         return int(found[1])
     found = re.search(r"(?:Errno|errno:?) (\d+)", str(error))

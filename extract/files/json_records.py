@@ -1,4 +1,4 @@
-"""Records of strangers: JSON that is what it is declared to be, or one error in one line."""
+"""Untrusted JSON: it is what it is declared to be, or there is one error in one line."""
 
 from __future__ import annotations
 

@@ -69,8 +69,8 @@ _PILLOW_WARNS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 class UnreadableImage(Exception):
     """These bytes hold no image; the message is the reason, in one short line.
 
-    It speaks of the image alone and may be remembered with it. Failures of the disk, the network
-    or the memory are other exceptions.
+    The reason is the image itself, so it may be remembered with it. Failures of the disk, the
+    network or memory are other exceptions.
     """
 
 
@@ -211,7 +211,7 @@ def _read(
 ) -> tuple[Image.Image, Image.Transpose | None, tuple[float, float]]:
     """Return the image, how it is to be turned, and what it shows in its own pixels.
 
-    It is turned by who has it alone: here the file's own pixels are held besides.
+    The caller turns it, once the file's own pixels are freed.
     """
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         _refuse_bombs(image, data, max_image_mb)
@@ -401,10 +401,9 @@ def _pillow_kept_quiet() -> Iterator[None]:
 
 @contextmanager
 def _pillow_lets_in(pixels: int) -> Iterator[None]:
-    """Let Pillow open what has so many pixels, while anybody is in here who asks for more.
+    """Let Pillow open images of so many pixels while any thread is in here that needs more.
 
-    Its limit is a global that belongs to the process, is put back, and is left alone by who does
-    not need more.
+    Its limit is global to the process; it is restored, and only touched where more is needed.
     """
     with _pillow_s_limit.lock:
         own = _pillow_s_limit.own if _pillow_s_limit.lifted_by else Image.MAX_IMAGE_PIXELS

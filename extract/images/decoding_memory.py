@@ -1,4 +1,4 @@
-"""Memory of images that are decoded at the same time: by all threads, or processes, together."""
+"""A limit to the memory of images that are decoded at the same time, by threads or processes."""
 
 import ctypes
 import sys
@@ -40,7 +40,7 @@ def share_memory(turn: Synchroniser, parts: Synchroniser) -> None:
 def memory_for(taken: int) -> Iterator[None]:
     """Wait until the images that others decode leave room for so many bytes.
 
-    Who waits must hold none.
+    A caller that waits must hold none.
     """
     wanted = min(PARTS, -(-taken * PARTS // BYTES_AT_ONCE))
     # one after the other, so that small images do not keep a large one waiting for ever

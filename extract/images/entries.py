@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Split = Literal["train", "val", "test"]
-# of 2**20 bytes: what an image may take as 8-bit RGB, if nobody says otherwise
+# of 2**20 bytes: what an image may take as 8-bit RGB, by default
 MAX_IMAGE_MB = 512
 SPLIT_NAMES: dict[str, Split] = {
     "train": "train",
@@ -86,7 +86,7 @@ def shown(path: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class FileStats:
-    """What tells that a file is unchanged without reading it (git's rule)."""
+    """What shows that a file is unchanged without reading it (git's rule)."""
 
     inode: int
     size: int

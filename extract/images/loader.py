@@ -53,7 +53,7 @@ def load_images(
     have = stored if isinstance(stored, set) else set(stored)
     known = known or {}
     shape = (crops, preprocessing.size, preprocessing.size, 3)
-    # imports asyncio and multiprocessing, which nobody needs who reads a snapshot
+    # here: it imports asyncio and multiprocessing, which reading a snapshot does not need
     from joblib import cpu_count
 
     cores = max(2, cpu_count())
@@ -90,7 +90,7 @@ def _unchanged(
         return None
     try:
         stats = _stats_of(os.stat(f"{root}/{entry.path}"))  # noqa: PTH116 (a Path takes as long again)
-    except OSError:  # to be told by who opens it
+    except OSError:  # reported when it is opened
         return None
     return LoadedImage(_row(entry, before[1], "", stats)) if stats == before[0] else None
 

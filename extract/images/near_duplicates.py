@@ -53,7 +53,7 @@ def near_copies(
     found (at most 14 bits apart), and no different one (at least 92 apart). Of 2,000 CIFAR-10
     images no pair was reported, and of all 24,000 of four classes 20 pairs, each of which shows
     one image twice. Images as small as those (32 by 32) lose much when encoded again: all
-    copies are found at quality 75, 78 % at 50, and next to none when halved. Handwritten digits
+    copies are found at quality 75, 78 % at 50, and hardly any when halved. Handwritten digits
     (1,797 of 8 by 8 pixels): none of 1.6 million pairs; the closest were 22 bits apart, of one
     digit each. Mirrored, rotated and cropped images are not found. 40,000 against 160,000 takes
     about a minute of one core.

@@ -1,7 +1,7 @@
-"""Parquet of strangers: bounded by what it says of itself; a text that comes often is kept once.
+"""Untrusted Parquet: sizes are checked in the metadata first; repeated texts are kept once.
 
-A few bytes may stand for a million rows of a megabyte each: of columns of text, Arrow is asked for
-the different ones and which row has which.
+A few bytes may stand for a million rows of a megabyte each, so text columns are read as
+dictionaries: the different texts, and which row has which.
 """
 
 from __future__ import annotations

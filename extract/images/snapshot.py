@@ -37,7 +37,7 @@ _TYPES = {
     "inode": pa.uint64(),
 }
 _COMPRESSIONS = ("SNAPPY", "UNCOMPRESSED")
-# a row has a path of its own, and next to always a key
+# a row has its own path, and nearly always a key
 MOST_ROWS_A_BYTE = 1
 
 

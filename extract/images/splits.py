@@ -1,6 +1,6 @@
 """Splits: which images train, validate and test.
 
-A split depends on an image's key (or its group) and the split seed alone, so adding images never
+A split depends on an image's key (or its group) and the split seed only, so adding images never
 moves another one. Copies count once; bytes under two labels are in no split.
 """
 

@@ -1,6 +1,6 @@
 """Images listed in a CSV or Parquet table: a row that makes no sense is an error.
 
-A file that cannot be opened is none: it is left out, and named.
+A file that cannot be opened is no error: it is left out, with the reason.
 """
 
 import math
@@ -21,7 +21,7 @@ from extract.images.parquet import MOST_ROWS, cells, check_size, open_parquet
 _COLUMNS = ("path", "label", "split", "group")
 # names of columns in an error
 SHOWN = 20
-# bytes, of which those of known columns alone are in memory
+# bytes, of which only those of known columns are in memory
 LARGEST_CSV = 2**29
 _TEXTS = [
     pa.types.is_string,

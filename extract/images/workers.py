@@ -1,4 +1,4 @@
-"""Who reads images: threads where cores are few, processes where they are many.
+"""Images are read by threads where cores are few, and by processes where they are many.
 
 On two cores two threads read as fast as two processes, and share what is imported. On 16, threads
 wait for each other: 8 of them read 1,900 photographs a second and 16 of them 1,300, and 16
@@ -148,16 +148,16 @@ def _begin(
     parts: Synchroniser,
     parent: int,
 ) -> None:
-    """Make a forked process one that reads, and ends with the thread that it was forked from."""
+    """Prepare a forked process to read images, and to end with the thread that forked it."""
     global _work, _places
-    # what it holds, the store's lock among it, is not to outlive that one
+    # what it holds, such as the store's lock, must not outlive its parent
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
     # a terminal interrupts all its processes; the one that began this one will end it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    # nor has it that one's threads
+    # one thread: there are as many processes as cores
     import torch
 
     torch.set_num_threads(1)
@@ -166,10 +166,10 @@ def _begin(
 
 
 def _read(entries: list[tuple[ImageEntry, int]]) -> list[tuple[LoadedImage, bool]]:
-    told = []
+    results = []
     for entry, place in entries:
         loaded = _work(entry)
         if loaded.pixels is not None:
             _places[place] = loaded.pixels
-        told.append((replace(loaded, pixels=None), loaded.pixels is not None))
-    return told
+        results.append((replace(loaded, pixels=None), loaded.pixels is not None))
+    return results

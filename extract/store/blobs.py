@@ -121,7 +121,7 @@ def blob_attribute(store: Path, kind: str, name: str, attribute: str) -> Any:
     """Return an attribute of a blob, None where it cannot be read."""
     try:
         return open_array(_folder(store, kind, name)).attrs.get(attribute)
-    except Exception:  # as in read_blob: damage is told by who reads the bytes
+    except Exception:  # as in read_blob: damage is reported when the bytes are read
         return None
 
 

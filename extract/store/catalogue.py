@@ -61,7 +61,7 @@ class Catalogue:
         Raises
         ------
         FxError
-            If it cannot be read; the message tells what will become of it.
+            If it cannot be read; the message says what will become of it.
         """
         path = self.path / name
         try:
@@ -87,7 +87,7 @@ class Catalogue:
         """All feature sets that can be read, in the order of their names."""
         found = []
         for name in self.names():
-            with suppress(FxError):  # ``verify`` tells of these
+            with suppress(FxError):  # ``verify`` reports these
                 found.append(self.open(name))
         return found
 
@@ -155,7 +155,7 @@ class Catalogue:
         return name
 
     def drop(self, name: str) -> bool:
-        """Delete a set unless somebody reads it: readers hold a shared lock on its folder."""
+        """Delete a set unless it is being read: readers hold a shared lock on its folder."""
         folder = self.path / name
         try:
             descriptor = lock_folder(folder, shared=False)
@@ -175,13 +175,13 @@ class Catalogue:
         found = [Damage(name, 0, 0, reason) for name, reason in self.broken().items()]
         for name in [s.name for s in self.sets()]:
             if name != self._newest_generation(name):
-                # nobody begins to read it any more
+                # no reader will open it any more
                 continue
             feature_set = self.open(name, write=True)
             rows = feature_set.damage()
             spans = sorted({(d.start, d.stop) for d in rows})
             if spans != feature_set.damaged:
-                with suppress(OSError):  # it is told all the same where nothing can be written
+                with suppress(OSError):  # reported even where nothing can be written
                     set_attributes(feature_set.path, {"damaged": spans})
             found += rows
         return found
@@ -206,7 +206,7 @@ def _number(name: str) -> int:
 
 
 def _publish_within(folder: Path) -> Publish:
-    """Publish to a set that nobody can see yet."""
+    """Publish to a set that no reader can see yet."""
 
     def publish(changes: dict[str, Commit]) -> None:
         for commit in changes.values():

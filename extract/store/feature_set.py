@@ -136,7 +136,7 @@ class FeatureSet:
         return values, ""
 
     def _file_damage(self, name: str, number: int) -> str:
-        """Say what a look at a chunk's file tells without reading it; nothing if nothing does."""
+        """Say what is wrong with a chunk's file, without reading it; empty if nothing is."""
         file, array = self.chunk_file(name, number), self.array(name)
         # zarr would read zeros for what is not there, whole files or chunks of a shard
         if not file.exists():
@@ -247,8 +247,8 @@ class FeatureSet:
     def digest(self, keys: Collection[bytes]) -> str:
         """SHA-256, in hex, of the features and perceptual hashes of some images.
 
-        What is fitted on rows that were damaged, and have been mended since, is told apart by it.
-        The order of the rows is not in it, nor the set's own name, but its spec's.
+        It changes where damaged rows have been computed again. It depends on the spec, and neither on
+        the order of the rows nor on the set's name.
 
         Raises
         ------
@@ -268,7 +268,7 @@ class FeatureSet:
         return found.hexdigest()
 
     def take_over(self, commit: Commit) -> None:
-        """See what a commit has just made count; for who has committed it."""
+        """Take over what has just been committed."""
         self.committed, self.runs, self.checksums = commit.committed, commit.runs, commit.checksums
         self._rows = None
 
@@ -294,12 +294,12 @@ class FeatureSet:
         return found
 
     def without(self, spans: Collection[tuple[int, int]]) -> None:
-        """Count damaged rows no more: spans of a first row, and one past the last."""
+        """Stop counting damaged rows: spans of a first row, and one past the last."""
         self.damaged = sorted(set(spans))
         self._rows = None
 
     def tail_is_damaged(self) -> bool:
-        """Whether unfinished rows lie in the last chunks that cannot be read, nor written over."""
+        """Whether the last chunks hold unfinished rows that can be neither read nor overwritten."""
         for name in ROW_ARRAYS:
             array, step = self.array(name), self.rows_per_chunk(name)
             start = self.committed // step * step

@@ -97,7 +97,7 @@ def collect(store: FeatureStore, *, keep: int | None = None) -> tuple[Garbage, l
     """Drop what no snapshot uses.
 
     A set that loses rows is written anew as a generation of its own, which new readers find at
-    once. A set that somebody still reads stays until the next collection.
+    once. A set that is still being read stays until the next collection.
 
     Returns
     -------

@@ -77,7 +77,7 @@ class StoreMetadata:
             # what it holds can be read, and the next writer writes the root anew
             layout = LAYOUT
         if layout is None and self._catalogue.sets():
-            layout = LAYOUT  # as above: a flipped bit may cost the attributes alone
+            layout = LAYOUT  # as above: a flipped bit may cost only the attributes
         if layout is None:
             raise FxError(
                 f"{self.path} is a Zarr group, but not a feature store; "
@@ -90,7 +90,7 @@ class StoreMetadata:
             )
 
     def attributes(self) -> RootAttributes:
-        """Attributes of the root; where it is damaged, what can be told from what lies below."""
+        """Attributes of the root; where it is damaged, what follows from what lies below."""
         if self.is_empty():
             return RootAttributes(fx_layout=LAYOUT)
         if not self.damage():
@@ -136,7 +136,7 @@ class StoreMetadata:
 
 
 def as_last_extracted(feature_set: FeatureSet) -> dict[str, Any]:
-    """Attributes of the root that tell what is extracted next where nothing is asked for."""
+    """Attributes of the root that name what is extracted next by default."""
     return {
         "last_extracted": feature_set.name,
         # also here: the set itself may come to be damaged

@@ -1,6 +1,6 @@
 """What the JSON in a store holds, as records that are checked when they are read.
 
-A store may be anybody's: what is not as these records say is damage, told in one error.
+A store is not trusted: what is not as these records say is damage, reported in one error.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class FeatureStore:
 
     Attributes
     ----------
-    root, catalogue : what it holds, to be changed by who holds the lock alone
+    root, catalogue : what it holds; changed only under the lock
 
     Raises
     ------
@@ -253,7 +253,7 @@ class FeatureStore:
             self.root.update(writer=holder, commit=decided)
 
     def clear_up(self) -> None:
-        """Remove what killed writers have left unfinished, if nobody is writing now."""
+        """Remove what killed writers have left unfinished, unless a process writes now."""
         with suppress(FxError), self.lock():
             pass  # whoever takes the lock clears up first
 
@@ -296,14 +296,14 @@ class FeatureStore:
         sets = [self.catalogue.open(name, write=True) for name in names]
         self.root.update(fx_layout=LAYOUT, **as_last_extracted(sets[0]))
         for name in replaced:
-            # who reads it still has it until then; the next collection of garbage drops it
+            # a set that is still read stays; the next collection of garbage drops it
             self.catalogue.drop(name)
         return FeatureWriter(sets, self.root.publish, run)
 
     def give_up_damaged_rows(self, feature_set: FeatureSet) -> bool:
         """Look for damage in a set, and count damaged rows no more; say whether there is any.
 
-        Everything is read where something speaks for damage, or nothing is known of it.
+        Everything is read where damage is suspected, or where there are no checksums yet.
         """
         suspected = bool(
             feature_set.damaged
@@ -316,7 +316,7 @@ class FeatureStore:
         return bool(found) or feature_set.tail_is_damaged()
 
     def _complete(self, name: str, weights_source: str) -> None:
-        """Write down, once, what is not known of a set, and where its weights come from now."""
+        """Complete the attributes of a set: its checksums, and where its weights come from now."""
         feature_set = self.catalogue.open(name)
         changed: dict[str, Any] = {}
         if feature_set.checksums is None:

@@ -1,4 +1,4 @@
-"""Zarr's groups and arrays on a disk, opened so that no pipe is waited for; one write an update."""
+"""Zarr's groups and arrays on a disk: no pipe is waited for, and an update is one write."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def open_group(path: Path, mode: Literal["r", "r+"] = "r") -> zarr.Group:
     Exception
         Of many classes, if there is none that can be read.
     """
-    # what somebody has consolidated would hide what was written since
+    # consolidated metadata would hide what was written since
     return zarr.open_group(_store(path, mode), mode=mode, use_consolidated=False)
 
 

