@@ -42,7 +42,11 @@ class WarmProcess:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-B", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-B", __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # with the folders of the tests, as pytest has found them
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
 
     def run(
@@ -56,7 +60,7 @@ class WarmProcess:
 
         Parameters
         ----------
-        function : of a module in this folder; what that module's ``warm_up`` does, if it has
+        function : of a test module; what that module's ``warm_up`` does, if it has
             one, is done before, and once
         arguments : paths, numbers, texts
         at_step : the child is killed before this step, from 1

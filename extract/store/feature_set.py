@@ -247,8 +247,8 @@ class FeatureSet:
     def digest(self, keys: Collection[bytes]) -> str:
         """SHA-256, in hex, of the features and perceptual hashes of some images.
 
-        It changes where damaged rows have been computed again. It depends on the spec, and neither on
-        the order of the rows nor on the set's name.
+        It changes where damaged rows have been computed again. It depends on the spec, and neither
+        on the order of the rows nor on the set's name.
 
         Raises
         ------

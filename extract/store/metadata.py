@@ -86,7 +86,7 @@ class StoreMetadata:
         if layout not in LAYOUTS:
             raise FxError(
                 f"{self.path} is not a feature store of this version; got layout {layout!r}, "
-                f"expected {LAYOUT}; extract into a new `store`"
+                f"expected {LAYOUT}; extract into a new store"
             )
 
     def attributes(self) -> RootAttributes:

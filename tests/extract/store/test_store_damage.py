@@ -341,7 +341,7 @@ def test_an_older_layout_is_told_apart_from_a_broken_store(
         (line,) = said.err.splitlines()
         assert line == (
             f"fx: error: {path} is not a feature store of this version; "
-            f"got layout {LAYOUTS[0] - 1}, expected {LAYOUT}; extract into a new `store`"
+            f"got layout {LAYOUTS[0] - 1}, expected {LAYOUT}; extract into a new store"
         )
     # whatever it is, nothing of it was touched
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
