@@ -64,7 +64,7 @@ def main() -> None:
     from extract.extraction import extract
     from extract.images import Snapshot, find_images
     from extract.store import FeatureStore
-    from fx.comparison.subsets import nested_subset
+    from fx.comparison import nested_subset
 
     recipes = json.loads(options.recipes)
     found: dict[tuple[object, ...], list[dict[str, object]]] = defaultdict(list)

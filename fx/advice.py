@@ -2,29 +2,121 @@
 
 from __future__ import annotations
 
+import hashlib
+import time
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fx.comparison.cells import ComparisonContext
-from fx.comparison.cost import CostModel, DatasetSize
-from fx.comparison.networks import networks_of, settled
-from fx.comparison.plan import Cell, Plan
-from fx.comparison.preview import amounts_of
-from fx.comparison.quadrant import describe_quadrant
-from fx.first_look import Sample, look_at, sampled
+from extract.errors import FxError
+from fx.comparison import (
+    SAMPLED_IMAGES,
+    Cell,
+    ComparisonContext,
+    CostModel,
+    DatasetSize,
+    Plan,
+    dataset_size_of,
+    describe_quadrant,
+    distance_of_source,
+    networks_of,
+    settled,
+)
 from fx.options import DEFAULT_BACKBONE, Options, open_backbone, open_engine
-from fx.output import Begin
+from fx.output import Begin, Progress
+from fx.records import Advice, NetworkAdvice, Quadrant, SampledImages, Sides
 
 if TYPE_CHECKING:
-    from extract.images import ImageSource
+    import numpy as np
+    from numpy.typing import NDArray
 
-LOOKED_AT_IN_ALL = 2_000  # images, of all networks together
-STRATEGIES = ("logreg", "svm", "finetune:1", "finetune:all")
+    from extract.backbones import Backbone
+    from extract.engines import Engine
+    from extract.images import ImageEntry, ImageSource
+
+SAMPLED_IN_ALL = 2_000  # images, of all networks together
+HEADERS = 200  # images whose size in pixels is read
+TIMED_STRATEGIES = ("logreg", "svm", "finetune:1", "finetune:all")
 
 
-def advise(images: Path, options: Options, *, begin: Begin) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Sample:
+    """Images that one network has seen.
+
+    Attributes
+    ----------
+    labels : n of them, of the images that can be read and are no copies
+    features : float32 array of shape (n, d)
+    distance : see ``extract.domain_shift``
+    seconds : that reading them and computing features took
+    """
+
+    labels: list[str]
+    features: NDArray[np.float32]
+    distance: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is found out while images are read.
+
+    Attributes
+    ----------
+    kept : images that can be read and are no copies
+    hashes : of each of those, its perceptual hash
+    failed, copies : records of the others
+    """
+
+    kept: list[ImageEntry]
+    hashes: list[NDArray[np.uint8]]
+    failed: list[dict[str, str]]
+    copies: list[dict[str, str]]
+
+    def images(
+        self, source: ImageSource, backbone: Backbone, tick: Progress
+    ) -> Iterator[NDArray[np.uint8]]:
+        """Read images; give the pixels of those that are kept."""
+        from extract.images import load_images
+
+        seen: dict[bytes, str] = {}
+        loading = load_images(source, backbone.preprocessing, hashed=True)
+        for number, (entry, loaded) in enumerate(zip(source.entries, loading, strict=True), 1):
+            tick(number, len(source.entries))
+            if loaded.pixels is None or loaded.perceptual is None:
+                self.failed.append({"path": entry.path, "reason": loaded.row.note})
+                continue
+            if (other := seen.setdefault(loaded.row.key, entry.path)) != entry.path:
+                self.copies.append({"path": entry.path, "copy_of": other})
+                continue
+            self.kept.append(entry)
+            self.hashes.append(loaded.perceptual)
+            yield loaded.pixels
+
+    def facts(self, source: ImageSource) -> SampledImages:
+        """Say what is odd about the images."""
+        import numpy as np
+
+        from extract.images import near_copies
+
+        hashes = np.stack(self.hashes)
+        pairs = [(self.kept[i], self.kept[j]) for i, j in near_copies(hashes, hashes) if i < j]
+        return SampledImages(
+            n=len(source.entries),
+            unreadable=self.failed,
+            copies=self.copies,
+            near_copies=[(one.path, other.path) for one, other in pairs],
+            near_copies_across_splits=[
+                (one.path, other.path) for one, other in pairs if one.split != other.split
+            ],
+            shorter_side=_shorter_side(source),
+        )
+
+
+def advise(images: Path, options: Options, *, begin: Begin) -> Advice:
     """Look at some of the images, and say which strategy to try first and why.
 
     Nothing is trained but probes on features, and nothing is kept.
@@ -36,13 +128,6 @@ def advise(images: Path, options: Options, *, begin: Begin) -> dict[str, Any]:
         weights are at hand
     begin : given what is being done, returns a progress callback
 
-    Returns
-    -------
-    dict that JSON can hold: ``images``, ``n_train``, ``n_test``, ``classes`` (label → images),
-    ``imbalance`` (largest over smallest class), ``sample`` (what was seen of the images that were
-    looked at), ``networks`` (a record each: scores with their ``n``, ``distance``, ``size``,
-    ``predicted_seconds``), ``quadrant`` (see ``fx.comparison.quadrant``), ``strategy``
-
     Raises
     ------
     FxError
@@ -51,27 +136,26 @@ def advise(images: Path, options: Options, *, begin: Begin) -> dict[str, Any]:
     from extract.images import find_images
 
     source = find_images(images, max_image_mb=options.max_image_mb)
-    dataset_size = amounts_of(source)
+    dataset_size = dataset_size_of(source)
     if options.backbone is None:
         options = replace(options, backbone=",".join(_at_hand()))
     asked = [one for one, _ in networks_of(options, Plan())]
-    some = sampled(source, LOOKED_AT_IN_ALL // len(asked))
-    looked = [_look_with(one, some, source, dataset_size, begin) for one in asked]
-    networks = [network for network, _ in looked]
-    best = max(networks, key=lambda one: one["logreg"])
-    quadrant = describe_quadrant(dataset_size.training, best["distance"], None)
+    some = _sampled(source, SAMPLED_IN_ALL // len(asked))
+    seen = [_look_with(one, some, source, dataset_size, begin) for one in asked]
+    best = max((network for network, _ in seen), key=lambda one: one.logreg or 0.0)
+    quadrant = describe_quadrant(dataset_size.training, best.distance, None)
     counts = Counter(str(e.label) for e in source.entries if e.label is not None)
-    return {
-        "images": str(images),
-        "n_train": dataset_size.training,
-        "n_test": dataset_size.test,
-        "classes": dict(sorted(counts.items())),
-        "imbalance": max(counts.values()) / min(counts.values()),
-        "sample": looked[0][1],
-        "networks": networks,
-        "quadrant": quadrant,
-        "strategy": _strategy(quadrant, best),
-    }
+    return Advice(
+        images=str(images),
+        n_train=dataset_size.training,
+        n_test=dataset_size.test,
+        classes=dict(sorted(counts.items())),
+        imbalance=max(counts.values()) / min(counts.values()),
+        sample=seen[0][1],
+        networks=[network for network, _ in seen],
+        quadrant=quadrant,
+        strategy=_strategy(quadrant, best),
+    )
 
 
 def _look_with(
@@ -80,28 +164,28 @@ def _look_with(
     source: ImageSource,
     dataset_size: DatasetSize,
     begin: Begin,
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[NetworkAdvice, SampledImages]:
     """Look at some of the images with one network: its record, and what is odd about them."""
     backbone = open_backbone(options)
     engine = open_engine(options, backbone)
-    sample, odd = look_at(some, backbone, engine, begin(f"looking, {backbone.name}"))
+    sample, odd = _look_at(some, backbone, engine, begin(f"looking, {backbone.name}"))
     context = ComparisonContext(
         settled(options, backbone), Plan().epochs, None, "", "", options.out
     )
     cost_model = CostModel(context, source, dataset_size)
     begin("trying")(1, 1)
-    network = {
-        "backbone": backbone.name,
-        "size": backbone.preprocessing.size,
-        "distance": sample.distance,
-        "n": len(sample.labels),
+    network = NetworkAdvice(
+        backbone=backbone.name,
+        size=backbone.preprocessing.size,
+        distance=sample.distance,
+        n=len(sample.labels),
         **_scores(sample),
-        "extraction_seconds": sample.seconds / len(some.entries) * dataset_size.images,
-        "predicted_seconds": {
+        extraction_seconds=sample.seconds / len(some.entries) * dataset_size.images,
+        predicted_seconds={
             name: cost_model.cell(Cell(name, dataset_size.training, 0)) + cost_model.shared(name)
-            for name in STRATEGIES
+            for name in TIMED_STRATEGIES
         },
-    }
+    )
     return network, odd
 
 
@@ -112,9 +196,8 @@ def _at_hand() -> list[str]:
     return sorted(names, key=lambda name: name != DEFAULT_BACKBONE)
 
 
-def _scores(sample: Sample) -> dict[str, float | None]:
+def _scores(sample: _Sample) -> dict[str, float | None]:
     """LogME, H-score, and the cross-validated accuracy of two probes."""
-    from extract.errors import FxError
     from heads.fitting import fit_head
     from heads.transferability import h_score, logme
 
@@ -134,11 +217,57 @@ def _scores(sample: Sample) -> dict[str, float | None]:
     return found
 
 
-def _strategy(quadrant: dict[str, Any], best: dict[str, Any]) -> str:
+def _strategy(quadrant: Quadrant, best: NetworkAdvice) -> str:
     """Say what to try first, and what would settle it."""
-    network = best["backbone"]
-    if quadrant["many"]:
-        first = f"fx finetune --unfreeze all --backbone {network}"
+    if quadrant.many:
+        first = f"fx finetune --unfreeze all --backbone {best.backbone}"
     else:
-        first = f"fx extract --backbone {network}, then fx fit-head logreg"
+        first = f"fx extract --backbone {best.backbone}, then fx fit-head logreg"
     return f"{first}; fx compare measures whether that is right"
+
+
+def _sampled(source: ImageSource, count: int) -> ImageSource:
+    """Take labelled images by a hash of their paths: any number of each class, the same again."""
+    labelled = [entry for entry in source.entries if entry.label is not None]
+    labelled.sort(key=lambda entry: hashlib.sha256(entry.path.encode(errors="replace")).digest())
+    return replace(source, entries=tuple(labelled[:count]))
+
+
+def _look_at(
+    source: ImageSource, backbone: Backbone, engine: Engine, tick: Progress
+) -> tuple[_Sample, SampledImages]:
+    """Compute features of a sample; say what is odd about its images."""
+    import numpy as np
+
+    from extract.images import batched
+
+    begun = time.perf_counter()
+    found = _Found([], [], [], [])
+    images = found.images(source, backbone, tick)
+    batches = list(engine.run(batched(images, engine.batch_size)))
+    if not batches:
+        first = found.failed[0]["reason"]
+        raise FxError(f"none of {len(found.failed):,} images can be read; the first: {first}")
+    features = np.concatenate(batches)
+    seconds = time.perf_counter() - begun
+    distance = distance_of_source(
+        backbone, replace(source, entries=source.entries[:SAMPLED_IMAGES])
+    )
+    sample = _Sample([str(e.label) for e in found.kept], features, distance, seconds)
+    return sample, found.facts(source)
+
+
+def _shorter_side(source: ImageSource) -> Sides | None:
+    """Pixels of the images' shorter sides: least, median and greatest."""
+    import numpy as np
+
+    from extract.images import UnreadableImage, image_size
+
+    sides = []
+    for entry in source.entries[:HEADERS]:
+        with suppress(OSError, UnreadableImage):
+            sides.append(min(image_size(source.root / entry.path)))
+    if not sides:
+        return None
+    least, median, greatest = np.quantile(sides, [0, 0.5, 1], method="inverted_cdf")
+    return Sides(int(least), int(median), int(greatest))

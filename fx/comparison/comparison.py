@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import platform
 import shlex
 import time
@@ -11,29 +13,29 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msgspec import to_builtins
+from msgspec.structs import replace
+
+from extract.errors import FxError
+from extract.files import disk_full_as_fx_error, write_whole
 from fx.comparison.cost import CostModel, within_budget
-from fx.comparison.crossover import crossover
-from fx.comparison.networks import Prepared, measure, name_with_network, networks_of, prepare
+from fx.comparison.learning_curve import crossover, forecast
+from fx.comparison.measure import measure
+from fx.comparison.networks import Prepared, name_with_network, networks_of, prepare
 from fx.comparison.plan import Plan
-from fx.comparison.quadrant import quadrant_of
-from fx.comparison.tables import log_results, write_results
-from fx.comparison.verdict import (
-    differences,
-    estimates,
-    forecasts,
-    paired_tests,
-    recommend,
-    tables_of,
-)
+from fx.comparison.recommend import differences, estimates, paired_tests, quadrant_of, recommend
+from fx.comparison.statistics import tables_of
+from fx.comparison.strategies import strategy_of
 from fx.options import Options
-from fx.output import Begin
-from fx.runs import finish, run_directory
+from fx.output import Begin, to_json
+from fx.records import Comparison, FlipDecision, Measurement, Skipped, StrategyInfo
+from fx.report import gather_evidence, learning_curve_png, write_report
+from fx.runs import Run
 
 if TYPE_CHECKING:
     from extract.images import ImageSource
 
-# of single images, and how to read it; kept in the cells' own records
-_RAW = ("classes", "predicted", "confidence", "truth")
+_IN_RESULTS = ("results", "skipped", "estimates", "differences", "pairs", "crossover", "forecasts")
 
 
 def compare(
@@ -46,7 +48,7 @@ def compare(
     budget: float | None = None,
     log_to: str | None = None,
     begin: Begin,
-) -> dict[str, Any]:
+) -> Comparison:
     """Measure strategies over growing training sets and write the report.
 
     Every finished cell (strategy, size, seed) is kept, so that an interrupted comparison, or one
@@ -63,65 +65,60 @@ def compare(
     log_to : ``tensorboard`` or ``mlflow``, which gets every cell's numbers
     begin : given what is being done, returns a progress callback
 
-    Returns
-    -------
-    the JSON object of ``fx compare``
-
     Raises
     ------
     FxError
         If the images do not suffice, or nothing fits the budget.
     """
-    from extract.errors import FxError
     from extract.images import find_images
     from extract.store import FeatureStore
     from finetune.training import check_tracker
-    from fx.comparison.evidence import gather_evidence
-    from fx.report.writing import learning_curve_png, write_report
     from heads.fitting import BALANCED
 
     begun = time.perf_counter()
     check_tracker(log_to)
     source = find_images(images, max_image_mb=options.max_image_mb)
     prepared = [prepare(source, *one, begin=begin) for one in networks_of(options, plan)]
-    cells, skipped = _measure_all(prepared, source, budget, begun, begin)
-    if not cells:
-        raise FxError(f"nothing was measured: {skipped[0]['strategy']}: {skipped[0]['reason']}")
-    tables = tables_of(cells)
+    measured, skipped = _measure_all(prepared, source, budget, begun, begin)
+    if not measured:
+        raise FxError(f"nothing was measured: {skipped[0].strategy}: {skipped[0].reason}")
+    tables = tables_of(measured)
     compared = differences(tables)
-    recommended = recommend(cells, tables, compared, prefer)
+    recommended = recommend(measured, tables, compared, prefer)
     first = prepared[0]
     directory = _directory(options.out, prepared)
-    record = _about(images, options, prepared)
-    record |= {
-        "results": [{k: v for k, v in cell.items() if k not in _RAW} for cell in cells],
-        "skipped": skipped,
-        "estimates": estimates(tables),
-        "differences": compared,
-        "pairs": paired_tests(tables),
-        "recommendation": recommended.said,
-        "recommended": recommended.strategy,
-        "quadrant": quadrant_of(
+    comparison = Comparison(
+        **_about(images, options, prepared),
+        strategies={one.strategy: _info(one.strategy) for one in measured},
+        # of single images, and how to read it: kept in the cells' own records
+        results=[one.without_images() for one in measured],
+        skipped=skipped,
+        estimates=estimates(tables),
+        differences=compared,
+        pairs=paired_tests(tables),
+        recommendation=recommended.said,
+        recommended=recommended.strategy,
+        quadrant=quadrant_of(
             first.backbone, first.snapshot, recommended.strategy, options.max_image_mb
         ),
-        "crossover": crossover(tables),
-        "forecasts": forecasts(tables, wanted),
-        "flips": _flips(prepared),
-        "notes": [BALANCED] if plan.class_weight else [],
-        "extraction_seconds": _sum([one.extraction_seconds for one in prepared]),
-        "commands": [_command(images, options, plan, first.sizes)],
-        "report": str(directory / "report.html"),
-    }
-    record = finish(directory, record)
+        crossover=crossover(tables),
+        forecasts=[forecast(strategy, sizes, wanted) for strategy, sizes in tables.items()],
+        flips=_flips(prepared),
+        notes=[BALANCED] if plan.class_weight else [],
+        extraction_seconds=_sum([one.extraction_seconds for one in prepared]),
+        commands=[_command(images, options, plan, first.sizes)],
+        report=str(directory / "report.html"),
+    )
+    Run(directory).finish(comparison)
     title = f"fx compare: {images}"
     features = FeatureStore(options.store).open_set(first.extracted.spec)
-    shown = gather_evidence(cells, first.snapshot, features)
-    write_report(directory / "report.html", record, title=title, evidence=shown)
-    learning_curve_png(directory / "learning_curve.png", record)
-    write_results(directory, record)
+    shown = gather_evidence(measured, first.snapshot, features)
+    write_report(directory / "report.html", comparison, title=title, evidence=shown)
+    learning_curve_png(directory / "learning_curve.png", comparison)
+    _write_results(directory, comparison)
     if log_to is not None:
-        log_results(directory, record, log_to)
-    return record
+        _log_results(directory, comparison, log_to)
+    return comparison
 
 
 def _measure_all(
@@ -130,11 +127,11 @@ def _measure_all(
     budget: float | None,
     begun: float,
     begin: Begin,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+) -> tuple[list[Measurement], list[Skipped]]:
     """Measure the cells of all networks that fit; return them, and those that were left out."""
     several = len(prepared) > 1
-    cells: list[dict[str, Any]] = []
-    skipped: list[dict[str, Any]] = []
+    measured: list[Measurement] = []
+    skipped: list[Skipped] = []
     for number, one in enumerate(prepared):
         todo, reason = one.cells, ""
         if budget is not None:
@@ -143,11 +140,15 @@ def _measure_all(
             cost_model = CostModel(one.context, source, one.dataset_size)
             todo = within_budget(one.cells, cost_model, share, one.finished_cells)
             reason = f"would not fit the budget of {budget:,.0f} s"
-        measured, failed = measure(one, todo, begin=begin)
-        failed += [{**c._asdict(), "reason": reason} for c in one.cells if c not in todo]
-        cells += [_named(cell, one, several) for cell in measured]
-        skipped += [_named(cell, one, several) for cell in failed]
-    return cells, skipped
+        found, failed = measure(one.context, todo, begin=begin)
+        failed += [Skipped(*cell, reason) for cell in one.cells if cell not in todo]
+
+        def named(strategy: str, network: str = one.backbone.name) -> str:
+            return name_with_network(strategy, network, several)
+
+        measured += [replace(cell, strategy=named(cell.strategy)) for cell in found]
+        skipped += [replace(cell, strategy=named(cell.strategy)) for cell in failed]
+    return measured, skipped
 
 
 def _directory(out: Path, prepared: Sequence[Prepared]) -> Path:
@@ -156,18 +157,21 @@ def _directory(out: Path, prepared: Sequence[Prepared]) -> Path:
         return prepared[0].context.directory
     name = "-and-".join(one.backbone.name for one in prepared)
     identity = {"of": [one.context.directory.name for one in prepared]}
-    return run_directory(out, f"compare-{name}", identity)
+    return Run.of(out, f"compare-{name}", identity).directory
 
 
-def _named(cell: dict[str, Any], network: Prepared, several: bool) -> dict[str, Any]:
-    name = name_with_network(cell["strategy"], network.backbone.name, several)
-    return {**cell, "strategy": name}
+def _info(spelled: str) -> StrategyInfo:
+    strategy = strategy_of(spelled)
+    return StrategyInfo(strategy.description, strategy.fine_tunes, strategy.style)
 
 
-def _flips(prepared: Sequence[Prepared]) -> list[dict[str, Any]]:
+def _flips(prepared: Sequence[Prepared]) -> list[FlipDecision]:
     """What was decided on flips for the fine-tunings of each network."""
-    found = [(one.backbone.name, one.flips) for one in prepared]
-    return [{"backbone": name, **flips} for name, flips in found if flips]
+    return [
+        replace(flips, backbone=one.backbone.name)
+        for one in prepared
+        if (flips := one.flips) is not None
+    ]
 
 
 def _sum(seconds: Sequence[float | None]) -> float | None:
@@ -189,9 +193,9 @@ def _about(images: Path, options: Options, prepared: Sequence[Prepared]) -> dict
         "n_train": len(snapshot.split("train")),
         "n_validation": len(snapshot.split("val")),
         "n_test": len(snapshot.split("test")),
-        "failed": extracted.failed,
+        "failed": to_builtins(extracted.failed),
         "conflicts": extracted.conflicts,
-        "leaks": extracted.leaks,
+        "leaks": to_builtins(extracted.leaks),
         "class_counts": snapshot.counts(),
         "settings": {
             **{k: str(v) for k, v in dataclasses.asdict(options).items()},
@@ -218,3 +222,49 @@ def _command(images: Path, options: Options, plan: Plan, sizes: Sequence[int]) -
             text = ",".join(map(str, value)) if several else str(value)
             words += [f"--{name.replace('_', '-')}", text]
     return shlex.join(words)
+
+
+def _write_results(directory: Path, comparison: Comparison) -> None:
+    """Write ``results.csv``, a row a cell, and ``results.json``, with what was made of them."""
+    plain = comparison.as_json()
+    rows = [
+        {name: value for name, value in cell.items() if not isinstance(value, list | tuple | dict)}
+        for cell in plain["results"]
+    ]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    file = io.StringIO()
+    table = csv.DictWriter(file, columns, restval="")
+    table.writeheader()
+    table.writerows(rows)
+    write_whole(directory / "results.csv", file.getvalue())
+    shown = {name: plain[name] for name in _IN_RESULTS}
+    write_whole(directory / "results.json", to_json(shown) + "\n")
+
+
+def _log_results(directory: Path, comparison: Comparison, tracker: str) -> None:
+    """Log every cell's numbers, by strategy and seed, with the training images as steps.
+
+    Raises
+    ------
+    CannotWrite
+        If it has no room, or cannot write there.
+    FxError
+        If the tracker is unknown or not installed.
+    """
+    from extract.engines import resolve_device
+    from finetune.settings import FinetuneSettings
+    from finetune.training import make_accelerator
+
+    accelerator = make_accelerator(
+        resolve_device("cpu"), FinetuneSettings(), log_to=tracker, directory=directory
+    )
+    with disk_full_as_fx_error(directory):
+        for cell in sorted(comparison.results, key=lambda cell: cell.n_train):
+            name = f"{cell.strategy}/seed {cell.seed}".replace(":", "-")
+            numbers = {
+                f"{name}/{key}": value
+                for key in (*cell.scores, "seconds", "peak_memory_mb")
+                if (value := cell.number(key)) is not None
+            }
+            accelerator.log(numbers, step=cell.n_train)
+        accelerator.end_training()

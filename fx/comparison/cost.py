@@ -1,4 +1,4 @@
-"""What a comparison will take on this machine, told from short cost_model before it is begun."""
+"""What a comparison will take on this machine, predicted from short trials before it is begun."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ import dataclasses
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fx.comparison.cells import TIMED, ComparisonContext, network_of, settings_of
-from fx.comparison.plan import FROM_SCRATCH, Cell
-from fx.options import open_backbone, open_engine
-from fx.stages.prediction import seconds_per_image
-from heads.kinds import KINDS
+from extract.errors import FxError
+from fx.comparison.context import ComparisonContext
+from fx.comparison.measure import TIMED
+from fx.comparison.networks import check_strategies, name_with_network, networks_of, settled
+from fx.comparison.plan import Cell, DatasetSize, Plan, subset_sizes
+from fx.comparison.strategies import TrainingStrategy, strategy_of
+from fx.options import Options, open_backbone, open_engine
+from fx.output import Begin
+from fx.records import PlannedCell, Preview
+from fx.stages.predict import seconds_per_image
 
 if TYPE_CHECKING:
     from extract.backbones import Backbone
@@ -24,24 +29,6 @@ if TYPE_CHECKING:
 TRIED_ROWS = (200, 800, 3200)  # of chance, on two of which a kind of head is timed
 START_SECONDS = 1.0  # of a cell's process
 _GROWTH = (1.0, 2.0)  # least and largest power of the rows that a fit's time grows with
-
-
-@dataclass(frozen=True)
-class DatasetSize:
-    """How many images there are.
-
-    Attributes
-    ----------
-    images : in all
-    training, test, validation : of them; validation 0 where it is taken from the training rows
-    classes : of their labels
-    """
-
-    images: int
-    training: int
-    test: int
-    validation: int
-    classes: int
 
 
 class CostModel:
@@ -80,42 +67,23 @@ class CostModel:
         return self.dataset_size.images * self.seconds_an_image
 
     def shared(self, strategy: str) -> float:
-        """Seconds of running the frozen blocks over all images, once for all cells at a depth."""
-        if strategy in (*KINDS, *FROM_SCRATCH):
-            return 0.0
-        # no less than decoding them, and no more than extraction: what is frozen is a part
-        return self.extraction()
+        """Seconds of what is prepared once for all cells of a strategy."""
+        return strategy_of(strategy).seconds_of_preparing(self)
 
     def cell(self, cell: Cell) -> float:
         """Seconds of one cell."""
-        from finetune.data import VALIDATION_SHARE
-
         fixed = START_SECONDS + 2 * TIMED * self.seconds_an_image
-        if cell.strategy in KINDS:
-            return fixed + self._head(cell.strategy, cell.n_train)
-        timing, settings = self._network(cell.strategy), settings_of(self.context, cell.strategy, 0)
-        validation = self.dataset_size.validation or round(VALIDATION_SHARE * cell.n_train)
-        trained = cell.n_train if self.dataset_size.validation else cell.n_train - validation
-        epochs = settings.epochs_for(trained)
-        final = 0 if self.dataset_size.validation else settings.final_epochs(epochs)
-        predicted = (epochs - final + 1) * validation + self.dataset_size.test
-        passes = epochs * trained + final * (cell.n_train - trained)
-        seconds = passes * timing.training + predicted * timing.predicting
-        start = 0.0 if settings.from_scratch else self._head("logreg", cell.n_train)
-        return fixed + start + seconds
+        return fixed + strategy_of(cell.strategy).seconds(self, cell.n_train)
 
     def disk(self, strategies: Sequence[str], dim: int) -> int:
-        """Bytes of the features, of what is kept of frozen blocks, and of the largest models."""
-        caches, models = {}, 0
-        for strategy in strategies:
-            if strategy not in KINDS:
-                timing = self._network(strategy)
-                depth = strategy if strategy not in FROM_SCRATCH else "finetune:all"
-                caches[depth] = timing.cached * self.dataset_size.images
-                models += 4 * timing.trainable_parameters
-        return 4 * dim * self.dataset_size.images + sum(caches.values()) + models
+        """Bytes of the features, of what several cells share, and of the largest models."""
+        kept = [strategy_of(strategy).disk(self) for strategy in strategies]
+        shared = {one.shared_as: one.cached for one in kept}
+        models = sum(one.model for one in kept)
+        return 4 * dim * self.dataset_size.images + sum(shared.values()) + models
 
-    def _head(self, kind: str, rows: int) -> float:
+    def head_seconds(self, kind: str, rows: int) -> float:
+        """Seconds of fitting a head on so many rows."""
         # how an SVM's time grows shows on thousands of rows only
         small, large = (
             TRIED_ROWS[:2] if self.dataset_size.training < TRIED_ROWS[2] else TRIED_ROWS[1:]
@@ -126,6 +94,20 @@ class CostModel:
             self._heads[kind] = many, min(max(power, _GROWTH[0]), _GROWTH[1])
         seconds, power = self._heads[kind]
         return float(seconds * max(rows / large, 0.1) ** power)
+
+    def timing(self, strategy: TrainingStrategy) -> Timing:
+        """What one image costs a training."""
+        from extract.engines import resolve_device
+        from finetune.timing import time_training
+
+        if strategy.spelled not in self._networks:
+            self._networks[strategy.spelled] = time_training(
+                strategy.network(self.context, 0),
+                self.dataset_size.classes,
+                strategy.settings(self.context, 0),
+                resolve_device(self.context.options.device),
+            )
+        return self._networks[strategy.spelled]
 
     def _time_head(self, kind: str, rows: int) -> float:
         import numpy as np
@@ -143,19 +125,6 @@ class CostModel:
         fit_head(features, labels.astype(str), kind=kind)
         return time.perf_counter() - begun
 
-    def _network(self, strategy: str) -> Timing:
-        from extract.engines import resolve_device
-        from finetune.timing import time_training
-
-        if strategy not in self._networks:
-            self._networks[strategy] = time_training(
-                network_of(self.context, strategy, 0),
-                self.dataset_size.classes,
-                settings_of(self.context, strategy, 0),
-                resolve_device(self.context.options.device),
-            )
-        return self._networks[strategy]
-
 
 def within_budget(
     cells: Sequence[Cell], cost_model: CostModel, budget: float, done: Sequence[Cell]
@@ -165,7 +134,7 @@ def within_budget(
     Parameters
     ----------
     cells : as ``Plan.cells`` lists them
-    cost_model : predict their seconds
+    cost_model : predicts their seconds
     budget : seconds for all of them
     done : cells that cost nothing any more
     """
@@ -182,3 +151,120 @@ def within_budget(
             shared.add(cell.strategy)
             chosen.append(cell)
     return [cell for cell in cells if cell in chosen]
+
+
+def preview(
+    images: Path, options: Options, plan: Plan, *, budget: float | None = None, begin: Begin
+) -> Preview:
+    """List the cells of a comparison with their predicted time, as if nothing were there yet.
+
+    Numbers of training images are predicted too: which side an image falls on depends on its
+    bytes, which are not read.
+
+    Parameters are those of ``fx.compare``.
+
+    Raises
+    ------
+    FxError
+        If there are no labelled images, or a network cannot be had.
+    """
+    from extract.images import find_images
+
+    source = find_images(images, max_image_mb=options.max_image_mb)
+    dataset_size = dataset_size_of(source)
+    networks = networks_of(options, plan)
+    found: list[Preview] = []
+    left = budget
+    for number, (asked, planned) in enumerate(networks):
+        tick = begin("trying")
+        one = _preview_network(
+            asked,
+            planned,
+            source,
+            dataset_size,
+            left=left,
+            sharers=len(networks) - number,
+            several=len(networks) > 1,
+        )
+        found.append(one)
+        if left is not None:
+            left -= one.seconds
+        tick(1, 1)
+    return Preview(
+        images=str(images),
+        n_train=dataset_size.training,
+        n_test=dataset_size.test,
+        cells=[cell for one in found for cell in one.cells],
+        skipped=[cell for one in found for cell in one.skipped],
+        extraction_seconds=sum(one.extraction_seconds for one in found),
+        shared_seconds=sum(one.shared_seconds for one in found),
+        seconds=sum(one.seconds for one in found),
+        disk_mb=sum(one.disk_mb for one in found),
+    )
+
+
+def _preview_network(
+    options: Options,
+    plan: Plan,
+    source: ImageSource,
+    dataset_size: DatasetSize,
+    *,
+    left: float | None,
+    sharers: int,
+    several: bool,
+) -> Preview:
+    """Say what measuring with one network would take; it may take a share of what is left."""
+    backbone = open_backbone(options)
+    check_strategies(plan, backbone)
+    context = ComparisonContext(
+        settled(options, backbone), plan.epochs, plan.class_weight, "", "", options.out
+    )
+    cost_model = CostModel(context, source, dataset_size)
+    sizes = subset_sizes(plan.sizes, dataset_size.training, dataset_size.classes)
+    cells = list(plan.cells(sizes, dataset_size.training, options.seed))
+    chosen = cells
+    if left is not None:
+        chosen = within_budget(cells, cost_model, (left - cost_model.extraction()) / sharers, [])
+    planned = {
+        cell: PlannedCell(
+            name_with_network(cell.strategy, backbone.name, several),
+            cell.n_train,
+            cell.seed,
+            cost_model.cell(cell),
+        )
+        for cell in cells
+    }
+    used = sorted({cell.strategy for cell in chosen})
+    extraction = cost_model.extraction()
+    shared = sum((cost_model.shared(strategy) for strategy in used), 0.0)
+    return Preview(
+        images=str(source.root),
+        n_train=dataset_size.training,
+        n_test=dataset_size.test,
+        cells=[planned[cell] for cell in cells if cell in chosen],
+        skipped=[planned[cell] for cell in cells if cell not in chosen],
+        extraction_seconds=extraction,
+        shared_seconds=shared,
+        seconds=extraction + shared + sum(planned[cell].seconds for cell in chosen),
+        disk_mb=cost_model.disk(used, backbone.dim) / 1e6,
+    )
+
+
+def dataset_size_of(source: ImageSource) -> DatasetSize:
+    """Predict how many images there will be of each use."""
+    from extract.images import TEST_SHARE
+
+    labelled = [entry for entry in source.entries if entry.label is not None]
+    if len(source.labels) < 2:
+        raise FxError(
+            f"a comparison takes at least two classes; got {len(source.labels)} in {source.root}; "
+            "lay images out as one folder a class"
+        )
+    of_split = dict.fromkeys(("train", "val", "test"), 0)
+    for entry in labelled:
+        of_split[entry.split or "train"] += 1
+    if not of_split["test"]:
+        of_split["test"] = round(TEST_SHARE * of_split["train"])
+        of_split["train"] -= of_split["test"]
+    training, test, validation = (of_split[name] for name in ("train", "test", "val"))
+    return DatasetSize(len(labelled), training, test, validation, len(source.labels))

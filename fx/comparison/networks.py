@@ -1,35 +1,38 @@
-"""The networks of a comparison: each with its features extracted, and its cells measured."""
+"""The networks of a comparison, each with its features extracted."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fx.comparison.cells import (
-    BATCH_SIZE,
-    FLIPS,
-    ComparisonContext,
-    decide_flips,
-    drop_shared,
-    fill_shared,
-    measure_cell,
-)
-from fx.comparison.cost import DatasetSize
-from fx.comparison.own_process import in_own_process
-from fx.comparison.plan import FROM_SCRATCH, Cell, Plan, subset_sizes
+from extract.errors import FxError
+from fx.comparison.context import ComparisonContext
+from fx.comparison.measure import run_of
+from fx.comparison.plan import Cell, DatasetSize, Plan, subset_sizes
+from fx.comparison.strategies import BATCH_SIZE, read_flips, strategy_of
 from fx.options import Options, open_backbone, open_engine, read_snapshot
 from fx.output import Begin
-from fx.runs import finish, finished, run_directory
-from fx.stages.extract_stage import fill_store
+from fx.records import FlipDecision, Record
+from fx.runs import Run
+from fx.stages.extract import fill_store
 from fx.stages.rows import check_labelled, keys_of, used_rows
-from heads.kinds import KINDS
 
 if TYPE_CHECKING:
     from extract.backbones import Backbone
     from extract.extraction import ExtractResult
     from extract.images import ImageSource, Snapshot
+
+
+class _Extraction(Record, frozen=True):
+    """What extracting the features took."""
+
+    seconds: float
+
+
+def _extraction_in(directory: Path) -> Run:
+    return Run(directory / "extraction")
 
 
 @dataclass(frozen=True)
@@ -74,33 +77,31 @@ class Prepared:
     @property
     def finished_cells(self) -> list[Cell]:
         """Cells that an earlier comparison measured."""
-        directory, fresh = self.context.cell_directory, self.context.options.fresh
-        return [] if fresh else [c for c in self.cells if finished(directory(c)) is not None]
+        fresh = self.context.options.fresh
+        return [] if fresh else [c for c in self.cells if run_of(self.context, c).finished]
 
     @property
-    def flips(self) -> dict[str, Any] | None:
+    def flips(self) -> FlipDecision | None:
         """What was decided on flips, for all fine-tunings."""
-        return finished(self.context.directory / FLIPS)
+        return read_flips(self.context)
 
     @property
     def extraction_seconds(self) -> float | None:
         """What extracting took when it was done."""
-        done = finished(self.context.directory / "extraction")
-        return None if done is None else float(done["seconds"])
+        run = _extraction_in(self.context.directory)
+        return run.result(_Extraction).seconds if run.finished else None
 
 
 def networks_of(options: Options, plan: Plan) -> list[tuple[Options, Plan]]:
     """Take options apart that name several backbones, and weights, between commas.
 
-    What no backbone decides (``small_cnn``) is left to the first.
+    Strategies that need none are left to the first.
 
     Raises
     ------
     FxError
         If there are neither one nor as many weights as backbones.
     """
-    from extract.errors import FxError
-
     if options.backbone is None or "," not in options.backbone:
         return [(options, plan)]
     names = _between_commas(options.backbone)
@@ -112,7 +113,7 @@ def networks_of(options: Options, plan: Plan) -> list[tuple[Options, Plan]]:
             f"--backbone names {len(names)} networks, each once, and --weights one source for all "
             f"or one each; got --backbone {options.backbone} --weights {options.weights}"
         )
-    others = tuple(s for s in plan.strategies if s != "small_cnn") or plan.strategies
+    others = tuple(s for s in plan.strategies if strategy_of(s).needs_backbone) or plan.strategies
     return [
         (
             dataclasses.replace(options, backbone=name, weights=source),
@@ -124,7 +125,8 @@ def networks_of(options: Options, plan: Plan) -> list[tuple[Options, Plan]]:
 
 def name_with_network(strategy: str, network: str, several: bool) -> str:
     """Name the network too where there are several, and where one decides the strategy."""
-    return strategy if not several or strategy == "small_cnn" else f"{strategy} on {network}"
+    needed = several and strategy_of(strategy).needs_backbone
+    return f"{strategy} on {network}" if needed else strategy
 
 
 def _between_commas(text: str) -> list[str]:
@@ -145,7 +147,7 @@ def prepare(source: ImageSource, options: Options, plan: Plan, *, begin: Begin) 
 
     backbone = open_backbone(options)
     engine = open_engine(options, backbone)
-    check_depths(plan, backbone)
+    check_strategies(plan, backbone)
     extracted = fill_store(source, backbone, engine, options, begin=begin)
     store = FeatureStore(options.store)
     snapshot = read_snapshot(store, dataclasses.replace(options, snapshot=extracted.snapshot))
@@ -167,7 +169,7 @@ def prepare(source: ImageSource, options: Options, plan: Plan, *, begin: Begin) 
         "seed": options.seed,
         "device": engine.device.type,
     }
-    directory = run_directory(options.out, f"compare-{backbone.name}", identity)
+    directory = Run.of(options.out, f"compare-{backbone.name}", identity).directory
     context = ComparisonContext(
         settled(options, backbone),
         plan.epochs,
@@ -177,7 +179,7 @@ def prepare(source: ImageSource, options: Options, plan: Plan, *, begin: Begin) 
         directory,
     )
     if extracted.new:
-        finish(directory / "extraction", {"seconds": extracted.seconds})
+        _extraction_in(directory).finish(_Extraction(extracted.seconds))
     return Prepared(context, plan, backbone, extracted, snapshot)
 
 
@@ -192,62 +194,7 @@ def settled(options: Options, backbone: Backbone) -> Options:
     )
 
 
-def check_depths(plan: Plan, backbone: Backbone) -> None:
-    """Refuse a depth that the network has not, before anything is measured."""
-    from extract.errors import FxError
-    from finetune.blocks import find_blocks
-
-    depths = [strategy.partition(":")[2] for strategy in plan.strategies]
-    deepest = max((int(depth) for depth in depths if depth.isdecimal()), default=0)
-    if deepest and deepest > (count := len(find_blocks(backbone.module, backbone.trained_size))):
-        raise FxError(
-            f"{backbone.name} has {count} blocks; got finetune:{deepest}; "
-            f"see them with: fx backbones {backbone.name}"
-        )
-
-
-def measure(
-    network: Prepared, cells: Sequence[Cell], *, begin: Begin
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Measure the cells that are not finished; return all, and those that could not be.
-
-    Raises
-    ------
-    CannotWrite
-        If a disk is full, or cannot be written to: that would befall the other cells, too.
-    """
-    from extract.errors import CannotWrite, FxError
-    from extract.files import check_room
-
-    context = network.context
-    check_room(context.directory, 0)
-    if any(cell.strategy not in (*KINDS, *FROM_SCRATCH) for cell in cells):
-        decided = finished(context.directory / FLIPS, fresh=context.options.fresh)
-        try:
-            decided = decided or in_own_process(decide_flips, context, begin=begin)
-            context = dataclasses.replace(context, augment=decided["augment"])
-        except CannotWrite:
-            raise
-        except FxError:
-            # too few images to fine-tune: each cell says so itself
-            context = dataclasses.replace(context, augment="none")
-    measured: list[dict[str, Any]] = []
-    skipped: list[dict[str, Any]] = []
-    filled: set[str] = set()
-    for cell in cells:
-        found = finished(context.cell_directory(cell), fresh=context.options.fresh)
-        try:
-            if found is None:
-                shared = 0.0
-                if cell.strategy not in (*KINDS, *FROM_SCRATCH, *filled):
-                    shared = in_own_process(fill_shared, context, cell.strategy, begin=begin)
-                    filled.add(cell.strategy)
-                found = in_own_process(measure_cell, context, cell, shared, begin=begin)
-            measured.append(found)
-        except CannotWrite:
-            raise
-        except FxError as error:
-            # what one strategy cannot do at one size shall not cost the others
-            skipped.append({**cell._asdict(), "reason": str(error)})
-    drop_shared(context)
-    return measured, skipped
+def check_strategies(plan: Plan, backbone: Backbone) -> None:
+    """Refuse what the network does not have, before anything is measured."""
+    for strategy in plan.strategies:
+        strategy_of(strategy).check(backbone)

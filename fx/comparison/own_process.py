@@ -23,11 +23,10 @@ from fx.output import Begin
 
 # imported once, for all processes that are begun after
 PRELOADED = [
-    "extract",
-    "heads",
-    "finetune",
-    "fx.comparison.cells",
-    "skops.io",
+    "finetune.finetuning",
+    "fx.comparison.measure",
+    "heads.files",
+    "heads.fitting",
     "sklearn.linear_model",
     "torchvision",
 ]

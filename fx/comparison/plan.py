@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from heads.kinds import KINDS
+from extract.errors import FxError
+from fx.comparison.strategies import strategy_of
 
 DEFAULT_STRATEGIES = ("logreg", "svm", "finetune:1")
-FROM_SCRATCH = ("scratch", "small_cnn")
 SIZES = 5  # the fewest that a learning curve is fitted to
 FEWEST_PER_CLASS = 5  # images of the smallest default size
 
@@ -23,13 +23,30 @@ class Cell(NamedTuple):
 
 
 @dataclass(frozen=True)
+class DatasetSize:
+    """How many images there are.
+
+    Attributes
+    ----------
+    images : in all
+    training, test, validation : of them; validation 0 where it is taken from the training rows
+    classes : of their labels
+    """
+
+    images: int
+    training: int
+    test: int
+    validation: int
+    classes: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a comparison measures.
 
     Attributes
     ----------
-    strategies : kinds of head, ``finetune:K``, ``finetune:all``, ``scratch`` (the backbone from
-        random weights), ``small_cnn`` (a small network from random weights)
+    strategies : as ``fx.comparison.strategies`` spells them
     sizes : training images in all; empty: evenly in the logarithm up to all rows
     seeds : training subsets that are drawn of each size; see ``seeds_of``
     epochs : most epochs of a fine-tuning; None for 7, and more where there are few images
@@ -43,17 +60,13 @@ class Plan:
     class_weight: str | None = None
 
     def __post_init__(self) -> None:
-        for strategy in self.strategies:
-            kind, _, depth = strategy.partition(":")
-            whole = strategy in (*KINDS, *FROM_SCRATCH)
-            deep = kind == "finetune" and (depth == "all" or depth.isdecimal())
-            if not whole and not deep:
-                raise ValueError(
-                    f"unknown strategy {strategy!r}; choose from {', '.join(KINDS)}, finetune:K, "
-                    f"finetune:all, {', '.join(FROM_SCRATCH)}"
-                )
         if not self.strategies:
-            raise ValueError("no strategies; choose from logreg, svm, finetune:K, scratch")
+            raise ValueError("no strategies; choose one at least, such as logreg")
+        for strategy in self.strategies:
+            try:
+                strategy_of(strategy)
+            except FxError as error:
+                raise ValueError(str(error)) from error
         if any(size < 2 for size in self.sizes):
             raise ValueError(f"a training set needs at least 2 images; got {min(self.sizes)}")
         if self.seeds < 1 or (self.epochs is not None and self.epochs < 1):

@@ -9,18 +9,22 @@ them draws, crossed: x[s, i] = m + a[s] + b[i] + e[s, i].
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from fx.records import Measurement
+
 FEWEST_SEEDS = 3  # of fewer, how much seeds differ is not known
 LEVEL = 0.95
 
 Floats = NDArray[np.float64]
+# strategy → size → int8 array of shape (seeds, images), 1 where the true class was predicted
+Tables = Mapping[str, Mapping[int, NDArray[np.int8]]]
 
 
 @dataclass(frozen=True)
@@ -135,18 +139,18 @@ def simultaneous(level: float, count: int) -> float:
     return 1 - (1 - level) / max(1, count)
 
 
-def right_table(cells: Sequence[Mapping[str, Any]]) -> NDArray[np.int8]:
-    """Stack what the runs of one strategy at one size got right, in the order of their seeds.
+def tables_of(measurements: Iterable[Measurement]) -> dict[str, dict[int, NDArray[np.int8]]]:
+    """Say of every strategy and size which images each seed got right, in the seeds' order."""
+    found: dict[str, dict[int, list[Measurement]]] = defaultdict(lambda: defaultdict(list))
+    for one in measurements:
+        found[one.strategy][one.n_train].append(one)
+    return {
+        strategy: {size: _right(of_size) for size, of_size in sorted(sizes.items())}
+        for strategy, sizes in found.items()
+    }
 
-    Parameters
-    ----------
-    cells : S records with ``seed``, ``predicted`` and ``truth`` (of N images)
 
-    Returns
-    -------
-    int8 array of shape (S, N), 1 where the image's class was predicted
-    """
-    ordered = sorted(cells, key=lambda cell: int(cell["seed"]))
-    return np.stack([np.asarray(c["predicted"]) == np.asarray(c["truth"]) for c in ordered]).astype(
-        np.int8
-    )
+def _right(measurements: list[Measurement]) -> NDArray[np.int8]:
+    ordered = sorted(measurements, key=lambda one: one.seed)
+    right = [np.asarray(one.predicted) == np.asarray(one.truth) for one in ordered]
+    return np.stack(right).astype(np.int8)

@@ -5,11 +5,13 @@ light, dark and print. The series' colours are legible on both grounds.
 """
 
 import html
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fx.report.cells import Cell, Style, finite, sizes_of, styles_of
-
-Figure = dict[str, Any]
+from fx.records import Measurement, Point
+from fx.report.images import MapPoint
+from fx.report.page import Figure
+from fx.report.styles import Style, palette
 
 _MAX_NAMED_SIZES = 8
 _MAX_IN_LEGEND = 20
@@ -20,12 +22,12 @@ _CALIBRATED = Style("#009E73", "dashdot", "triangle-up")
 
 
 def learning_curve(
-    cells: dict[str, list[Cell]], styles: dict[str, Style], crossing: float | None
+    curves: Mapping[str, list[Point]], styles: Mapping[str, Style], crossing: int | None
 ) -> Figure:
     """Accuracy against training images: a line, a 95 % band and the single seeds per strategy."""
-    sizes = sizes_of(cells)
+    sizes = sorted({point.n_train for row in curves.values() for point in row})
     data: list[dict[str, Any]] = []
-    for strategy, row in cells.items():
+    for strategy, row in curves.items():
         data += _curve(strategy, row, styles[strategy])
     layout = _layout("training images", "accuracy on the test images")
     layout["xaxis"] |= {"type": "log", "hoverformat": ",d"}
@@ -34,18 +36,19 @@ def learning_curve(
         layout["xaxis"] |= {"tickvals": sizes, "ticktext": [f"{size:,}" for size in sizes]}
     if crossing is not None:
         layout["shapes"] = [_upright(crossing)]
-    return {"data": data, "layout": layout, "alt": _curve_in_words(cells)}
+    return {"data": data, "layout": layout, "alt": _curve_in_words(curves)}
 
 
-def cost(cells: dict[str, list[Cell]], styles: dict[str, Style]) -> Figure:
+def cost(curves: Mapping[str, list[Point]], styles: Mapping[str, Style]) -> Figure:
     """Accuracy against seconds: a point per strategy and size, larger with more images."""
-    sizes = sizes_of(cells)
+    sizes = sorted({point.n_train for row in curves.values() for point in row})
     data: list[dict[str, Any]] = []
-    for strategy, row in cells.items():
+    for strategy, row in curves.items():
         points = [
-            (seconds, accuracy, cell.n_train)
-            for cell in row
-            if (seconds := cell.mean("seconds")) and (accuracy := cell.mean("accuracy")) is not None
+            (seconds, accuracy, point.n_train)
+            for point in row
+            if (seconds := point.mean("seconds"))
+            and (accuracy := point.mean("accuracy")) is not None
         ]
         style = styles[strategy]
         marker_sizes = [8 + 8 * (sizes.index(n) + 1) / len(sizes) for _, _, n in points]
@@ -83,7 +86,9 @@ def cost(cells: dict[str, list[Cell]], styles: dict[str, Style]) -> Figure:
     return {"data": data, "layout": layout, "alt": alt}
 
 
-def reliability(bins: dict[str, list[list[float]]], styles: dict[str, Style]) -> Figure:
+def reliability(
+    bins: Mapping[str, Sequence[tuple[float, float, int]]], styles: Mapping[str, Style]
+) -> Figure:
     """Accuracy against confidence, a line a strategy; on the diagonal the two are equal."""
     data = [
         {
@@ -92,7 +97,7 @@ def reliability(bins: dict[str, list[list[float]]], styles: dict[str, Style]) ->
             "name": html.escape(strategy),
             "x": [confidence for confidence, _, _ in rows],
             "y": [accuracy for _, accuracy, _ in rows],
-            "customdata": [f"{int(count):,} images" for _, _, count in rows],
+            "customdata": [f"{count:,} images" for _, _, count in rows],
             "hovertemplate": "said %{x:.3f}, right %{y:.3f} (%{customdata})",
             "line": {"color": styles[strategy].colour, "dash": styles[strategy].dash, "width": 2},
             "marker": {"color": styles[strategy].colour, "symbol": styles[strategy].symbol},
@@ -110,20 +115,20 @@ def reliability(bins: dict[str, list[list[float]]], styles: dict[str, Style]) ->
     return {"data": data, "layout": layout, "alt": alt}
 
 
-def feature_map(points: list[dict[str, Any]]) -> Figure:
+def feature_map(points: Sequence[MapPoint]) -> Figure:
     """Points of a map, a trace a class; ``images`` of a trace are data URIs, a point each."""
-    labels = sorted({point["label"] for point in points})
+    labels = sorted({point.label for point in points})
     data = []
-    for label, style in zip(labels, styles_of(labels).values(), strict=True):
-        of_label = [point for point in points if point["label"] == label]
+    for label, style in zip(labels, palette(len(labels)), strict=True):
+        of_label = [point for point in points if point.label == label]
         data.append(
             {
                 "type": "scatter",
                 "mode": "markers",
                 "name": html.escape(label),
-                "x": [point["x"] for point in of_label],
-                "y": [point["y"] for point in of_label],
-                "customdata": [[point["image"], point["path"]] for point in of_label],
+                "x": [point.x for point in of_label],
+                "y": [point.y for point in of_label],
+                "customdata": [[point.image, point.path] for point in of_label],
                 "hoverinfo": "none",
                 "marker": {"color": style.colour, "symbol": style.symbol, "size": 6},
             }
@@ -136,7 +141,7 @@ def feature_map(points: list[dict[str, Any]]) -> Figure:
     return {"data": data, "layout": layout, "alt": alt}
 
 
-def confusion(matrix: list[list[int]], classes: list[str], strategy: str) -> Figure:
+def confusion(matrix: list[list[int]], classes: Sequence[str], strategy: str) -> Figure:
     """Heat map of a confusion matrix, each row as shares of its class: for many classes."""
     names = [html.escape(name) for name in classes]
     # the root, so that a few mistakes among many images are still seen
@@ -166,9 +171,9 @@ def confusion(matrix: list[list[int]], classes: list[str], strategy: str) -> Fig
     return {"data": [data], "layout": layout, "alt": f"Confusion matrix of {strategy}, as colours."}
 
 
-def training(run: dict[str, Any], quantity: str, name: str) -> Figure:
+def training(run: Measurement, quantity: str, name: str) -> Figure:
     """Training and validation `quantity` ("loss" or "accuracy") by epoch, of the run `name`."""
-    history = run["history"]
+    history = run.history or []
     epochs = [entry.get("epoch", index) for index, entry in enumerate(history)]
     data = []
     last = []
@@ -179,7 +184,7 @@ def training(run: dict[str, Any], quantity: str, name: str) -> Figure:
     if quantity == "loss":
         lines.append(("validation, calibrated", "calibrated_loss", _CALIBRATED))
     for side, key, style in lines:
-        values = [finite(entry.get(key)) for entry in history]
+        values = [entry.get(key) for entry in history]
         data.append(
             {
                 "type": "scatter",
@@ -197,8 +202,8 @@ def training(run: dict[str, Any], quantity: str, name: str) -> Figure:
     layout = _layout("epoch", quantity)
     layout["xaxis"] |= {"dtick": 1} if len(epochs) <= 12 else {}
     layout |= {"hovermode": "x unified", "height": 300}
-    if run.get("best_epoch") is not None:
-        layout["shapes"] = [_upright(run["best_epoch"])]
+    if run.best_epoch is not None:
+        layout["shapes"] = [_upright(run.best_epoch)]
     alt = f"{quantity.capitalize()} by epoch of {name}; at the last epoch: {', '.join(last)}."
     return {"data": data, "layout": layout, "alt": alt}
 
@@ -212,19 +217,25 @@ def _pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-def _curve(strategy: str, row: list[Cell], style: Style) -> list[dict[str, Any]]:
-    known = [(cell, accuracy) for cell in row if (accuracy := cell.mean("accuracy")) is not None]
-    bounds = [(cell.n_train, *cell.interval) for cell, _ in known if cell.interval]
-    seeds = [(cell.n_train, a) for cell, _ in known if len(cell.runs) > 1 for a in cell.accuracies]
+def _curve(strategy: str, row: Sequence[Point], style: Style) -> list[dict[str, Any]]:
+    known = [(point, accuracy) for point in row if (accuracy := point.mean("accuracy")) is not None]
+    bounds = [(point.n_train, *point.interval) for point, _ in known if point.interval]
+    seeds = [
+        (point.n_train, a)
+        for point, _ in known
+        if len(point.runs) > 1
+        for run in point.runs
+        if (a := run.number("accuracy")) is not None
+    ]
     group = html.escape(strategy)
     line = {
         "type": "scatter",
         "mode": "lines+markers",
         "name": group,
         "legendgroup": group,
-        "x": [cell.n_train for cell, _ in known],
+        "x": [point.n_train for point, _ in known],
         "y": [accuracy for _, accuracy in known],
-        "customdata": [_in_brackets(cell) for cell, _ in known],
+        "customdata": [_in_brackets(point) for point, _ in known],
         "hovertemplate": "%{y:.3f}%{customdata}",
         "line": {"color": style.colour, "dash": style.dash, "width": 2},
         "marker": {"color": style.colour, "symbol": style.symbol, "size": 9},
@@ -253,20 +264,20 @@ def _curve(strategy: str, row: list[Cell], style: Style) -> list[dict[str, Any]]
     return [trace for trace in (band, dots, line) if trace["x"]]
 
 
-def _in_brackets(cell: Cell) -> str:
-    parts = [f"{cell.interval[0]:.3f} to {cell.interval[1]:.3f}"] if cell.interval else []
-    if len(cell.runs) > 1:
-        parts.append(f"{len(cell.runs)} seeds")
+def _in_brackets(point: Point) -> str:
+    parts = [f"{point.interval[0]:.3f} to {point.interval[1]:.3f}"] if point.interval else []
+    if len(point.runs) > 1:
+        parts.append(f"{len(point.runs)} seeds")
     return f" ({', '.join(parts)})" if parts else ""
 
 
-def _curve_in_words(cells: dict[str, list[Cell]]) -> str:
+def _curve_in_words(curves: Mapping[str, list[Point]]) -> str:
     lines = []
-    for strategy, row in cells.items():
+    for strategy, row in curves.items():
         points = [
-            f"{accuracy:.3f} at {cell.n_train:,}"
-            for cell in row
-            if (accuracy := cell.mean("accuracy")) is not None
+            f"{accuracy:.3f} at {point.n_train:,}"
+            for point in row
+            if (accuracy := point.mean("accuracy")) is not None
         ]
         lines.append(f"{strategy} {', '.join(points) or 'without a result'}")
     return f"Accuracy by number of training images: {'; '.join(lines)}."

@@ -1,182 +1,136 @@
-"""The page that a report stands on: whatever is put into it is escaped, and it loads nothing.
+"""Pages: HTML files that open without a network, written by templates that escape all text.
 
-One HTML file holds the style sheet, the scripts and the figures. Its content security policy
-forbids every request and every script but the two whose hashes it names.
+A page holds its style sheet, its scripts and its figures. Its content security policy forbids every
+request and every script but the two whose hashes it names.
 """
+
+from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
+from typing import Any
 
-from fx.report.figures import Figure
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
+NOTHING = "\N{EN DASH}"
 ROWS_SHOWN = 30  # of a table; longer ones are folded away
+ITEMS_LISTED = 200
+
+Figure = dict[str, Any]
+Figures = dict[str, list[Figure]]  # by the id of their place
 
 
-@dataclass(frozen=True)
-class Section:
-    """A part of the page: `body` is HTML; `plots` are its figures by the id of their place."""
-
-    id: str
-    heading: str
-    body: str
-    plots: dict[str, list[Figure]] = field(default_factory=dict)
-
-
-def text(value: object) -> str:
-    """Escape `value` for HTML, inside attributes too."""
-    return html.escape(str(value))
-
-
-def paragraph(value: str, *, kind: str = "") -> str:
-    """Return a paragraph of plain text."""
-    return f"<p{_class(kind)}>{text(value)}</p>\n"
-
-
-def table(
-    caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: Sequence[str]
+def render(
+    template: str, *, title: str, figures: Figures | None = None, plotly: str = "", **shown: object
 ) -> str:
-    """Return a table of plain text that scrolls by itself where it is wider than the page.
+    """Return a whole page.
 
     Parameters
     ----------
-    caption : what the table shows
-    columns : headings; the first column names the rows
-    rows : as many strings each as there are columns
-    numeric : the columns whose values are set to the right
-    """
-    classes = [_class("number" if column in numeric else "") for column in columns]
-    head = "".join(
-        f'<th scope="col"{kind}>{text(column)}</th>'
-        for column, kind in zip(columns, classes, strict=True)
-    )
-    body = []
-    for row in rows:
-        cells = [f"<td{kind}>{text(v)}</td>" for v, kind in zip(row, classes, strict=True)]
-        cells[0] = f'<th scope="row"{classes[0]}>{text(row[0])}</th>'
-        body.append(f"<tr>{''.join(cells)}</tr>\n")
-    content = f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{''.join(body)}</tbody>\n</table>"
-    # no <caption>: it would be as wide as the table, and cut where the table is
-    return figure(scrolling(content, caption), caption, above=True)
-
-
-def figure(content: str, caption: str, *, above: bool = False) -> str:
-    """Put HTML and its caption, which is plain text, together."""
-    legend = f"<figcaption>{text(caption)}</figcaption>\n"
-    return (
-        f"<figure>\n{legend}{content}</figure>\n"
-        if above
-        else (f"<figure>\n{content}{legend}</figure>\n")
-    )
-
-
-def scrolling(content: str, label: str) -> str:
-    """Put HTML that may be wide into a region that scrolls, by keyboard too."""
-    return (
-        f'<div class="scrolling" role="region" tabindex="0" aria-label="{text(label)}">\n'
-        f"{content}\n</div>\n"
-    )
-
-
-def pairs(values: Iterable[tuple[str, str]], *, kind: str = "") -> str:
-    """Return a list of names, each with what belongs to it, as plain text."""
-    items = "".join(f"<div><dt>{text(k)}</dt><dd>{text(v)}</dd></div>\n" for k, v in values)
-    return f"<dl{_class(kind)}>\n{items}</dl>\n"
-
-
-def folded(summary: str, content: str) -> str:
-    """Fold HTML away under one line; print shows it unfolded."""
-    return f"<details><summary>{text(summary)}</summary>\n{content}</details>\n"
-
-
-def place(plot_id: str, first: Figure) -> str:
-    """Return the place where the script draws the figures of that id, the first of them at once."""
-    height = first["layout"]["height"]
-    return (
-        f'<div class="plot" id="{text(plot_id)}" role="img" aria-label="{text(first["alt"])}" '
-        f'style="min-height:{height}px"></div>\n'
-    )
-
-
-def choice(label: str, options: Sequence[str], plot_ids: Sequence[str]) -> str:
-    """Return a list to choose from; the places of `plot_ids` then show the figure chosen."""
-    items = "".join(f"<option>{text(option)}</option>" for option in options)
-    ids = text(" ".join(plot_ids))
-    return f'<p><label>{text(label)} <select data-plots="{ids}">{items}</select></label></p>\n'
-
-
-def page(title: str, head: str, sections: Sequence[Section], *, plotly: str = "") -> str:
-    """Return the whole HTML document.
-
-    Parameters
-    ----------
-    title : plain text, of the browser's tab
-    head : HTML above the first section
-    sections : in the order of reading
+    template : of the page's content: ``SECTIONS``, the id and heading of each, a macro of the same
+        name as the id, which is left out where it gives nothing, and a macro ``head``
+    title : of the browser's tab
+    figures : for plotly
     plotly : source of plotly.js; without it the page has no scripts, and no plots
+    shown : what the template shows
     """
-    plots = {place: figures for section in sections for place, figures in section.plots.items()}
-    links = "".join(f'<li><a href="#{s.id}">{text(s.heading)}</a></li>\n' for s in sections)
-    parts = "".join(
-        f'<section id="{s.id}" aria-labelledby="{s.id}-heading">\n'
-        f'<h2 id="{s.id}-heading">{text(s.heading)}</h2>\n{s.body}</section>\n'
-        for s in sections
-    )
-    style, script = _packaged("report.css"), _packaged("report.js")
+    plots = figures or {}
+    content = _templates().get_template(template)
+    parts = vars(content.make_module({"title": title, "plots": plots, **shown}))
+    sections = [
+        (name, heading, body)
+        for name, heading in parts["SECTIONS"]
+        if (body := parts[name]()).strip()
+    ]
+    style, script = ("\n" + _packaged(name) for name in ("report.css", "report.js"))
     policy = (
         "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; base-uri 'none'; "
         "form-action 'none'"
     )
-    scripts = ""
     if plotly:
         policy += f"; script-src '{_hash(plotly)}' '{_hash(script)}'"
-        scripts = (
-            "<noscript><p>The plots need JavaScript; the tables hold the same numbers.</p>"
-            "</noscript>\n"
-            f'<script type="application/json" id="figures">{_json_in_html(plots)}</script>\n'
-            f"<script>{plotly}</script>\n<script>{script}</script>\n"
-        )
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta name="generator" content="fx">
-<title>{text(title)}</title>
-<style>{style}</style>
-</head>
-<body>
-<header>
-{head}</header>
-<nav aria-label="Contents"><ul>
-{links}</ul></nav>
-<main>
-{parts}</main>
-{scripts}</body>
-</html>
-"""
+    page = _templates().get_template("page.html")
+    return page.render(
+        title=title,
+        policy=Markup(policy),
+        style=Markup(style),
+        head=parts["head"](),
+        sections=sections,
+        figures=_json_in_html({name: plots[name] for name in plots if plots[name]}),
+        plotly=Markup(plotly),
+        script=Markup(script),
+    )
 
 
-def _class(name: str) -> str:
-    return f' class="{name}"' if name else ""
+@cache
+def _templates() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("fx.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": number,
+        "signed": _signed,
+        "probability": _probability,
+        "seconds": _seconds,
+        "interval": _interval,
+        "plain": _plain,
+    }
+    environment.globals |= {"ROWS_SHOWN": ROWS_SHOWN, "ITEMS_LISTED": ITEMS_LISTED}
+    return environment
 
 
 def _packaged(name: str) -> str:
-    # on lines of its own in the page
-    return "\n" + files("fx.report").joinpath(name).read_text(encoding="utf-8")
+    return files("fx.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _hash(script: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 
-def _json_in_html(value: object) -> str:
-    # HTML reads no entities inside a script, so what could end it is written as JSON escapes.
+def _json_in_html(value: object) -> Markup:
+    # HTML reads no entities inside a script, so what could end it is written as JSON escapes
     code = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    return code.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return Markup(code.translate({ord(c): f"\\u{ord(c):04x}" for c in "<>&"}))
+
+
+def number(value: float | None, decimals: int = 3) -> str:
+    """A number with its thousands marked; a dash where there is none."""
+    return NOTHING if value is None else f"{value:,.{decimals}f}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _probability(value: float) -> str:
+    return "under 0.001" if value < 0.001 else number(value)
+
+
+def _seconds(value: float | None) -> str:
+    return number(value, 1 if value is not None and value >= 1 else 2)
+
+
+def _interval(bounds: tuple[float, float] | None, signs: bool = False) -> str:
+    if bounds is None:
+        return NOTHING
+    return " to ".join(_signed(bound) if signs else number(bound) for bound in bounds)
+
+
+def _plain(value: object) -> str:
+    """What a setting says, or a record of a few."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        return "; ".join(f"{name}: {_plain(item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value)) or "none"
+    return json.dumps(value, ensure_ascii=False)

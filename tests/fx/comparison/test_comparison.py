@@ -16,11 +16,18 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from extract.images import ImageRow
-from fx.comparison.crossover import crossover
+from fx.comparison.context import nested_subset
+from fx.comparison.learning_curve import crossover
 from fx.comparison.plan import Plan
-from fx.comparison.quadrant import describe_quadrant
-from fx.comparison.subsets import nested_subset
-from fx.comparison.verdict import differences, estimates, paired_tests, recommend, tables_of
+from fx.comparison.recommend import (
+    describe_quadrant,
+    differences,
+    estimates,
+    paired_tests,
+    recommend,
+)
+from fx.comparison.statistics import tables_of
+from fx.records import Crossover, Measurement
 
 Fx = Callable[..., Said]
 
@@ -97,8 +104,8 @@ def tables(right: Right) -> dict[str, dict[int, np.ndarray]]:
 
 def test_tables_say_what_each_seed_got_right() -> None:
     cells = [
-        {"strategy": "svm", "n_train": 8, "seed": 1, "predicted": [0, 1], "truth": [0, 0]},
-        {"strategy": "svm", "n_train": 8, "seed": 0, "predicted": [1, 0], "truth": [0, 0]},
+        Measurement("svm", 8, 1, predicted=[0, 1], truth=[0, 0]),
+        Measurement("svm", 8, 0, predicted=[1, 0], truth=[0, 0]),
     ]
     assert tables_of(cells)["svm"][8].tolist() == [[0, 1], [1, 0]]
 
@@ -112,16 +119,16 @@ def test_paired_tests_are_exact_binomial_and_corrected_by_holm(outcomes) -> None
     )
     assert len(pairs) == 3
     for pair in pairs:
-        i, j = names.index(pair["a"]), names.index(pair["b"])
+        i, j = names.index(pair.a), names.index(pair.b)
         only_a = sum(row[i] and not row[j] for row in outcomes)
         only_b = sum(row[j] and not row[i] for row in outcomes)
         expected = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
-        assert pair["p_value"] == pytest.approx(min(expected, 1.0))
-        assert pair["difference"] == pytest.approx((only_a - only_b) / len(outcomes))
+        assert pair.p_value == pytest.approx(min(expected, 1.0))
+        assert pair.difference == pytest.approx((only_a - only_b) / len(outcomes))
     running = 0.0
-    for place, pair in enumerate(sorted(pairs, key=lambda p: p["p_value"])):
-        running = max(running, min(1.0, pair["p_value"] * (3 - place)))
-        assert pair["p_holm"] == pytest.approx(running)
+    for place, pair in enumerate(sorted(pairs, key=lambda p: p.p_value)):
+        running = max(running, min(1.0, pair.p_value * (3 - place)))
+        assert pair.p_holm == pytest.approx(running)
 
 
 def curve(accuracies: dict[int, float], seeds: int = 3, images: int = 1000) -> dict:
@@ -138,11 +145,11 @@ def curve(accuracies: dict[int, float], seeds: int = 3, images: int = 1000) -> d
 def test_estimates_say_what_their_interval_covers() -> None:
     found = tables({"svm": curve({10: 0.8}) | curve({100: 0.9}, seeds=1)})
     small, large = estimates(found)
-    assert small["seeds"] == 3
-    assert "training images" in small["covers"]
-    assert "not other training images" in large["covers"]
+    assert small.seeds == 3
+    assert "training images" in small.covers
+    assert "not other training images" in large.covers
     for one in (small, large):
-        assert one["interval"][0] < one["accuracy"] < one["interval"][1]
+        assert one.interval[0] < one.accuracy < one.interval[1]
 
 
 def test_differences_hold_at_once_and_only_where_both_were_measured() -> None:
@@ -154,16 +161,16 @@ def test_differences_hold_at_once_and_only_where_both_were_measured() -> None:
         }
     )
     compared = differences(found)
-    assert [(one["a"], one["b"], one["n_train"]) for one in compared] == [
+    assert [(one.a, one.b, one.n_train) for one in compared] == [
         ("logreg", "svm", 10),
         ("logreg", "knn", 10),
         ("logreg", "knn", 100),
         ("svm", "knn", 10),
     ]
     same = compared[0]
-    assert (same["difference"], same["p_holm"], same["interval"]) == (0, 1, [0, 0])
-    assert compared[1]["difference"] == pytest.approx(0.2)
-    assert compared[1]["p_holm"] < 0.01
+    assert (same.difference, same.p_holm, same.interval) == (0, 1, (0, 0))
+    assert compared[1].difference == pytest.approx(0.2)
+    assert compared[1].p_holm < 0.01
 
 
 def test_the_crossing_is_where_fine_tuning_begins_to_win_for_good() -> None:
@@ -172,16 +179,11 @@ def test_the_crossing_is_where_fine_tuning_begins_to_win_for_good() -> None:
     found = crossover(tables(heads | wins_late))
     assert found is not None
     # half a point behind and twice that ahead: a third of the way in the logarithm
-    assert found["n_train"] == round(100 * 10 ** (1 / 3))
-    assert 100 < found["low"] < found["n_train"] < found["high"] < 1000
-    assert found["share"] == 1
+    assert found.n_train == round(100 * 10 ** (1 / 3))
+    assert 100 < found.low < found.n_train < found.high < 1000
+    assert found.share == 1
     wins_always = {"finetune:all": curve({10: 0.9, 100: 0.95, 1000: 0.99})}
-    assert crossover(tables(heads | wins_always)) == {
-        "n_train": 10,
-        "low": 10,
-        "high": 10,
-        "share": 1,
-    }
+    assert crossover(tables(heads | wins_always)) == Crossover(10, low=10, high=10, share=1)
     never = {"finetune:1": curve({10: 0.5, 100: 0.5, 1000: 0.8})}
     assert crossover(tables(heads | never)) is None
     assert crossover(tables(heads)) is None
@@ -189,9 +191,7 @@ def test_the_crossing_is_where_fine_tuning_begins_to_win_for_good() -> None:
 
 def said_of(right: Right, seconds: dict[str, float], **choices: str) -> str:
     found = tables(right)
-    results = [
-        {"strategy": s, "n_train": n, "seconds": seconds[s]} for s in right for n in right[s]
-    ]
+    results = [Measurement(s, n, 0, seconds=seconds[s]) for s in right for n in right[s]]
     return recommend(results, found, differences(found), **choices).said
 
 
@@ -199,15 +199,17 @@ def test_the_cheapest_within_a_standard_error_is_recommended() -> None:
     near = {"logreg": curve({100: 0.90}, 1), "finetune:1": curve({100: 0.905}, 1)}
     seconds = {"logreg": 1.0, "finetune:1": 60.0}
     said = said_of(near, seconds)
-    assert said.startswith("Use logreg: accuracy 0.900 (0.8")
+    assert said.startswith("Fit a head on frozen features: logistic regression. ")
+    assert "logreg: accuracy 0.900 (0.8" in said
     assert "test images alone" in said
     assert "within a standard error of the best, finetune:1." in said
     assert "Over finetune:1, which takes longer, it gains -0.5 points" in said
     assert "59.0 s less" in said
-    assert said_of(near, seconds, prefer="accuracy").startswith("Use finetune:1: accuracy 0.905")
+    best = said_of(near, seconds, prefer="accuracy")
+    assert best.startswith("Fine-tune the last block. finetune:1: accuracy 0.905")
     far = {"logreg": curve({100: 0.80}), "finetune:1": curve({100: 0.905})}
     said = said_of(far, seconds)
-    assert said.startswith("Use finetune:1")
+    assert said.startswith("Fine-tune the last block. finetune:1")
     assert "Over logreg, the next cheaper, it gains +10.5 points" in said
     assert "beyond chance" in said
     alone = said_of({"svm": curve({100: 0.8})}, {"svm": 2.0})
@@ -435,5 +437,5 @@ def test_the_quadrant_is_named_and_whether_the_measurement_agrees(
     n_train: int, distance: float | None, chosen: str, agrees: bool, said: str
 ) -> None:
     found = describe_quadrant(n_train, distance, chosen)
-    assert found["agrees"] == agrees
-    assert said in found["said"]
+    assert found.agrees == agrees
+    assert said in found.said

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Said, write_classes
+from msgspec.structs import replace
 
 from extract.images import Snapshot
 from extract.store import FeatureStore
-from fx.comparison.evidence import gather_evidence
+from fx.records import Measurement
+from fx.report.images import gather_evidence
 from fx.thumbnails import NO_IMAGE, thumbnail
 
 Fx = Callable[..., Said]
@@ -25,9 +27,8 @@ def stored(tmp_path: Path, fx: Fx, monkeypatch: pytest.MonkeyPatch) -> FeatureSt
     return FeatureStore(tmp_path / "features.zarr")
 
 
-def cell(strategy: str, said: list[int], sure: list[float], truth: list[int]) -> dict:
-    answers = {"predicted": said, "confidence": sure, "truth": truth}
-    return {"strategy": strategy, "n_train": 30, "seed": 0, **answers}
+def cell(strategy: str, said: list[int], sure: list[float], truth: list[int]) -> Measurement:
+    return Measurement(strategy, 30, 0, predicted=said, confidence=sure, truth=truth)
 
 
 def test_the_surest_mistakes_and_disputes_come_first(stored: FeatureStore) -> None:
@@ -39,26 +40,26 @@ def test_the_surest_mistakes_and_disputes_come_first(stored: FeatureStore) -> No
     wrong = [1 - t for t in truth]
     one = cell("svm", [*wrong[:3], *truth[3:]], [0.6, 0.9, 0.7, *[0.8] * (n - 3)], truth)
     two = cell("knn", truth, [0.55, 0.95, 0.99, *[0.8] * (n - 3)], truth)
-    old = {k: v for k, v in one.items() if k != "confidence"} | {"strategy": "logreg"}
-    smaller = one | {"n_train": 8, "strategy": "centroid"}
+    old = replace(one, confidence=None, strategy="logreg")
+    smaller = replace(one, n_train=8, strategy="centroid")
     found = gather_evidence([one, two, old, smaller], snapshot, stored.last_extracted())
-    assert list(found["mistakes"]) == ["svm", "knn"]
-    assert [shown["path"] for shown in found["mistakes"]["svm"]] == [
+    assert list(found.mistakes) == ["svm", "knn"]
+    assert [shown.path for shown in found.mistakes["svm"]] == [
         test[1].path,
         test[2].path,
         test[0].path,
     ]
-    assert found["mistakes"]["knn"] == []
+    assert found.mistakes["knn"] == []
     # by what the less sure of two says
-    assert [shown["path"] for shown in found["disputed"]] == [
+    assert [shown.path for shown in found.disputed] == [
         test[1].path,
         test[2].path,
         test[0].path,
     ]
-    assert found["disputed"][0]["said"].startswith("svm: ")
-    assert len(found["map"]) == 40
-    assert all(np.isfinite([p["x"], p["y"]]).all() for p in found["map"])
-    assert all(p["image"].startswith("data:image/jpeg") for p in found["map"])
+    assert found.disputed[0].said.startswith("svm: ")
+    assert len(found.map) == 40
+    assert all(np.isfinite([p.x, p.y]).all() for p in found.map)
+    assert all(p.image.startswith("data:image/jpeg") for p in found.map)
 
 
 def test_a_file_that_is_another_by_now_is_not_shown(stored: FeatureStore) -> None:

@@ -1,4 +1,4 @@
-"""Learning curves: what more images would bring, as far as the measured sizes can tell.
+"""Learning curves: what more images would bring, and where fine-tuning overtakes heads.
 
 An accuracy of n training images is taken to be 1 - (floor + scale * n ** -exponent), a power law
 with an asymptote: of the forms in use the one that fits learning curves of classifiers best (T.
@@ -7,16 +7,20 @@ Viering and M. Loog, "The Shape of Learning Curves: a Review", 2023).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import least_squares
 
+from fx.comparison.statistics import Tables
+from fx.comparison.strategies import find_strategy
+from fx.records import Crossover, Forecast, Needed, PowerLaw, Predicted
+
 FEWEST_SIZES = 5
-RESAMPLES = 400
+RESAMPLES, CROSSOVER_RESAMPLES = 400, 2_000
 LEVEL = 0.9
 AHEAD = (2, 5)  # times the most images that were measured
 # Five accuracies hardly tell three parameters apart; curves of images on features of networks have
@@ -91,45 +95,36 @@ def fit_curves(tables: Mapping[int, NDArray[np.int8]], seed: int = 0) -> Curves:
 
 def forecast(
     strategy: str, tables: Mapping[int, NDArray[np.int8]], wanted: float | None = None
-) -> dict[str, Any]:
+) -> Forecast:
     """Say what more images would bring to a strategy, or why that cannot be said.
 
     Parameters
     ----------
     strategy : its name
     tables : as in ``fit_curves``
-    wanted : accuracy, optional
-
-    Returns
-    -------
-    dict that JSON can hold: ``strategy``, ``sizes``, and either ``reason`` or ``curve`` (floor,
-    scale, exponent), ``level``, ``at`` (records of ``n_train``, ``accuracy``, ``low``, ``high``)
-    and, where asked for, ``wanted`` (``accuracy``, ``n_train``, ``low``, ``high``, null where
-    it is not reached)
+    wanted : accuracy, optional; how many images it would take is said, too
     """
-    sizes = sorted(tables)
-    record: dict[str, Any] = {"strategy": strategy, "sizes": sizes}
+    sizes = tuple(sorted(tables))
     if len(sizes) < FEWEST_SIZES:
-        return record | {
-            "reason": f"{len(sizes)} sizes were measured; a curve with an asymptote takes "
-            f"{FEWEST_SIZES}"
-        }
+        reason = f"{len(sizes)} sizes were measured; a curve with an asymptote takes {FEWEST_SIZES}"
+        return Forecast(strategy, sizes, reason)
     curves = fit_curves(tables)
     ahead = [factor * sizes[-1] for factor in AHEAD]
-    floor, scale, exponent = (float(value) for value in np.median(curves.parameters, axis=0))
-    record["curve"] = {"floor": floor, "scale": scale, "exponent": exponent}
-    record["level"] = LEVEL
-    record["at"] = [
-        {"n_train": n, "accuracy": float(a), "low": float(low), "high": float(high)}
-        for n, a, low, high in zip(ahead, *curves.at(ahead), strict=True)
-    ]
+    needed = None
     if wanted is not None:
-        names = ("n_train", "low", "high")
-        found = [
-            round(value) if np.isfinite(value) else None for value in curves.images_for(wanted)
-        ]
-        record["wanted"] = {"accuracy": wanted, **dict(zip(names, found, strict=True))}
-    return record
+        images = [round(n) if math.isfinite(n) else None for n in curves.images_for(wanted)]
+        needed = Needed(wanted, *images)
+    return Forecast(
+        strategy,
+        sizes,
+        curve=PowerLaw(*(float(value) for value in np.median(curves.parameters, axis=0))),
+        level=LEVEL,
+        at=tuple(
+            Predicted(n, float(accuracy), float(low), float(high))
+            for n, accuracy, low, high in zip(ahead, *curves.at(ahead), strict=True)
+        ),
+        wanted=needed,
+    )
 
 
 def _error_rate(parameters: Floats, n: Floats) -> Floats:
@@ -164,3 +159,68 @@ def _fit(sizes: Floats, errors: Floats, sigma: Floats, start: Floats | None) -> 
         residuals, np.clip(start, np.array(low) + 1e-9, high), bounds=(low, high), x_scale="jac"
     ).x
     return found
+
+
+def crossover(tables: Tables, seed: int = 0) -> Crossover | None:
+    """Find from which size on the best fine-tuning beats the best head, and how sure that is.
+
+    Between two measured sizes the size is interpolated in its logarithm. Seeds and images are
+    resampled together; bounds are those of 95 % of the resamples. None where there is nothing to
+    compare or it does not happen.
+    """
+    known = [(find_strategy(name), sizes) for name, sizes in tables.items()]
+    tuned = [sizes for one, sizes in known if one is not None and one.fine_tunes]
+    heads = [sizes for one, sizes in known if one is not None and one.on_features]
+    if not tuned or not heads:
+        return None
+    sizes = sorted(
+        {size for one in heads for size in one} & {size for one in tuned for size in one}
+    )
+    if not sizes:
+        return None
+    measured = _crossing(sizes, _advantage(tuned, heads, sizes, None))
+    if math.isinf(measured):
+        return None
+    rng = np.random.default_rng(seed)
+    found = np.array(
+        [_crossing(sizes, _advantage(tuned, heads, sizes, rng)) for _ in range(CROSSOVER_RESAMPLES)]
+    )
+    low, high = np.quantile(found, [0.025, 0.975], method="inverted_cdf")
+    return Crossover(
+        round(measured),
+        round(low) if math.isfinite(low) else None,
+        round(high) if math.isfinite(high) else None,
+        float(np.isfinite(found).mean()),
+    )
+
+
+def _advantage(
+    tuned: Sequence[Mapping[int, NDArray[np.int8]]],
+    heads: Sequence[Mapping[int, NDArray[np.int8]]],
+    sizes: Sequence[int],
+    rng: np.random.Generator | None,
+) -> list[float]:
+    """Accuracy of the best fine-tuning less that of the best head, at every size."""
+    images = next(iter(heads[0].values())).shape[1]
+    chosen = np.arange(images) if rng is None else rng.integers(0, images, images)
+    found = []
+    for size in sizes:
+        both = [[one[size] for one in side if size in one] for side in (tuned, heads)]
+        fewest = min(len(table) for side in both for table in side)
+        # the same draws for all strategies: what they share is no difference
+        seeds = np.arange(fewest) if rng is None else rng.integers(0, fewest, fewest)
+        best = [max(float(t[seeds][:, chosen].mean()) for t in side) for side in both]
+        found.append(best[0] - best[1])
+    return found
+
+
+def _crossing(sizes: Sequence[int], advantage: Sequence[float]) -> float:
+    """Size from which on the advantage stays positive; infinite where it ends otherwise."""
+    last = max((i for i, gain in enumerate(advantage) if gain <= 0), default=-1)
+    if last == len(sizes) - 1:
+        return math.inf
+    if last < 0:
+        return float(sizes[0])
+    before, after = advantage[last], advantage[last + 1]
+    share = -before / (after - before)
+    return math.exp(math.log(sizes[last]) * (1 - share) + math.log(sizes[last + 1]) * share)

@@ -11,8 +11,9 @@ from extract.engines import make_engine
 from extract.extraction import extract
 from extract.images import Snapshot, find_images
 from extract.store import FeatureStore
-from fx.comparison.forecast import LEVEL, fit_curves, forecast
-from fx.comparison.subsets import nested_subset
+from fx.comparison.context import nested_subset
+from fx.comparison.learning_curve import LEVEL, fit_curves, forecast
+from fx.records import Forecast
 from heads.fitting import fit_head
 
 SIZES = (40, 100, 250, 630, 1600)
@@ -67,18 +68,17 @@ def test_intervals_hold_most_of_what_is_measured_later(exponent: float) -> None:
 
 def test_fewer_than_five_sizes_are_not_extended_and_why() -> None:
     tables = measured(np.random.default_rng(0), SIZES[:4])
-    assert forecast("svm", tables) == {
-        "strategy": "svm",
-        "sizes": [40, 100, 250, 630],
-        "reason": "4 sizes were measured; a curve with an asymptote takes 5",
-    }
+    assert forecast("svm", tables) == Forecast(
+        "svm", (40, 100, 250, 630), "4 sizes were measured; a curve with an asymptote takes 5"
+    )
+    assert forecast("svm", tables).as_json().keys() == {"strategy", "sizes", "reason"}
 
 
 def test_a_forecast_says_what_twice_and_five_times_the_images_bring() -> None:
     record = forecast("svm", measured(np.random.default_rng(0), SIZES), wanted=0.94)
-    assert [at["n_train"] for at in record["at"]] == [3200, 8000]
-    assert record["wanted"]["accuracy"] == 0.94
-    assert record["wanted"]["low"] <= record["wanted"]["n_train"]
+    assert [at.n_train for at in record.at] == [3200, 8000]
+    assert record.wanted.accuracy == 0.94
+    assert record.wanted.low <= record.wanted.n_train
 
 
 @pytest.mark.slow

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fx.stages.rows import keys_of
+from fx.records import Measurement, Record
 from fx.thumbnails import thumbnail
 
 if TYPE_CHECKING:
@@ -23,36 +23,71 @@ GALLERY_PIXELS, MAP_PIXELS = 128, 48
 COMPONENTS = 50  # that t-SNE starts from, as its authors do
 FEWEST_ON_MAP = 10
 
+# of each test image the class that was said, its probability, and the true class
+_Answers = list[tuple[int, float, int]]
+
+
+class ShownImage(Record, frozen=True):
+    """A test image, its label, what was said of it, and a small copy as a data URI."""
+
+    path: str
+    label: str
+    said: str
+    image: str
+
+
+class MapPoint(Record, frozen=True):
+    """An image at its place on the map."""
+
+    x: float
+    y: float
+    label: str
+    path: str
+    image: str
+
+
+class Evidence(Record, frozen=True):
+    """What a report shows of single images.
+
+    Attributes
+    ----------
+    n_train : training images of the models that are shown
+    mistakes : by strategy, those that it was most sure of
+    disputed : test images to which strategies give different classes
+    map : images by their features
+    """
+
+    n_train: int
+    mistakes: dict[str, list[ShownImage]]
+    disputed: list[ShownImage]
+    map: list[MapPoint]
+
 
 def gather_evidence(
-    cells: Sequence[Mapping[str, Any]], snapshot: Snapshot, features: FeatureSet
-) -> dict[str, Any]:
+    measured: Sequence[Measurement], snapshot: Snapshot, features: FeatureSet
+) -> Evidence:
     """Collect what the report shows of single images.
 
     Parameters
     ----------
-    cells : records of ``fx.comparison.cells``, with ``predicted``, ``confidence`` and ``truth``
+    measured : with what was said of each test image
     snapshot : of the images
     features : of the first network
-
-    Returns
-    -------
-    dict that JSON can hold: ``mistakes`` (strategy → images), ``disputed`` (images), ``map``
-    (points); an image has ``path``, ``label``, ``said`` and ``image``, a data URI
     """
-    largest = max(int(cell["n_train"]) for cell in cells)
-    shown: dict[str, Mapping[str, Any]] = {}
-    for cell in cells:
-        if cell["n_train"] == largest and "confidence" in cell:
-            shown.setdefault(cell["strategy"], cell)
+    largest = max(one.n_train for one in measured)
+    shown: dict[str, _Answers] = {}
+    for one in measured:
+        if one.n_train == largest and one.predicted and one.confidence and one.truth:
+            answers = list(zip(one.predicted, one.confidence, one.truth, strict=True))
+            shown.setdefault(one.strategy, answers)
     test = snapshot.split("test")
     gallery = _Gallery(Path(snapshot.root), test, snapshot.classes)
-    return {
-        "n_train": largest,
-        "mistakes": {name: gallery.mistakes(cell) for name, cell in shown.items()},
-        "disputed": gallery.disputed(shown),
-        "map": _map(snapshot, features),
-    }
+    return Evidence(
+        largest,
+        {name: gallery.mistakes(answers) for name, answers in shown.items()},
+        gallery.disputed(shown),
+        _map(snapshot, features),
+    )
 
 
 class _Gallery:
@@ -61,27 +96,19 @@ class _Gallery:
     def __init__(self, root: Path, rows: Sequence[ImageRow], classes: Sequence[str]) -> None:
         self.root, self.rows, self.classes = root, rows, classes
 
-    def mistakes(self, cell: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def mistakes(self, answers: _Answers) -> list[ShownImage]:
         """The mistakes that a strategy was most sure of, the surest first."""
-        wrong = [
-            (-sure, i)
-            for i, (said, true, sure) in enumerate(
-                zip(cell["predicted"], cell["truth"], cell["confidence"], strict=True)
-            )
-            if said != true
-        ]
+        wrong = [(-sure, i) for i, (said, sure, true) in enumerate(answers) if said != true]
         return [
-            self._image(i, f"{self.classes[cell['predicted'][i]]} ({-sure:.2f})")
+            self._image(i, f"{self.classes[answers[i][0]]} ({-sure:.2f})")
             for sure, i in sorted(wrong)[:MISTAKES]
         ]
 
-    def disputed(self, cells: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def disputed(self, answers: Mapping[str, _Answers]) -> list[ShownImage]:
         """The images that strategies disagree on, those first that they were surest of."""
         found = []
         for i in range(len(self.rows)):
-            said = {
-                name: (cell["predicted"][i], cell["confidence"][i]) for name, cell in cells.items()
-            }
+            said = {name: of_strategy[i][:2] for name, of_strategy in answers.items()}
             sure: dict[int, float] = {}
             for number, confidence in said.values():
                 sure[number] = max(sure.get(number, 0.0), confidence)
@@ -97,27 +124,27 @@ class _Gallery:
             for _, i, said in sorted(found, key=lambda one: one[:2])[:DISPUTED]
         ]
 
-    def _image(self, index: int, said: str) -> dict[str, Any]:
+    def _image(self, index: int, said: str) -> ShownImage:
         row = self.rows[index]
         image = thumbnail(self.root / row.path, row.key, GALLERY_PIXELS)
-        return {"path": row.path, "label": str(row.label), "said": said, "image": image}
+        return ShownImage(row.path, str(row.label), said, image)
 
 
-def _map(snapshot: Snapshot, features: FeatureSet) -> list[dict[str, Any]]:
+def _map(snapshot: Snapshot, features: FeatureSet) -> list[MapPoint]:
     """Lay out some images so that like features lie near each other (t-SNE)."""
     rows = _stratified([row for row in snapshot.rows if row.split], ON_MAP)
     if len(rows) < FEWEST_ON_MAP:
         return []
-    places = _places(features.features(keys_of(rows)))
+    places = _places(features.features([row.key for row in rows]))
     root = Path(snapshot.root)
     return [
-        {
-            "x": round(float(x), 2),
-            "y": round(float(y), 2),
-            "label": str(row.label),
-            "path": row.path,
-            "image": thumbnail(root / row.path, row.key, MAP_PIXELS),
-        }
+        MapPoint(
+            round(float(x), 2),
+            round(float(y), 2),
+            str(row.label),
+            row.path,
+            thumbnail(root / row.path, row.key, MAP_PIXELS),
+        )
         for row, (x, y) in zip(rows, places, strict=True)
     ]
 

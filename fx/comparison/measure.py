@@ -1,0 +1,207 @@
+"""Measuring the cells of a comparison: one strategy, on one training subset, on the test rows.
+
+Each is measured in a process of its own, alone, so that its memory and its time are its own.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from extract.errors import CannotWrite, FxError
+from extract.files import check_room, disk_full_as_fx_error, write_whole
+from extract.registry import Registry
+from fx.comparison.context import (
+    ComparisonContext,
+    OpenContext,
+    Subset,
+    nested_subset,
+    open_context,
+)
+from fx.comparison.own_process import in_own_process
+from fx.comparison.plan import Cell
+from fx.comparison.strategies import STRATEGIES, Fitted, strategy_of
+from fx.memory import peak_memory_mb, reset_peak_memory
+from fx.options import open_backbone
+from fx.output import Begin
+from fx.records import Measurement, Skipped
+from fx.runs import Run
+from fx.stages.predict import milliseconds_per_image
+from fx.stages.rows import labels_of
+from heads.kinds import HEADS
+from heads.metrics import METRICS
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+TIMED = 64  # test images whose prediction is timed
+_REGISTRIES: tuple[Registry[Any], ...] = (HEADS, METRICS, STRATEGIES)
+
+
+def measure(
+    context: ComparisonContext, cells: Sequence[Cell], *, begin: Begin
+) -> tuple[list[Measurement], list[Skipped]]:
+    """Measure the cells that are not finished; return all, and those that could not be.
+
+    Raises
+    ------
+    CannotWrite
+        If a disk is full, or cannot be written to: that would befall the other cells, too.
+    """
+    check_room(context.directory, 0)
+    added = [registry.added for registry in _REGISTRIES]
+    run: Callable[..., Any] = partial(in_own_process, _with_added, added, begin=begin)
+    for spelled in dict.fromkeys(cell.strategy for cell in cells):
+        context = strategy_of(spelled).decide(context, run)
+    measured: list[Measurement] = []
+    skipped: list[Skipped] = []
+    prepared: set[str] = set()
+    for cell in cells:
+        try:
+            kept = run_of(context, cell)
+            if context.options.fresh:
+                kept.forget()
+            if kept.finished:
+                measured.append(kept.result(Measurement))
+                continue
+            seconds = 0.0
+            if strategy_of(cell.strategy).prepares and cell.strategy not in prepared:
+                seconds = run(prepare_cells, context, cell.strategy)
+                prepared.add(cell.strategy)
+            measured.append(run(measure_cell, context, cell, seconds))
+        except CannotWrite:
+            raise
+        except FxError as error:
+            # what one strategy cannot do at one size shall not cost the others
+            skipped.append(Skipped(*cell, str(error)))
+    shutil.rmtree(context.cache, ignore_errors=True)
+    return measured, skipped
+
+
+def _with_added(
+    added: Sequence[Mapping[str, tuple[Any, str]]],
+    work: Callable[..., Any],
+    *arguments: object,
+    begin: Begin,
+) -> Any:
+    """Call a function in a process that knows nothing of what was added to the registries."""
+    for registry, items in zip(_REGISTRIES, added, strict=True):
+        for name, (item, help_) in items.items():
+            registry.add(name, item, help_)
+    return work(*arguments, begin=begin)
+
+
+def run_of(context: ComparisonContext, cell: Cell) -> Run:
+    """Find the folder of a cell."""
+    name = f"{cell.strategy}-{cell.n_train}-{cell.seed}".replace(":", "-")
+    return Run(context.directory / "cells" / name)
+
+
+def prepare_cells(context: ComparisonContext, strategy: str, *, begin: Begin) -> float:
+    """Compute what all cells of a strategy share; return the seconds."""
+    opened = open_context(context, begin)
+    begun = time.perf_counter()
+    strategy_of(strategy).prepare(opened)
+    return time.perf_counter() - begun
+
+
+def measure_cell(
+    context: ComparisonContext, cell: Cell, shared_seconds: float, *, begin: Begin
+) -> Measurement:
+    """Fit one strategy on one training subset, measure it, and keep the record.
+
+    Parameters
+    ----------
+    context : what it shares with others
+    cell : which one
+    shared_seconds : of work that was done for it and others, kept in the record
+
+    Raises
+    ------
+    CannotWrite
+        If there is no room for what is kept, or nothing can be written.
+    FxError
+        If the strategy cannot be fitted on so many images.
+    """
+    with disk_full_as_fx_error(run_of(context, cell).directory):
+        return _measure_cell(context, cell, shared_seconds, begin)
+
+
+def _measure_cell(
+    context: ComparisonContext, cell: Cell, shared_seconds: float, begin: Begin
+) -> Measurement:
+    from heads.evaluation import evaluate
+
+    opened, run = open_context(context, begin), run_of(context, cell)
+    directory = run.directory
+    training, test = opened.snapshot.split("train"), opened.snapshot.split("test")
+    rows = nested_subset(training, cell.n_train, cell.seed)
+    begin(f"{cell.strategy}, {len(rows)} training images")
+    reset_peak_memory()
+    begun = time.perf_counter()
+    fitted = strategy_of(cell.strategy).fit(opened, Subset(rows, cell.seed, directory))
+    truth = [fitted.classes.index(label) for label in labels_of(test)]
+    probabilities = fitted.probabilities
+    evaluation = fitted.evaluation or evaluate(probabilities, _array(truth), fitted.classes)
+    _keep_probabilities(directory, probabilities)
+    record = {
+        "strategy": cell.strategy,
+        "n_train": len(rows),
+        "seed": cell.seed,
+        **evaluation.as_dict(),
+        "classes": fitted.classes,
+        **fitted.details,
+        "predicted": probabilities.argmax(axis=1).tolist(),
+        "confidence": [round(float(sure), 4) for sure in probabilities.max(axis=1)],
+        "truth": truth,
+        "settings_tried": fitted.settings_tried,
+        "seconds": time.perf_counter() - begun,
+        "shared_seconds": shared_seconds,
+        "peak_memory_mb": peak_memory_mb(),
+    }
+    if fitted.files:
+        record["deployed_mb"] = _deployed_bytes(opened, cell.strategy, fitted, directory) / 1e6
+        record["predict_ms"] = _predict_ms(opened, directory)
+    # what is measured on some of the images is not used: it would only fill the disk
+    dropped = fitted.files if len(rows) < len(training) else ()
+    for name in ("training.safetensors", *dropped):
+        (directory / name).unlink(missing_ok=True)
+    measurement = Measurement.from_json(record)
+    run.finish(measurement)
+    return measurement
+
+
+def _array(numbers: list[int]) -> NDArray[np.int64]:
+    import numpy as np
+
+    return np.array(numbers)
+
+
+def _keep_probabilities(directory: Path, probabilities: NDArray[np.float64]) -> None:
+    """Write ``probabilities.npy``: float32 of shape (test images, classes)."""
+    import numpy as np
+
+    file = io.BytesIO()
+    np.save(file, probabilities.astype(np.float32))
+    write_whole(directory / "probabilities.npy", file.getvalue())
+
+
+def _deployed_bytes(opened: OpenContext, strategy: str, fitted: Fitted, directory: Path) -> int:
+    """Bytes of what predictions need: a head and the network below it, or the network alone."""
+    total = sum((directory / name).stat().st_size for name in fitted.files)
+    if strategy_of(strategy).on_features:
+        module = open_backbone(opened.context.options).module
+        total += sum(t.numel() * t.element_size() for t in module.state_dict().values())
+    return total
+
+
+def _predict_ms(opened: OpenContext, directory: Path) -> float:
+    root = Path(opened.snapshot.root)
+    files = [root / row.path for row in opened.snapshot.split("test")[:TIMED]]
+    return milliseconds_per_image(directory, files, opened.context.options)

@@ -1,0 +1,67 @@
+"""The strategies that a comparison measures: one a module, and every head.
+
+A strategy is spelled ``name`` or ``name:argument``, and where several networks are compared
+``name:argument on network``.
+"""
+
+from __future__ import annotations
+
+from extract.errors import FxError
+from extract.registry import Registry
+from fx.comparison.strategies._flips import read_flips
+from fx.comparison.strategies._heads import HeadStrategy
+from fx.comparison.strategies._strategy import Disk, Fitted, Strategy
+from fx.comparison.strategies._training import BATCH_SIZE, TrainingStrategy
+from heads.kinds import HEADS
+
+__all__ = [
+    "BATCH_SIZE",
+    "STRATEGIES",
+    "Disk",
+    "Fitted",
+    "Strategy",
+    "TrainingStrategy",
+    "find_strategy",
+    "read_flips",
+    "strategy_of",
+]
+
+
+class _Strategies(Registry[Strategy]):
+    """The package's modules, and a strategy for each head."""
+
+    def names(self) -> tuple[str, ...]:
+        return (*HEADS.names(), *super().names())
+
+    def help(self, name: str) -> str:
+        return HEADS.help(name) if name in HEADS else super().help(name)
+
+    def __getitem__(self, name: str) -> Strategy:
+        return (
+            HeadStrategy(name, help_=HEADS.help(name))
+            if name in HEADS
+            else super().__getitem__(name)
+        )
+
+
+STRATEGIES: Registry[Strategy] = _Strategies(__name__, "STRATEGY", "strategy")
+
+
+def strategy_of(spelled: str) -> Strategy:
+    """Find a strategy.
+
+    Raises
+    ------
+    FxError
+        If there is none of that name, or it takes no such argument.
+    """
+    name, _, argument = spelled.split(" on ")[0].partition(":")
+    return STRATEGIES[name].with_argument(argument)
+
+
+def find_strategy(spelled: str) -> Strategy | None:
+    """Find a strategy, or None where a comparison names one that is not here."""
+    try:
+        return strategy_of(spelled)
+    except FxError:
+        return None

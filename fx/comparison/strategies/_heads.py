@@ -1,0 +1,72 @@
+"""Heads as strategies: every head is one, fitted on the features of the frozen network."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fx.comparison.strategies._strategy import Fitted, Strategy
+from fx.stages.rows import groups_of, keys_of, labels_of
+
+if TYPE_CHECKING:
+    from fx.comparison.context import OpenContext, Subset
+    from fx.comparison.cost import CostModel
+
+_STYLES = {"logreg": 0, "svm": 1, "knn": 6}
+
+
+@dataclass(frozen=True)
+class HeadStrategy(Strategy):
+    """A head fitted on the stored features; ``help_`` says in a line what it is."""
+
+    help_: str = ""
+
+    on_features = True
+
+    @property
+    def headline(self) -> str:
+        what = re.split(r"[,:;(.]", self.help_)[0]
+        return f"Fit a head on frozen features: {what[:1].lower()}{what[1:]}"
+
+    @property
+    def description(self) -> str:
+        return f"{self.help_.removesuffix('.')}; on features of the frozen network"
+
+    @property
+    def style(self) -> int | None:
+        return _STYLES.get(self.name)
+
+    def fit(self, opened: OpenContext, subset: Subset) -> Fitted:
+        from heads.files import MODEL, RECORD, save_head
+        from heads.fitting import fit_head
+
+        rows, features, read = subset.rows, opened.features, opened.features.features
+        validation, test = opened.snapshot.split("val"), opened.snapshot.split("test")
+        head = fit_head(
+            read(keys_of(rows)),
+            labels_of(rows),
+            kind=self.name,
+            class_weight=opened.context.class_weight,
+            groups=groups_of(rows, features.hashes(keys_of(rows))),
+            validation=(read(keys_of(validation)), labels_of(validation)) if validation else None,
+            spec=features.spec.to_dict(),
+            source={"weights": features.weights_source},
+            seed=subset.seed,
+        )
+        save_head(head, subset.directory)
+        return Fitted(
+            head.predict_proba(read(keys_of(test))),
+            head.classes,
+            settings_tried=len(head.search),
+            files=(MODEL, RECORD),
+            details={
+                "n_fitted": head.n_train,
+                "c": head.c,
+                "calibration": head.calibration.as_dict(),
+                "trainable_parameters": head.parameters,
+            },
+        )
+
+    def seconds(self, costs: CostModel, n_train: int) -> float:
+        return costs.head_seconds(self.name, n_train)

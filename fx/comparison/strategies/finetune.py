@@ -1,0 +1,111 @@
+"""The last K blocks of the network trained, or all: finetune:K, finetune:all."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from extract.errors import CannotWrite, FxError
+from fx.comparison.context import AUTO, ComparisonContext, OpenContext
+from fx.comparison.strategies._flips import decide_flips, read_flips
+from fx.comparison.strategies._training import TrainingStrategy, resources
+from fx.stages.rows import used_rows
+
+if TYPE_CHECKING:
+    from extract.backbones import Backbone
+    from fx.comparison.cost import CostModel
+
+_STYLES = {"1": 2, "all": 3, "2": 5}
+
+
+@dataclass(frozen=True)
+class _Finetune(TrainingStrategy):
+    fine_tunes = True
+    prepares = True
+
+    def with_argument(self, argument: str) -> Self:
+        if argument != "all" and not argument.isdecimal():
+            raise FxError(f"finetune:K takes a number of blocks, or all; got {argument!r}")
+        return dataclasses.replace(self, argument=argument)
+
+    @property
+    def unfreeze(self) -> int | Literal["all"]:
+        return "all" if self.argument == "all" else int(self.argument)
+
+    @property
+    def headline(self) -> str:
+        if self.unfreeze in ("all", 0):
+            whole = self.unfreeze == "all"
+            return "Fine-tune the whole network" if whole else "Train the classifier alone"
+        return f"Fine-tune the last {_blocks(self.argument)}"
+
+    @property
+    def description(self) -> str:
+        if self.unfreeze == "all":
+            return "whole network trained, starting from its pretrained weights"
+        if self.unfreeze == 0:
+            return "only the classifier trained, by gradient descent"
+        return (
+            f"last {_blocks(self.argument)} and classifier trained, starting from the logistic "
+            "regression"
+        )
+
+    @property
+    def style(self) -> int | None:
+        return _STYLES.get(self.argument)
+
+    def check(self, backbone: Backbone) -> None:
+        from finetune.blocks import find_blocks
+
+        if isinstance(self.unfreeze, str) or not self.unfreeze:
+            return
+        count = len(find_blocks(backbone.module, backbone.trained_size))
+        if self.unfreeze > count:
+            raise FxError(
+                f"{backbone.name} has {count} blocks; got {self.spelled}; "
+                f"see them with: fx backbones {backbone.name}"
+            )
+
+    def decide(self, context: ComparisonContext, run: Callable[..., Any]) -> ComparisonContext:
+        """Decide once for all fine-tunings whether images are flipped."""
+        if context.augment != AUTO:
+            return context
+        try:
+            known = None if context.options.fresh else read_flips(context)
+            decided = known or run(decide_flips, context)
+        except CannotWrite:
+            raise
+        except FxError:
+            # too few images to fine-tune: each cell says so itself
+            return dataclasses.replace(context, augment="none")
+        return dataclasses.replace(context, augment=decided.augment)
+
+    def prepare(self, opened: OpenContext) -> None:
+        """Run the frozen blocks over all images."""
+        from finetune.finetuning import fill_activations
+
+        fill_activations(
+            self.network(opened.context, 0),
+            used_rows(opened.snapshot),
+            opened.snapshot.split("train"),
+            Path(opened.snapshot.root),
+            settings=self.settings(opened.context, 0),
+            resources=resources(opened),
+        )
+
+    def seconds(self, costs: CostModel, n_train: int) -> float:
+        return super().seconds(costs, n_train) + costs.head_seconds("logreg", n_train)
+
+    def seconds_of_preparing(self, costs: CostModel) -> float:
+        # no less than decoding the images, and no more than extraction: what is frozen is a part
+        return costs.extraction()
+
+
+def _blocks(count: str) -> str:
+    return "block" if count == "1" else f"{count} blocks"
+
+
+STRATEGY = _Finetune("finetune")
