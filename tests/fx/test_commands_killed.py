@@ -46,14 +46,14 @@ def warm_up() -> None:
 
     import finetune.training.loop
     import fx.commands.app
-    import fx.comparison.networks
+    import fx.comparison.measure
     from extract.backbones import load_backbone
 
     matplotlib.pyplot.figure()
     load_backbone("efficientnet_lite0", size=32)
     # every epoch's state is written
     finetune.training.loop.SAVE_INTERVAL = -1.0
-    fx.comparison.networks.in_own_process = lambda work, *given, begin: work(*given, begin=begin)
+    fx.comparison.measure.in_own_process = lambda work, *given, begin: work(*given, begin=begin)
 
 
 def run_in(folder: str, words: list[str]) -> dict:
