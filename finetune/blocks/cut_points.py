@@ -1,8 +1,9 @@
 """Where a network can be cut into blocks.
 
-A family of backbones may name the modules that end a block. One rule serves all others. The network is traced (torch.fx; layers stay whole, so that dropout,
-stochastic depth and batch norm keep their two modes). Its *cut points* are the values at which
-nothing else is alive: between the branches of a residual or Inception block there is none. A new
+The network is traced (torch.fx; layers stay whole, so that dropout, stochastic depth and batch norm
+keep their two modes). Its *cut points* are the values at which nothing else is alive: between the
+branches of a residual or Inception block there is none. Where the family of the backbone names the
+modules that end a block (``Family.cut_points``), those are taken. One rule serves all others: a new
 block begins where the feature map becomes at least 1.5 times smaller from one cut point to the
 next (strided and pooling layers halve it; unpadded convolutions only trim it). What follows the
 last feature map belongs to the last block, unless it has weight matrices of its own: the fully
@@ -46,14 +47,9 @@ def plan_blocks(module: nn.Module, size: int, *, count_flops: bool = False) -> B
         for i in _single_values(graph_module, nodes)
         if nodes[i] in shapes and nodes[i] not in spoilt
     }
-    falls = [
-        (a, b) for a, b in itertools.pairwise(cuts) if _side(cuts[a]) >= _SMALLER * _side(cuts[b])
-    ]
     spans = _module_spans(nodes)
-    # what the network's family names; else the rule above
     named = {spans[path][1] for path in getattr(module, "cut_points", ()) if path in spans}
-    found = named & cuts.keys() or {_best_cut(fall, falls, cuts, spans) for fall in falls}
-    ends = sorted(found | {len(nodes) - 1})
+    ends = sorted((named & cuts.keys() or _find_cuts(cuts, spans)) | {len(nodes) - 1})
     return BlockPlan(graph_module, nodes, shapes, run.flops, _merged(graph_module, nodes, ends))
 
 
@@ -95,6 +91,14 @@ def _module_spans(nodes: list[torch.fx.Node]) -> dict[str, tuple[int, int]]:
         for path, _ in stack.values():
             spans[path] = (spans.get(path, (i, i))[0], i)
     return spans
+
+
+def _find_cuts(cuts: dict[int, tuple[int, ...]], spans: dict[str, tuple[int, int]]) -> set[int]:
+    """The cut points at which blocks end, by the sizes of the feature maps."""
+    falls = [
+        (a, b) for a, b in itertools.pairwise(cuts) if _side(cuts[a]) >= _SMALLER * _side(cuts[b])
+    ]
+    return {_best_cut(fall, falls, cuts, spans) for fall in falls}
 
 
 def _best_cut(

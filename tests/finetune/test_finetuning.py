@@ -303,7 +303,7 @@ sys.path.insert(0, sys.argv[3])
 from conftest import finetuned
 from extract.backbones import load_backbone
 from extract.store import FeatureStore
-from finetune import training
+from finetune.training import loop
 torch.set_num_threads(1)
 loop.SAVE_INTERVAL = -1.0
 backbone = load_backbone(sys.argv[4], weights=sys.argv[5], size=32)
@@ -392,6 +392,22 @@ def test_a_model_that_is_damaged_or_holds_code_is_refused(
     (tmp_path / "model.json").write_text("{}")
     with pytest.raises(FxError, match="is no model of fx"):
         load_model(tmp_path)
+
+
+def test_a_record_that_is_wrong_anywhere_is_refused(
+    backbone: Backbone, store: FeatureStore, tmp_path: Path
+) -> None:
+    finetuned(backbone, store, tmp_path, epochs=1)
+    file = tmp_path / "model.json"
+    record = json.loads(file.read_text())
+    assert {"settings", "metrics", "calibration", "versions", "model_sha256"} <= record.keys()
+    for name in record:
+        for wrong in ([[]], {"x": [1]}):
+            file.write_text(json.dumps({**record, name: wrong}))
+            with pytest.raises(FxError, match=r"model\.json is no model of fx \("):
+                load_model(tmp_path)
+    file.write_text(json.dumps(record))
+    load_model(tmp_path)
 
 
 def test_the_learning_rate_rises_and_falls_as_published() -> None:
