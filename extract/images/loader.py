@@ -62,7 +62,7 @@ def load_images(
     most = min(most, max(2, MOST_BYTES_AHEAD // math.prod(shape)))
 
     def work(entry: ImageEntry) -> LoadedImage:
-        return _look_at(entry, source, preprocessing, have, crops, hashed)
+        return _load_image(entry, source, preprocessing, have, crops, hashed)
 
     ahead: deque[LoadedImage | Callable[[], LoadedImage]] = deque()
     with readers(work, cores, most + 1, shape, len(source.entries)) as read:
@@ -108,7 +108,7 @@ def largest_file(max_image_mb: int) -> int:
     return max(LARGEST_FILE, 2 * max_image_mb * MB)
 
 
-def _look_at(
+def _load_image(
     entry: ImageEntry,
     source: ImageSource,
     preprocessing: Preprocessing,

@@ -82,21 +82,21 @@ def _processes(work: Work, workers: int, ahead: int, shape: tuple[int, ...]) -> 
     pool = ProcessPoolExecutor(
         workers,
         context,
-        _begin,
+        _prepare_process,
         # forked, a process has these as they are, and what ``work`` refers to
         (work, places, context.Lock(), context.Semaphore(PARTS), os.getpid()),
     )
     number = 0
-    some = _Some(pool)
+    chunk = _Chunk(pool)
 
     def read(entry: ImageEntry) -> Callable[[], LoadedImage]:
-        nonlocal number, some
-        if some.future is not None:
-            some = _Some(pool)
+        nonlocal number, chunk
+        if chunk.future is not None:
+            chunk = _Chunk(pool)
         # they are waited for in order, so that whoever had this place before has left it
         place = number % ahead
         number += 1
-        return some.with_another(entry, place, places[place])
+        return chunk.add(entry, place, places[place])
 
     try:
         yield read
@@ -110,28 +110,28 @@ def _processes(work: Work, workers: int, ahead: int, shape: tuple[int, ...]) -> 
 
 
 @dataclass
-class _Some:
+class _Chunk:
     """Images that one process reads, one after the other."""
 
     pool: ProcessPoolExecutor
     entries: list[tuple[ImageEntry, int]] = field(default_factory=list)
     future: Future[list[tuple[LoadedImage, bool]]] | None = None
 
-    def with_another(
+    def add(
         self, entry: ImageEntry, place: int, pixels: NDArray[np.uint8]
     ) -> Callable[[], LoadedImage]:
         index = len(self.entries)
         self.entries.append((entry, place))
         if len(self.entries) == CHUNK_SIZE:
-            self._begun()
+            self._started()
 
         def wait() -> LoadedImage:
-            loaded, decoded = self._begun().result()[index]
+            loaded, decoded = self._started().result()[index]
             return replace(loaded, pixels=pixels.copy()) if decoded else loaded
 
         return wait
 
-    def _begun(self) -> Future[list[tuple[LoadedImage, bool]]]:
+    def _started(self) -> Future[list[tuple[LoadedImage, bool]]]:
         if self.future is None:
             self.future = self.pool.submit(_read, self.entries)
         return self.future
@@ -141,7 +141,7 @@ _work: Work
 _places: NDArray[np.uint8]
 
 
-def _begin(
+def _prepare_process(
     work: Work,
     places: NDArray[np.uint8],
     turn: Synchroniser,
