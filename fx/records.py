@@ -369,7 +369,7 @@ class Comparison(Record, frozen=True, kw_only=True):
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Comparison:
         """Make a record of JSON values."""
-        results = [Measurement.from_json(one) for one in plain.get("results", [])]
+        results = [Measurement.from_json(one) for one in msgspec.convert(plain, _Flat).results]
         return msgspec.convert({**plain, "results": results}, cls)
 
     def curves(self) -> dict[str, list[Point]]:
@@ -395,6 +395,12 @@ class Comparison(Record, frozen=True, kw_only=True):
     def sizes(self) -> list[int]:
         """Every number of training images that any strategy has, smallest first."""
         return sorted({run.n_train for run in self.results})
+
+
+class _Flat(Record, frozen=True):
+    """A comparison's measurements, the scores of each beside its other fields."""
+
+    results: list[dict[str, Any]] = []
 
 
 class PlannedCell(Record, frozen=True):

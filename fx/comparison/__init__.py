@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fx.comparison.comparison import compare
-    from fx.comparison.context import ComparisonContext, nested_subset
+    from fx.comparison.context import ComparisonContext, DatasetSize, nested_subset
     from fx.comparison.cost import CostModel, dataset_size_of, preview
     from fx.comparison.networks import networks_of, settled
-    from fx.comparison.plan import Cell, DatasetSize, Plan
+    from fx.comparison.plan import Cell, Plan
     from fx.comparison.recommend import SAMPLED_IMAGES, describe_quadrant, distance_of_source
     from fx.comparison.strategies import STRATEGIES, Strategy
 
@@ -18,7 +18,7 @@ _WHERE = {
     "STRATEGIES": "strategies",
     "Strategy": "strategies",
     "Cell": "plan",
-    "DatasetSize": "plan",
+    "DatasetSize": "context",
     "Plan": "plan",
     "ComparisonContext": "context",
     "nested_subset": "context",

@@ -49,6 +49,24 @@ class ComparisonContext:
 
 
 @dataclass(frozen=True)
+class DatasetSize:
+    """How many images there are.
+
+    Attributes
+    ----------
+    images : in all
+    training, test, validation : of them; validation 0 where it is taken from the training rows
+    classes : of their labels
+    """
+
+    images: int
+    training: int
+    test: int
+    validation: int
+    classes: int
+
+
+@dataclass(frozen=True)
 class OpenContext:
     """A context with its files open."""
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extract.errors import FxError
-from fx.comparison.context import ComparisonContext
+from fx.comparison.context import ComparisonContext, DatasetSize
 from fx.comparison.measure import TIMED
 from fx.comparison.networks import check_strategies, name_with_network, networks_of, settled
-from fx.comparison.plan import Cell, DatasetSize, Plan, subset_sizes
-from fx.comparison.strategies import TrainingStrategy, strategy_of
+from fx.comparison.plan import Cell, Plan, subset_sizes
+from fx.comparison.strategies import strategy_of
 from fx.options import Options, open_backbone, open_engine
 from fx.output import Begin
 from fx.records import PlannedCell, Preview
@@ -24,6 +24,7 @@ from fx.stages.predict import seconds_per_image
 if TYPE_CHECKING:
     from extract.backbones import Backbone
     from extract.images import ImageSource
+    from finetune.settings import FinetuneSettings
     from finetune.timing import Timing
 
 TRIED_ROWS = (200, 800, 3200)  # of chance, on two of which a kind of head is timed
@@ -95,19 +96,19 @@ class CostModel:
         seconds, power = self._heads[kind]
         return float(seconds * max(rows / large, 0.1) ** power)
 
-    def timing(self, strategy: TrainingStrategy) -> Timing:
-        """What one image costs a training."""
+    def timing(
+        self, name: str, open_network: Callable[[], Backbone], settings: FinetuneSettings
+    ) -> Timing:
+        """What one image costs a training; it is tried once for each name."""
         from extract.engines import resolve_device
         from finetune.timing import time_training
 
-        if strategy.spelled not in self._networks:
-            self._networks[strategy.spelled] = time_training(
-                strategy.network(self.context, 0),
-                self.dataset_size.classes,
-                strategy.settings(self.context, 0),
-                resolve_device(self.context.options.device),
+        if name not in self._networks:
+            device = resolve_device(self.context.options.device)
+            self._networks[name] = time_training(
+                open_network(), self.dataset_size.classes, settings, device
             )
-        return self._networks[strategy.spelled]
+        return self._networks[name]
 
     def _time_head(self, kind: str, rows: int) -> float:
         import numpy as np

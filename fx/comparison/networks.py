@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extract.errors import FxError
-from fx.comparison.context import ComparisonContext
+from fx.comparison.context import ComparisonContext, DatasetSize
 from fx.comparison.measure import run_of
-from fx.comparison.plan import Cell, DatasetSize, Plan, subset_sizes
+from fx.comparison.plan import Cell, Plan, subset_sizes
 from fx.comparison.strategies import BATCH_SIZE, read_flips, strategy_of
 from fx.options import Options, open_backbone, open_engine, read_snapshot
 from fx.output import Begin

@@ -10,17 +10,17 @@ from extract.errors import FxError
 from extract.registry import Registry
 from fx.comparison.strategies._flips import read_flips
 from fx.comparison.strategies._heads import HeadStrategy
-from fx.comparison.strategies._strategy import Disk, Fitted, Strategy
-from fx.comparison.strategies._training import BATCH_SIZE, TrainingStrategy
+from fx.comparison.strategies._strategy import Costs, Disk, Fitted, Strategy
+from fx.comparison.strategies._training import BATCH_SIZE
 from heads.kinds import HEADS
 
 __all__ = [
     "BATCH_SIZE",
     "STRATEGIES",
+    "Costs",
     "Disk",
     "Fitted",
     "Strategy",
-    "TrainingStrategy",
     "find_strategy",
     "read_flips",
     "strategy_of",

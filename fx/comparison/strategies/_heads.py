@@ -6,12 +6,11 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fx.comparison.strategies._strategy import Fitted, Strategy
+from fx.comparison.strategies._strategy import Costs, Fitted, Strategy
 from fx.stages.rows import groups_of, keys_of, labels_of
 
 if TYPE_CHECKING:
     from fx.comparison.context import OpenContext, Subset
-    from fx.comparison.cost import CostModel
 
 _STYLES = {"logreg": 0, "svm": 1, "knn": 6}
 
@@ -68,5 +67,5 @@ class HeadStrategy(Strategy):
             },
         )
 
-    def seconds(self, costs: CostModel, n_train: int) -> float:
+    def seconds(self, costs: Costs, n_train: int) -> float:
         return costs.head_seconds(self.name, n_train)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from extract.errors import FxError
 
@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from extract.backbones import Backbone
-    from fx.comparison.context import ComparisonContext, OpenContext, Subset
-    from fx.comparison.cost import CostModel
+    from finetune.settings import FinetuneSettings
+    from finetune.timing import Timing
+    from fx.comparison.context import ComparisonContext, DatasetSize, OpenContext, Subset
     from heads.evaluation import Evaluation
 
 
@@ -55,6 +56,24 @@ class Disk:
     cached: int = 0
     shared_as: str = ""
     model: int = 0
+
+
+class Costs(Protocol):
+    """What short trials on this machine tell; see ``fx.comparison.cost.CostModel``."""
+
+    context: ComparisonContext
+    dataset_size: DatasetSize
+
+    def extraction(self) -> float:
+        """Seconds of extracting all images."""
+
+    def head_seconds(self, kind: str, rows: int) -> float:
+        """Seconds of fitting a head on so many rows."""
+
+    def timing(
+        self, name: str, open_network: Callable[[], Backbone], settings: FinetuneSettings
+    ) -> Timing:
+        """What one image costs a training; it is tried once for each name."""
 
 
 @dataclass(frozen=True)
@@ -125,14 +144,14 @@ class Strategy(ABC):
     def fit(self, opened: OpenContext, subset: Subset) -> Fitted:
         """Fit one cell; raises FxError where its rows do not suffice."""
 
-    def seconds(self, costs: CostModel, n_train: int) -> float:
+    def seconds(self, costs: Costs, n_train: int) -> float:
         """Predict the seconds that a cell's fit takes."""
         return 0.0
 
-    def seconds_of_preparing(self, costs: CostModel) -> float:
+    def seconds_of_preparing(self, costs: Costs) -> float:
         """Predict the seconds of ``prepare``."""
         return 0.0
 
-    def disk(self, costs: CostModel) -> Disk:
+    def disk(self, costs: Costs) -> Disk:
         """Predict what is kept."""
         return Disk()

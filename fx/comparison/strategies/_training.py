@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from fx.comparison.strategies._strategy import Disk, Fitted, Strategy
+from fx.comparison.strategies._strategy import Costs, Disk, Fitted, Strategy
 from fx.options import open_backbone
 from fx.stages.rows import training_data, used_rows
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from extract.backbones import Backbone
     from finetune.settings import FinetuneSettings
     from finetune.split import Resources
+    from finetune.timing import Timing
     from fx.comparison.context import ComparisonContext, OpenContext, Subset
-    from fx.comparison.cost import CostModel
 
 BATCH_SIZE = 32  # images a step
 _FILES = ("model.safetensors", "model.json")
@@ -85,10 +85,10 @@ class TrainingStrategy(Strategy):
             },
         )
 
-    def seconds(self, costs: CostModel, n_train: int) -> float:
+    def seconds(self, costs: Costs, n_train: int) -> float:
         from finetune.data import VALIDATION_SHARE
 
-        timing, settings = costs.timing(self), self.settings(costs.context, 0)
+        timing, settings = self._timing(costs), self.settings(costs.context, 0)
         given, test = costs.dataset_size.validation, costs.dataset_size.test
         validation = given or round(VALIDATION_SHARE * n_train)
         trained = n_train if given else n_train - validation
@@ -98,8 +98,14 @@ class TrainingStrategy(Strategy):
         passes = epochs * trained + final * (n_train - trained)
         return passes * timing.training + predicted * timing.predicting
 
-    def disk(self, costs: CostModel) -> Disk:
-        timing = costs.timing(self)
+    def _timing(self, costs: Costs) -> Timing:
+        context = costs.context
+        return costs.timing(
+            self.spelled, lambda: self.network(context, 0), self.settings(context, 0)
+        )
+
+    def disk(self, costs: Costs) -> Disk:
+        timing = self._timing(costs)
         shared_as = _PIXELS if self.unfreeze == "all" else self.spelled
         cached = timing.cached * costs.dataset_size.images
         return Disk(cached, shared_as, 4 * timing.trainable_parameters)

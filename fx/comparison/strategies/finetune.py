@@ -16,7 +16,7 @@ from fx.stages.rows import used_rows
 
 if TYPE_CHECKING:
     from extract.backbones import Backbone
-    from fx.comparison.cost import CostModel
+    from fx.comparison.strategies._strategy import Costs
 
 _STYLES = {"1": 2, "all": 3, "2": 5}
 
@@ -45,11 +45,11 @@ class _Finetune(TrainingStrategy):
     @property
     def description(self) -> str:
         if self.unfreeze == "all":
-            return "whole network trained, starting from its pretrained weights"
+            return "Whole network trained, starting from its pretrained weights"
         if self.unfreeze == 0:
-            return "only the classifier trained, by gradient descent"
+            return "Only the classifier trained, by gradient descent"
         return (
-            f"last {_blocks(self.argument)} and classifier trained, starting from the logistic "
+            f"Last {_blocks(self.argument)} and classifier trained, starting from the logistic "
             "regression"
         )
 
@@ -96,10 +96,10 @@ class _Finetune(TrainingStrategy):
             resources=resources(opened),
         )
 
-    def seconds(self, costs: CostModel, n_train: int) -> float:
+    def seconds(self, costs: Costs, n_train: int) -> float:
         return super().seconds(costs, n_train) + costs.head_seconds("logreg", n_train)
 
-    def seconds_of_preparing(self, costs: CostModel) -> float:
+    def seconds_of_preparing(self, costs: Costs) -> float:
         # no less than decoding the images, and no more than extraction: what is frozen is a part
         return costs.extraction()
 

@@ -15,7 +15,7 @@ class _Scratch(ScratchStrategy):
 
     @property
     def description(self) -> str:
-        return "whole network trained, starting from random weights"
+        return "Whole network trained, starting from random weights"
 
     @property
     def style(self) -> int | None:

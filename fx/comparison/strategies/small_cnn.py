@@ -18,7 +18,7 @@ class _SmallCNN(ScratchStrategy):
 
     @property
     def description(self) -> str:
-        return "four convolutions trained, starting from random weights"
+        return "Four convolutions trained, starting from random weights"
 
     def backbone(self, context: ComparisonContext) -> str | None:
         return "small_cnn"
