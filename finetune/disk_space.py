@@ -16,7 +16,7 @@ from finetune.split import Resources, SplitNetwork
 from finetune.training import bytes_of
 from heads.limits import MAX_ROWS
 
-# What is written besides tensors: about a step, and in tables and images.
+# Written besides tensors: bytes a step, and those of tables and images.
 STEP_BYTES, SMALL_FILES = 150, 4_000_000
 SMALLEST_STEP = 16  # images, where the batch size is to be found
 

@@ -128,7 +128,7 @@ class _Images:
 
     @classmethod
     def of(cls, data: TrainingData, seed: int) -> _Images:
-        """Set validation rows aside where none are given; raises FxError where rows lack."""
+        """Set validation rows aside where none are given; raises FxError where rows are missing."""
         training, validation = data.train, data.validation
         if not validation:
             training, validation = set_validation_aside(data.train, seed)
@@ -324,7 +324,7 @@ def _start_as_head(
     settings: FinetuneSettings,
     resources: Resources,
 ) -> FlipTrial | None:
-    """Make the classifier the head of the training rows; try flips with it, if they are open."""
+    """Make the classifier the head of the training rows; try flips with it, if asked to."""
     head = starting_head(
         features,
         images.training,
@@ -355,7 +355,7 @@ def _deliver_head(
     settings: FinetuneSettings,
     with_limits: bool,
 ) -> _Delivered:
-    """Put the head that all training rows give in the place of what training did not better."""
+    """Deliver the head refitted on all training rows, since training did not better it."""
     rows = by_path(images.may_train)
     head = starting_head(features, rows, class_weight=settings.class_weight, seed=settings.seed)
     fold_into_classifier(head, part.classifier)
@@ -414,7 +414,7 @@ def _predict(
 
 
 def _at_most(rows: Sequence[ImageRow], count: int) -> Sequence[ImageRow]:
-    """Take so many rows at most, evenly."""
+    """Take no more than `count` rows, evenly spaced."""
     return rows[:: -(-len(rows) // count)]
 
 

@@ -1,7 +1,7 @@
 """Whether flips leave labels as they are, tried with the head that training starts from.
 
 A mirrored cat is a cat, a mirrored digit is none. A head that has never seen a mirrored image
-tells it as well as the image itself where left and right mean nothing, and worse where they do.
+classifies it as well as the image itself where left and right mean nothing, and worse elsewhere.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_ROWS = 1_000  # a standard error of one per cent at 90 %
 
 @dataclass(frozen=True)
 class FlipTrial:
-    """What a head made of held-out images and of their mirror images.
+    """How well a head classifies held-out images and their mirror images.
 
     Attributes
     ----------
@@ -52,7 +52,7 @@ class FlipTrial:
     def of(
         cls, right: NDArray[np.bool_], mirrored_right: NDArray[np.bool_], held_out: str
     ) -> FlipTrial:
-        """Compare what was told right of n images, and of their mirror images: bools (n,)."""
+        """Compare which of n images, and which mirror images, were classified correctly: (n,)."""
         lost = right.astype(float) - mirrored_right
         error = float(lost.std(ddof=1) / np.sqrt(len(lost)))
         return cls(
@@ -74,9 +74,9 @@ class FlipTrial:
         """The decision in words, with its figures."""
         return (
             f"flips are {'used' if self.flips else 'not used'}: of {self.images:,} "
-            f"{self.held_out} the head tells {self.accuracy:.1%} right, and "
-            f"{self.mirrored_accuracy:.1%} mirrored (standard error of the difference "
-            f"{self.standard_error:.1%})"
+            f"{self.held_out} the head classifies {self.accuracy:.1%} correctly, and "
+            f"{self.mirrored_accuracy:.1%} when they are mirrored (standard error of the "
+            f"difference {self.standard_error:.1%})"
         )
 
     def as_dict(self) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class TrainedPart(nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def prepare(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Turn what was kept of images into the tail's float32 inputs, differentiating nothing.
+        """Turn activations or pixels into the tail's float32 inputs, without gradients.
 
         Parameters
         ----------

@@ -10,15 +10,14 @@ import msgspec
 from finetune.data import AUGMENTATIONS, MIXES
 
 AUTO = "auto"
-# Epochs where nothing is asked for; with few images there are more, until there are so many steps,
-# and so many epochs at most.
+# Default number of epochs; with few images there are more, to reach MIN_STEPS, up to MAX_EPOCHS.
 DEFAULT_EPOCHS, MIN_STEPS, MAX_EPOCHS = 7, 200, 24
 OPTIMISERS = ("adamw", "adam")
 SCHEDULES = ("cosine", "constant")
 BATCH_NORM = ("inference", "train")
 
-# Of what is done with settings: raised when the same settings come to give other networks, so that
-# nothing is taken for finished that an older way of training measured.
+# Raised when the same settings come to give other networks, so that no run counts as finished that
+# an older version trained.
 RECIPE_VERSION = 3
 
 # What each sets where nothing else is asked for. ``keras-guide`` is the second phase of F. Chollet,
@@ -75,7 +74,7 @@ class FinetuneSettings:
         steps take, 24 at most, where there are few rows
     final : share of the epochs, the last ones, that train on validation rows too, where those were
         set aside from the training rows; in [0, 1)
-    classifier_epochs : the first so many of them train the classifier alone, at 1e-3
+    classifier_epochs : how many of them, the first ones, train the classifier alone, at 1e-3
     learning_rate : of the classifier and the last block at its peak; None takes 3e-4, and 1e-3
         from scratch; ``auto`` has it found by a range test on training rows
     layer_decay : what the rate is multiplied by from each block to the one before it, in (0, 1]
@@ -92,8 +91,8 @@ class FinetuneSettings:
     batch_norm : ``inference`` keeps the statistics of the pretrained network, ``train`` takes the
         batch's and moves them; from scratch they always train
     augment : a name of ``finetune.data.augmentation``, or ``auto``: ``flip`` where the head that
-        training starts from tells mirrored images as well as the images themselves, else
-        ``none``, as from scratch
+        training starts from classifies mirrored images as well as the images themselves,
+        else ``none``; ``none`` from scratch, too
     mix : ``mixup``, ``cutmix`` or None
     views : augmented images of each image that are kept, where there is a frozen part; of
         ``flip`` there are two, the image and its mirror image
@@ -142,7 +141,7 @@ class FinetuneSettings:
 
     def __post_init__(self) -> None:
         if self.unfreeze != "all" and self.unfreeze < 0:
-            raise ValueError(f"`unfreeze` must be 0 or more, or `all`; got {self.unfreeze}")
+            raise ValueError(f"`unfreeze` must be 0 or more, or all; got {self.unfreeze}")
         if self.from_scratch and self.unfreeze != "all":
             raise ValueError(
                 f"from scratch everything trains; got {self.unfreeze}; take `unfreeze=all`"
@@ -174,8 +173,8 @@ class FinetuneSettings:
         epochs = self.epochs or DEFAULT_EPOCHS
         if not 0 <= self.classifier_epochs < epochs:
             raise ValueError(
-                f"`classifier_epochs` must be fewer than the {epochs} epochs; "
-                f"got {self.classifier_epochs}"
+                f"`epochs` must be more than the {self.classifier_epochs} that train the "
+                f"classifier alone; got {epochs}"
             )
         if self.mix == "cutmix" and self.unfreeze != "all":
             raise ValueError(
@@ -183,7 +182,7 @@ class FinetuneSettings:
             )
 
     def identity(self) -> dict[str, Any]:
-        """All that decides, with the data, what comes out: JSON values."""
+        """All that decides the result, together with the data: JSON values."""
         rate = self.learning_rate if self.learning_rate == AUTO else self.peak_learning_rate
         return {**asdict(self), "learning_rate": rate, "recipe_version": RECIPE_VERSION}
 
@@ -208,19 +207,19 @@ class FinetuneSettings:
         return 1e-3 if self.from_scratch else 3e-4
 
     def epochs_for(self, rows: int) -> int:
-        """Epochs over so many training rows, at most; the batch size must be known."""
+        """Epochs over a number of training rows, at most; the batch size must be known."""
         if self.epochs is not None:
             return self.epochs
         steps = max(1, rows // self.step_size)
         return min(MAX_EPOCHS, max(DEFAULT_EPOCHS, -(-MIN_STEPS // steps)))
 
     def final_epochs(self, epochs: int) -> int:
-        """How many of the epochs are the last ones on all rows; one at least is judged."""
+        """How many of the last epochs train on all rows; at least one is judged before them."""
         return min(round(self.final * epochs), epochs - 1)
 
     @property
     def kept_views(self) -> int:
-        """Augmented images of each image that are kept, where there is a frozen part, at most."""
+        """How many augmented images of each image are kept, where there is a frozen part."""
         return {"none": 0, "flip": 1, AUTO: 1}.get(self.augment, self.views)
 
     @property

@@ -26,9 +26,9 @@ class Timing:
 
     Attributes
     ----------
-    training : seconds of a step, forward and back
-    predicting : seconds of the trained part alone, forward
-    cached : bytes of what is kept of the frozen part, or of the pixels where there is none
+    training : seconds an image takes in a step, forward and back
+    predicting : seconds an image takes in the trained part, forward
+    cached : bytes an image takes in the cache: activations, or pixels where nothing is frozen
     trainable_parameters : how many numbers train
     """
 

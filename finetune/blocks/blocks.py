@@ -80,7 +80,7 @@ def cut(
     ----------
     module : nn.Module, (n, 3, size, size) -> (n, features)
     size : int, pixels, as in `find_blocks`
-    unfreeze : int from 0 to the number of blocks, or "all"; the last so many are the tail
+    unfreeze : int from 0 to the number of blocks, or "all": how many of the last blocks train
 
     Returns
     -------
@@ -100,7 +100,7 @@ def cut(
     plan = plan_blocks(module, size)
     if not 0 < unfreeze <= len(plan.ranges):
         raise FxError(
-            f"`unfreeze` must be from 0 to {len(plan.ranges)}, the number of blocks, or `all`; "
+            f"`unfreeze` must be from 0 to {len(plan.ranges)}, the number of blocks, or all; "
             f"got {unfreeze}"
         )
     if unfreeze == len(plan.ranges):

@@ -54,7 +54,7 @@ class Views:
 
 
 class Activations:
-    """What the trained part of a network sees of each image, kept in a file.
+    """What the trained part of a network takes of each image, kept in a file.
 
     With a trunk the rows are its outputs in float16; without one they are the uint8 pixels.
 

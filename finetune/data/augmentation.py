@@ -1,4 +1,4 @@
-"""Augmentation: an image's chance is its own seed, whatever batch, order or run it comes in."""
+"""Augmentation: each image is drawn by a seed of its own, whatever batch, order or run it is in."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from extract.files import write_whole
 
 AUGMENTATIONS = ("none", "flip", "course", "trivial")
 MIXES = ("mixup", "cutmix")
-# of the shares' Beta distributions, for ImageNet: Zhang et al. 2018 (0.1 to 0.4), Yun et al. 2019
+# of the Beta distributions, for ImageNet: Zhang et al. 2018 (0.1 to 0.4), Yun et al. 2019
 MIXUP_ALPHA, CUTMIX_ALPHA = 0.2, 1.0
-# black would be a shape that no photograph has
+# black corners would be shapes that no photograph has
 MID_GREY = 128
 # of a contact sheet; the last two in pixels
 ROWS, TILE, GUTTER = 8, 128, 2
@@ -37,8 +37,9 @@ def augmented(pixels: torch.Tensor, name: str, seeds: Sequence[int]) -> torch.Te
     Parameters
     ----------
     pixels : uint8 tensor of shape (n, size, size, 3)
-    name : one of ``AUGMENTATIONS``: ``flip``, about half mirrored; ``course``, what courses
-        write for Keras; ``trivial``, TrivialAugmentWide (Müller and Hutter 2021); or ``none``
+    name : one of ``AUGMENTATIONS``: ``flip``, about half mirrored; ``course``, the
+        ``ImageDataGenerator`` of many courses with Keras; ``trivial``, TrivialAugmentWide
+        (Müller and Hutter 2021); or ``none``
     seeds : n numbers from 0 to 2**64 - 1; ``seed_of`` makes them
 
     Returns
@@ -59,7 +60,7 @@ def augmented(pixels: torch.Tensor, name: str, seeds: Sequence[int]) -> torch.Te
     if name == "flip":
         chosen = torch.tensor([is_mirrored(seed) for seed in seeds], dtype=torch.bool)
         return torch.where(chosen[:, None, None, None], pixels.flip(2), pixels)
-    augment = _course if name == "course" else _trivial()
+    augment = _keras_affine if name == "course" else _trivial()
     result = torch.empty_like(pixels)
     with torch.random.fork_rng(devices=[]):
         # one by one: a batch of affine maps takes a core twice as long, being out of its cache
@@ -81,7 +82,7 @@ def mirrored(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def seed_of(seed: int, key: bytes | int, view: int) -> int:
-    """Make a run's seed, an image and the number of its view into one seed, below 2**63.
+    """Combine a run's seed, an image and the number of its view into one seed, below 2**63.
 
     By a hash: torch looks at 32 bits of a seed alone, in which sums and products would repeat.
 
@@ -116,7 +117,7 @@ def mixed(
     Raises
     ------
     ValueError
-        If the mix is not known, or CutMix is to cut what are no maps.
+        If the mix is not known, or CutMix is given no maps.
     """
     if mix not in MIXES:
         raise ValueError(f"unknown mix {mix!r}; there are {', '.join(MIXES)}")
@@ -171,7 +172,7 @@ def _trivial() -> Callable[[torch.Tensor], torch.Tensor]:
     return trivial
 
 
-def _course(image: torch.Tensor) -> torch.Tensor:
+def _keras_affine(image: torch.Tensor) -> torch.Tensor:
     """Keras's ``ImageDataGenerator`` with the numbers of courses, on one image (3, size, size).
 
     ``rotation_range=40, width_shift_range=0.2, height_shift_range=0.2, shear_range=0.2,

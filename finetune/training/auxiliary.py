@@ -1,10 +1,10 @@
 """Auxiliary classifiers: GoogLeNet and Inception v3 train with them, and are run without them.
 
-Both papers hang small classifiers on inner layers, so that their gradient reaches the first layers
-of a deep network: Szegedy et al. 2014, weight 0.3 each; Szegedy et al. 2015, where there is one,
-weighted 0.4 as in torchvision's training. The classifiers themselves are torchvision's. Inception
-v3's cannot see maps of less than 17x17, which are those of images of 299 pixels, its own size: of
-smaller images the maps are spread over so many, as torchvision does with GoogLeNet's (4x4).
+Both papers attach small classifiers to inner layers, so that their gradient reaches the first
+layers of a deep network: Szegedy et al. 2014, weight 0.3 each; Szegedy et al. 2015, where there is
+one, weighted 0.4 as in torchvision's training. The classifiers themselves are torchvision's.
+Inception v3's cannot take maps smaller than 17x17, which are those of images of 299 pixels, its own
+size: of smaller images the maps are enlarged to that, as torchvision does with GoogLeNet's (4x4).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Loss = Callable[[torch.Tensor, Any], torch.Tensor]
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a classifier hangs: behind a layer, on maps of so many channels."""
+    """Where a classifier is attached: behind a layer, on maps with a number of channels."""
 
     layer: str
     channels: int
     classifier: type[nn.Module]
     weight: float
-    side: int = 1  # of the least maps that the classifier can see
+    side: int = 1  # of the smallest maps that the classifier can take
 
 
 _PLACES: dict[type[nn.Module], tuple[_Place, ...]] = {
@@ -44,7 +44,7 @@ _PLACES: dict[type[nn.Module], tuple[_Place, ...]] = {
 
 
 class _Tap:
-    """A forward hook that keeps what a layer gave last in training mode."""
+    """A forward hook that keeps a layer's last output in training mode."""
 
     def __init__(self, open_: bool = False) -> None:
         self.open = open_
@@ -60,10 +60,10 @@ class _Tap:
 
 
 class Auxiliaries(nn.Module):
-    """The auxiliary classifiers of one network, hung on it by hooks.
+    """The auxiliary classifiers of one network, attached to it by hooks.
 
-    For a network that trains from its first layer and is run itself: what ``finetune.cut`` makes
-    of it otherwise does not pass its inner modules. In inference mode the network gives what it
+    For a network that trains from its first layer: one that was cut in two no longer calls its
+    inner modules. In inference mode the network gives what it
     gives without them, and its tensors and its copies know nothing of them.
 
     Attributes
@@ -87,7 +87,7 @@ class Auxiliaries(nn.Module):
 
     @classmethod
     def of(cls, module: nn.Module, classes: int, *, seed: int = 0) -> Auxiliaries | None:
-        """Hang on a network the classifiers that its paper trains it with.
+        """Attach the classifiers that the network's paper trains it with.
 
         Parameters
         ----------
@@ -133,7 +133,7 @@ class Auxiliaries(nn.Module):
             if kept is None:
                 raise RuntimeError("no pass in training mode since the last losses")
             # float: the network may compute in another precision
-            logits = classifier(_spread(kept.float(), side))
+            logits = classifier(_enlarge(kept.float(), side))
             parts.append(weight * loss_function(logits.float(), targets))
         return torch.stack(parts).sum()
 
@@ -143,8 +143,8 @@ class Auxiliaries(nn.Module):
             hook.remove()
 
 
-def _spread(maps: torch.Tensor, side: int) -> torch.Tensor:
-    """Repeat the values of maps (n, c, h, w) until each side has so many."""
+def _enlarge(maps: torch.Tensor, side: int) -> torch.Tensor:
+    """Repeat the values of maps (n, c, h, w) until no side is shorter than `side`."""
     height, width = maps.shape[-2:]
     if min(height, width) >= side:
         return maps

@@ -121,7 +121,7 @@ class _Validation:
     Attributes
     ----------
     calibration : its best temperature, and the log losses without it and with it
-    accuracy : share of the rows told right
+    accuracy : share of the rows classified correctly
     losses : float64 array of shape (n,), each row's log loss at that temperature
     """
 
@@ -159,9 +159,9 @@ def train(
     is judged is their moving average, which is nearest to what they will be once it has fallen
     (B. Polyak and A. Juditsky, 1992).
 
-    Epochs are judged by the log loss at their own best temperature: training moves how sure a
-    network is far from how sure it may be (with label smoothing below, without it above), which
-    says nothing of how well it tells classes apart, and is put right at the end.
+    Epochs are judged by the log loss at their own best temperature: training makes a network less
+    sure than it may be (with label smoothing) or surer (without), which says nothing of how well it
+    tells classes apart, and is corrected at the end.
 
     Parameters
     ----------
@@ -267,11 +267,11 @@ def _moving_average(part: TrainedPart, plan: _Plan, state: TrainingState) -> Ave
 
 
 def _may_be_better(losses: NDArray[np.float64], of_head: NDArray[np.float64]) -> bool:
-    """Whether rows' losses are above the head's by less than a standard error, row by row.
+    """Whether the mean loss exceeds the head's by less than a standard error of the difference.
 
-    Of 40 rows one or two decide otherwise: a network that was far better than its head on 4,000
-    test images was not on its 40 validation images. Fewer rows are those of so few images that
-    training does not pay on average.
+    Among 40 rows one or two can decide: a network that was far better than its head on 4,000 test
+    images was worse on its 40 validation images. With fewer validation rows there are so few
+    images in all that training does not pay on average.
     """
     if len(of_head) < MIN_ROWS_TO_DOUBT:
         return False
@@ -304,10 +304,10 @@ def _has_ended(state: TrainingState, plan: _Plan, settings: FinetuneSettings) ->
 
 
 def _has_settled(state: TrainingState, settings: FinetuneSettings) -> bool:
-    """Whether so many epochs of the phase that runs brought nothing over those before them.
+    """Whether the last `patience` epochs of the current phase were no better than one before.
 
-    The head that training began with does not count: at its peak the learning rate costs more log
-    loss than it has yet brought, and what is won back afterwards is what training is for.
+    The head that training began with does not count: while the learning rate is high the log loss
+    rises above the head's, and falls below it later.
     """
     losses = {row.epoch: row.calibrated_loss for row in state.history[1:]}
     known = {epoch: loss for epoch, loss in losses.items() if loss is not None}

@@ -53,7 +53,7 @@ def set_rates(optimiser: torch.optim.Optimizer, rate: float) -> None:
 
 
 def rate_at(step: int, total: int, alone: int, settings: FinetuneSettings) -> float:
-    """Learning rate of a step of a run, counted from 0, of which so many train the classifier."""
+    """Learning rate of a step, from 0 on; the first ``alone`` train the classifier alone."""
     if step < alone:
         return CLASSIFIER_RATE
     if settings.schedule == "constant":

@@ -1,4 +1,4 @@
-"""Devices, precision and several processes: all of it accelerate's, asked for in one place."""
+"""Devices, precision and several processes: accelerate does all of it, and is set up here."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def make_accelerator(
     log_to: str | None = None,
     directory: Path | None = None,
 ) -> Accelerator:
-    """Make what places, wraps and synchronises a training.
+    """Make the accelerator that places, wraps and synchronises a training.
 
     Parameters
     ----------
@@ -80,12 +80,12 @@ def make_accelerator(
     if log_to is not None:
         with disk_full_as_fx_error(directory or Path()):
             accelerator.init_trackers(log_to)
-        threading.excepthook = _silent_where_told
+        threading.excepthook = _ignore_reported_write_errors
     return accelerator
 
 
-def _silent_where_told(ended: threading.ExceptHookArgs) -> None:
-    # a tracker's thread that cannot write; who logs is told by an exception of its own
+def _ignore_reported_write_errors(ended: threading.ExceptHookArgs) -> None:
+    # a tracker's thread that cannot write: the logging call raises an exception of its own
     error = ended.exc_value
     if not isinstance(error, Exception) or not why_not_written(error, Path()):
         threading.__excepthook__(ended)

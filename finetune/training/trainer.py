@@ -151,7 +151,7 @@ class Trainer:
 
         Returns
         -------
-        the mean loss before the step, and how many rows were told right
+        the mean loss before the step, and how many rows were classified correctly
         """
         set_rates(self.optimiser, rate)
         while True:
