@@ -23,31 +23,20 @@ RECIPE_VERSION = 3
 # What each sets where nothing else is asked for. ``keras-guide`` is the second phase of F. Chollet,
 # "Transfer learning and fine-tuning" (keras.io, 2020), whose first phase the fitted head replaces;
 # ``two-phase`` has both: the classifier alone, then the blocks at a rate a hundred times lower.
+_KERAS: dict[str, Any] = {
+    "optimiser": "adam",
+    "schedule": "constant",
+    "learning_rate": 1e-5,
+    "final": 0.0,
+    "layer_decay": 1.0,
+    "label_smoothing": 0.0,
+    "weight_decay": 0.0,
+    "augment": "none",
+}
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
-    "keras-guide": {
-        "optimiser": "adam",
-        "schedule": "constant",
-        "learning_rate": 1e-5,
-        "epochs": 10,
-        "final": 0.0,
-        "layer_decay": 1.0,
-        "label_smoothing": 0.0,
-        "weight_decay": 0.0,
-        "augment": "none",
-    },
-    "two-phase": {
-        "optimiser": "adam",
-        "schedule": "constant",
-        "learning_rate": 1e-5,
-        "epochs": 15,
-        "final": 0.0,
-        "classifier_epochs": 5,
-        "layer_decay": 1.0,
-        "label_smoothing": 0.0,
-        "weight_decay": 0.0,
-        "augment": "none",
-    },
+    "keras-guide": _KERAS | {"epochs": 10},
+    "two-phase": _KERAS | {"epochs": 15, "classifier_epochs": 5},
 }
 
 

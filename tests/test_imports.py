@@ -2,8 +2,13 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
+
+import fx
+from extract.store import FeatureStore
 
 COMPILER = {"torch._dynamo"}
 PACKAGES = {
@@ -15,7 +20,8 @@ PACKAGES = {
     "import extract.images": {"torch", "zarr", "joblib", "scipy"},
     "import extract.store": {"torch", "joblib", "scipy"},
     # skops imports all of scikit-learn
-    "import heads": {"torch._dynamo", "skops", "matplotlib.pyplot"},
+    "import heads.kinds, heads.metrics": {"numpy", "sklearn"},
+    "import heads.files, heads.limits, heads.plots": {"torch", "skops", "matplotlib", "pandas"},
     "import finetune.finetuning": {"torch._dynamo", "skops", "matplotlib.pyplot"},
 }
 
@@ -35,3 +41,27 @@ def test_the_compiler_can_be_used_afterwards() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["2.0", "torch.compiler"]
+
+
+def test_a_head_is_fitted_without_torch(store: FeatureStore, tmp_path: Path) -> None:
+    words = ["fx", "fit-head", "logreg", str(store.path), "--out", str(tmp_path)]
+    code = (
+        f"import atexit, sys; sys.argv = {words!r}\n"
+        "atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
+        "from fx.commands.app import main\n"
+        "main()"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "saved in" in run.stdout, run.stderr
+    loaded = set(run.stderr.split())
+    assert "sklearn" in loaded
+    assert not loaded & {"torch", "torchvision", "skops", "matplotlib.pyplot", "pandas", "jinja2"}
+
+
+def test_the_package_says_what_it_has_and_imports_none_of_it() -> None:
+    code = "import fx, sys; print(fx.__version__, *dir(fx)); print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    told, loaded = run.stdout.splitlines()
+    assert told.split() == [version("fx-images"), *sorted(["__version__", *fx.__all__])]
+    assert not set(loaded.split()) & {"torch", "sklearn", "numpy", "typer"}
+    assert all(getattr(fx, name) for name in fx.__all__)

@@ -272,7 +272,7 @@ def test_tracing_leaves_the_modes_of_all_layers_as_they_are() -> None:
 @pytest.mark.parametrize("unfreeze", [-1, 6, 100])
 def test_a_number_of_blocks_that_there_is_not(unfreeze: int) -> None:
     _, module = backbone_info("resnet18")
-    with pytest.raises(FxError, match=r"`unfreeze` must be from 0 to 5, .* or `all`; got"):
+    with pytest.raises(FxError, match=r"`unfreeze` must be from 0 to 5, .* or all; got"):
         cut(module, 64, unfreeze)
 
 

@@ -1,0 +1,92 @@
+"""The library names parameters; the command that runs names its own options in their place."""
+
+import ast
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import typer
+from conftest import Said
+
+from extract.errors import FxError
+from fx.commands.app import app
+
+Fx = Callable[..., Said]
+ROOT = Path(__file__).parents[2]
+PARAMETER = re.compile(r"`([a-z_][a-z0-9_]*)(?:=[^`]*)?`")
+MESSAGES = {
+    "give another `size`": "give another --size",
+    "take `weights=random`, or a file": "take --weights random, or a file",
+    "raise `max_image_mb`; `batch_size=4` is less": "raise --max-image-mb; --batch-size 4 is less",
+    # no options of fx extract
+    "raise `cache_limit`, or take `bn=train`": "raise cache_limit, or take bn=train",
+    "no features in `store`": "no features in --store",
+    # what a file's name may hold
+    "a/`size`.png and x`size` are no images": "a/`size`.png and x`size` are no images",
+}
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_parameters_become_options_of_the_command_that_runs(
+    message: str, fx: Fx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        warnings.warn(message, UserWarning, stacklevel=1)
+        raise FxError(message)
+
+    monkeypatch.setattr("fx.stages.extract.extract_images", fail)
+    said = fx("extract", "--json")
+    told = MESSAGES[message]
+    assert said.err.splitlines() == [f"fx: warning: {told}", f"fx: error: {told}"]
+    assert told in said.out
+
+
+def test_a_parameter_may_have_another_name_than_its_option(
+    fx: Fx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise FxError("take `batch_norm=inference` and `unfreeze=0`")
+
+    monkeypatch.setattr("fx.stages.finetune.finetune_images", fail)
+    assert fx("finetune").err == "fx: error: take --bn inference and --unfreeze 0\n"
+
+
+def texts(tree: ast.AST) -> Iterator[str]:
+    """All texts of a module but its docstrings, the values in them as a dot."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    left_out = set()
+    for node in ast.walk(tree):
+        if isinstance(node, documented) and ast.get_docstring(node) is not None:
+            left_out.add(node.body[0].value)
+        if isinstance(node, ast.JoinedStr):
+            left_out.update(node.values)
+            yield "".join(
+                str(part.value) if isinstance(part, ast.Constant) else "." for part in node.values
+            )
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in left_out:
+            yield node.value
+
+
+def options() -> set[str]:
+    """Names of the parameters of all commands."""
+    waiting, names = [typer.main.get_command(app)], set()
+    for command in waiting:
+        waiting += getattr(command, "commands", {}).values()
+        names |= {str(one.name) for one in command.params}
+    return names
+
+
+@pytest.mark.parametrize("package", ["extract", "heads", "finetune"])
+def test_the_library_names_no_option_but_parameters_that_a_command_has(package: str) -> None:
+    known, found = options(), 0
+    for file in sorted((ROOT / package).rglob("*.py")):
+        for text in texts(ast.parse(file.read_text())):
+            # pip's own option
+            text = text.replace("pip install --no-deps", "")
+            assert not re.search(r"(?<![\w-])--[a-z]", text), (file, text)
+            for name in PARAMETER.findall(text):
+                assert name in known, (file, text)
+                found += 1
+    assert found
