@@ -7,7 +7,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
-from sklearn.metrics import confusion_matrix
 
 from extract.errors import FxError
 from heads.calibration import ReliabilityBin, reliability_bins
@@ -113,7 +112,7 @@ def evaluate(
     # float64, since rows of float32 sum to one too coarsely for scikit-learn's log loss
     labels, p = y.astype(np.intp), probabilities.astype(np.float64)
     p /= p.sum(axis=1, keepdims=True)
-    confusion = confusion_matrix(labels, p.argmax(axis=1), labels=np.arange(k))
+    confusion = np.bincount(k * labels + p.argmax(axis=1), minlength=k * k).reshape(k, k)
     correct, true, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
     interval = binomtest(int(correct.sum()), n).proportion_ci(method="wilson")
     return Evaluation(

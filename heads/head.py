@@ -1,14 +1,15 @@
 """A fitted head: what it is, how it was chosen, and the probabilities that it gives."""
 
+from __future__ import annotations
+
 import json
 import warnings
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import softmax
-from sklearn.pipeline import Pipeline
 
 from extract.errors import FxError
 from heads.calibration import Calibration
@@ -17,6 +18,9 @@ from heads.folds import Fold
 from heads.kinds import HEADS
 from heads.learner import Learner
 from heads.search import Candidate
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 FLOAT_CLASSES = frozenset({"fp32", "bf16", "fp16"})
 
@@ -165,7 +169,7 @@ class Head:
         temperature = self.calibration.temperature
         return (weight / temperature).astype(np.float32), (bias / temperature).astype(np.float32)
 
-    def tested(self, features: ArrayLike, labels: ArrayLike) -> "Head":
+    def tested(self, features: ArrayLike, labels: ArrayLike) -> Head:
         """Measure on test rows, and return the head with its `metrics`.
 
         Parameters

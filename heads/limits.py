@@ -189,7 +189,7 @@ def _directions(rows: Features) -> Features:
 
 def _distance(known: Features, features: Features) -> Features:
     cosines = _directions(features) @ known.T
-    nearest = -np.partition(-cosines, min(NEAREST, len(known)) - 1, axis=1)[:, :NEAREST]
+    nearest = np.partition(cosines, -min(NEAREST, len(known)), axis=1)[:, -NEAREST:]
     return np.asarray(1 - nearest.mean(axis=1), dtype=np.float32)
 
 

@@ -61,6 +61,8 @@ def _draw_search(head: Head, directory: Path) -> Figure:
         )
     axes.axvline(head.c, color="#666666", linestyle=":", linewidth=1)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")  # powers of ten would be set as mathematics, slowly
+    axes.minorticks_off()
     axes.set_xlabel(head.learner.grid_label)
     axes.set_ylabel("log loss of held-out rows")
     by = f"{head.folds} folds (bars: deviation over them)" if head.folds else "the validation rows"
@@ -96,8 +98,9 @@ def _draw_reliability(head: Head, directory: Path) -> Figure:
 
 
 def _figure(directory: Path) -> tuple[Figure, Axes]:
-    figure = new_figure(directory, figsize=INCHES, layout="constrained")
-    axes = figure.add_subplot()
+    figure = new_figure(directory, figsize=INCHES)
+    # not laid out by what is drawn, which would draw it twice
+    axes = figure.add_axes((0.1, 0.13, 0.87, 0.78))
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
     axes.title.set_fontsize(10)

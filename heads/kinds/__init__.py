@@ -11,4 +11,15 @@ if TYPE_CHECKING:
 
 __all__ = ["HEADS"]
 
-HEADS: Registry[HeadKind] = Registry(__name__, "HEAD", "head")
+
+class _Heads(Registry["HeadKind"]):
+    """The package's modules."""
+
+    def __getitem__(self, name: str) -> HeadKind:
+        # first, since it imports scikit-learn without pandas
+        import heads.folds  # noqa: F401
+
+        return super().__getitem__(name)
+
+
+HEADS: Registry[HeadKind] = _Heads(__name__, "HEAD", "head")

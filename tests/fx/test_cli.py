@@ -247,14 +247,14 @@ def test_a_corrupt_head_is_refused(here: Path, fx: Fx, harm: str) -> None:
     write_classes(here / "data", per_class=8)
     fx("extract", "--size", 32)
     record = json.loads(fx("fit-head", "logreg", "--json").out)
-    file = Path(record["path"]) / "head.skops"
+    file = Path(record["path"]) / "head.safetensors"
     data = file.read_bytes()
     if harm == "missing":
         file.unlink()
     else:
         new = {"truncate": data[: len(data) // 2], "empty": b"", "text": b"hello"}
         file.write_bytes(new[harm])
-    assert "head.skops" in one_line(fx("predict", record["path"], "data"))
+    assert "head.safetensors" in one_line(fx("predict", record["path"], "data"))
 
 
 def test_what_is_no_model_is_refused(here: Path, fx: Fx) -> None:

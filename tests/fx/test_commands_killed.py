@@ -42,7 +42,6 @@ def warm_up() -> None:
     """Import what the commands import, and keep what they measure in this process."""
     import matplotlib.pyplot
     import plotly.graph_objects  # noqa: F401
-    import skops.io  # noqa: F401
 
     import finetune.training.loop
     import fx.commands.app
