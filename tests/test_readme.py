@@ -1,4 +1,4 @@
-"""The README and docs/ tell the truth: what they show is understood, and runs without a download."""
+"""The README and docs/ tell the truth: commands are understood; without a download, they run."""
 
 import io
 import re

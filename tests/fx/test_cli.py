@@ -53,7 +53,7 @@ def one_line(said: Said) -> str:
 
 
 def test_the_users_three_lines_run_as_they_stand(here: Path, fx: Fx) -> None:
-    write_classes(here / "data", per_class=15)
+    write_classes(here / "data", per_class=6)
     # what torchvision's download would have left: its name, its format, 1,000 classes
     weights = torchvision.models.get_model_weights("resnet50").DEFAULT
     torch.manual_seed(0)
