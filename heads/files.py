@@ -32,7 +32,7 @@ from extract.files import (
 )
 from heads.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE, Calibration
 from heads.evaluation import Evaluation
-from heads.head import Head
+from heads.head import Head, Source
 from heads.kinds import HEADS
 from heads.learner import Learner, State
 from heads.search import Candidate
@@ -103,7 +103,7 @@ def save_head(head: Head, directory: str | os.PathLike[str]) -> None:
         search=head.search,
         metrics=head.metrics.as_dict() if head.metrics else None,
         spec=head.spec,
-        source=head.source,
+        source=head.source.as_dict(),
         versions={name: version(name) for name in ("numpy", "scikit-learn", "safetensors")},
         # a run that is killed between the two leaves no record with another's model
         model_sha256=hashlib.sha256(model).hexdigest(),
@@ -129,6 +129,7 @@ def load_head(directory: str | os.PathLike[str]) -> Head:
         record = _read_record(folder / RECORD)
         learner = _learner_of(record)
         metrics = None if record.metrics is None else Evaluation.from_dict(record.metrics)
+        source = Source.from_dict(record.source)
     model = folder / (MODEL if record.format == FORMAT else OLDER_MODEL)
     with _one_error(model), open_regular(model, LARGEST_MODEL) as (file, status):
         refuse_holes(status)
@@ -152,7 +153,7 @@ def load_head(directory: str | os.PathLike[str]) -> Head:
                 notes=record.notes,
                 n_train=record.n_train,
                 spec=record.spec,
-                source=record.source,
+                source=source,
                 metrics=metrics,
             )
             found = head.predict_proba(np.zeros((2, head.dim), dtype=np.float32))
@@ -173,7 +174,6 @@ def _read_record(path: Path) -> _Record:
         raise ValueError(f"format {found!r} instead of {FORMAT}")
     record = decoded(data, _Record)
     check_depth(record.spec)
-    check_depth(record.source)
     if not MIN_TEMPERATURE / 10 <= record.calibration.temperature <= 10 * MAX_TEMPERATURE:
         raise ValueError(f"a temperature of {record.calibration.temperature:g}")
     return record

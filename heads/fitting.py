@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 from extract.errors import FxError
 from heads.calibration import Calibration, balanced_weights
 from heads.folds import Fold, make_folds
-from heads.head import Head, OutOfFoldPredictions, checked_features, positions
+from heads.head import Head, OutOfFoldPredictions, Source, checked_features, positions
 from heads.kinds import HEADS
 from heads.learner import Features, Labels
 from heads.search import BLAS_THREADS, Progress, Search, search
@@ -59,7 +59,7 @@ def fit_head(
     groups: ArrayLike | None = None,
     validation: tuple[ArrayLike, ArrayLike] | None = None,
     spec: dict[str, Any] | None = None,
-    source: dict[str, Any] | None = None,
+    source: Source | None = None,
     seed: int = 0,
     jobs: int | None = None,
     progress: Progress | None = None,
@@ -90,7 +90,7 @@ def fit_head(
         both sides of a fold; a row on its own has a value of its own
     validation : (features (m, d), labels (m,)), optional
     spec : dict that JSON can hold, what the features mean, kept with the head
-    source : dict that JSON can hold, how to compute such features anew, kept with the head
+    source : Source, optional; how to compute such features anew, kept with the head
     seed : int, of the shuffling into folds
     jobs : int, threads; all cores where not given
     progress : called with (done, total), in fits; the total grows where the grid is extended
@@ -167,7 +167,7 @@ def fit_head(
         ),
         n_train=len(rows),
         spec=dict(spec or {}),
-        source=dict(source or {}),
+        source=source or Source(),
         held_out=chosen_on.held_out(found, calibration),
     )
 

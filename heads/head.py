@@ -7,6 +7,7 @@ import warnings
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import softmax
@@ -43,6 +44,40 @@ class OutOfFoldPredictions:
     probabilities: NDArray[np.float64]
 
 
+class Source(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How to compute a head's features anew.
+
+    Attributes
+    ----------
+    weights : where the network's weights came from; of joined features those of each set
+    snapshot : name of the images' state
+    images : its fingerprint
+    """
+
+    weights: tuple[str, ...] = ()
+    snapshot: str = ""
+    images: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Turn into what JSON can hold: joined sets stand in a list, ``features``."""
+        rest: dict[str, Any] = msgspec.to_builtins(self)
+        sets = [{"weights": one} for one in rest.pop("weights", ())]
+        return (sets[0] if len(sets) == 1 else {"features": sets} if sets else {}) | rest
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Source:
+        """Read what `as_dict` gave; raises ValueError where something is of another type."""
+        sets = record.get("features", [record] if "weights" in record else [])
+        weights = [one.weights for one in msgspec.convert(sets, list[_SetSource])]
+        return msgspec.convert({**record, "weights": weights}, cls)
+
+
+class _SetSource(msgspec.Struct, frozen=True):
+    """Where the network of one set of features comes from, in JSON."""
+
+    weights: str
+
+
 @dataclass(frozen=True, eq=False)
 class Head:
     """A classifier on features, with its calibration and the record of its choice.
@@ -63,7 +98,7 @@ class Head:
     notes : tuple of str, whatever was not as asked for
     n_train : int, rows that it was fitted on
     spec : dict that JSON can hold, what the features mean; not interpreted but for `check_spec`
-    source : dict that JSON can hold, how to compute such features anew; not interpreted
+    source : Source, how to compute such features anew; not interpreted
     metrics : Evaluation on test rows, once `tested`
     held_out : OutOfFoldPredictions, of a head that was just fitted; not kept on the disk
     """
@@ -81,7 +116,7 @@ class Head:
     notes: tuple[str, ...]
     n_train: int
     spec: dict[str, Any] = field(default_factory=dict)
-    source: dict[str, Any] = field(default_factory=dict)
+    source: Source = field(default_factory=Source)
     metrics: Evaluation | None = None
     held_out: OutOfFoldPredictions | None = None
 

@@ -50,11 +50,12 @@ from finetune.training.checkpoint import load_training_state, save_training_stat
 from fx.memory import peak_memory_mb, reset_peak_memory
 from fx.options import Options
 from fx.runs import Run
-from fx.stages.records import HeadResult
 from fx.stages.models import open_model
+from fx.stages.records import HeadResult
 from heads.calibration import Calibration
 from heads.files import load_head, save_head
 from heads.fitting import fit_head
+from heads.head import Source
 from heads.limits import Limits
 from heads.metrics import METRICS
 
@@ -294,7 +295,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, backbone: Backbone) -> dict
     rng = np.random.default_rng(0)
     labels = np.array(["a", "b"] * 20)
     features = rng.normal(size=(40, backbone.dim)).astype(np.float32) + (labels == "a")[:, None]
-    spec, source = make_spec(backbone, "fp32").to_dict(), {"weights": backbone.weights}
+    spec, source = make_spec(backbone, "fp32").to_dict(), Source((backbone.weights,))
     head = fit_head(features, labels, kind="logreg", spec=spec, source=source, c=0.1)
     save_head(head.tested(features, labels), root / "head")
     held_out = head.held_out
@@ -724,7 +725,9 @@ RESULTS = {
     "nothing": b"",
     "no UTF-8": result_with().replace(b'"notes": []', b'"notes": ["\xff"]'),
     "deep": result_with(x="@"),
-    "too deep to print": result_with().replace(b"{", b'{"x": ' + b"[" * 500 + b"]" * 500 + b", ", 1),
+    "too deep to print": result_with().replace(
+        b"{", b'{"x": ' + b"[" * 500 + b"]" * 500 + b", ", 1
+    ),
     "no number": result_with(seconds=float("nan")),
     "nothing of it": b"{}",
     "words for numbers": result_with(accuracy="high"),

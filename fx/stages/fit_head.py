@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from extract.images import ImageRow, Snapshot
     from extract.store import FeatureSet, FeatureStore
     from heads.evaluation import Evaluation
-    from heads.head import Head, OutOfFoldPredictions
+    from heads.head import Head, OutOfFoldPredictions, Source
 
 # Below so many labelled images without a given test split, outer folds measure instead of one.
 FEW = 1_000
@@ -61,10 +61,12 @@ class _Stored:
         return _together([one.spec.to_dict() for one in self.sets])
 
     @property
-    def source(self) -> dict[str, Any]:
+    def source(self) -> Source:
         """How to compute such features anew."""
-        weights = _together([{"weights": one.weights_source} for one in self.sets])
-        return weights | {"snapshot": self.snapshot.name, "images": self.snapshot.fingerprint}
+        from heads.head import Source
+
+        weights = tuple(one.weights_source for one in self.sets)
+        return Source(weights, self.snapshot.name, self.snapshot.fingerprint)
 
 
 def fit_head_on_store(

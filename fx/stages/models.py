@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -76,16 +76,16 @@ def _open_head(folder: Path, options: Options) -> OpenModel:
 
     head = load_head(folder)
     try:
-        wanted = _wanted(head.spec, head.source)
+        wanted = _wanted(head.spec, head.source.weights)
     except ValueError as error:
         raise FxError(
             f"head cannot be read; got {error} in {folder / 'head.json'}; fit it again"
         ) from error
     engines, found, dim = [], [], 0
-    for spec, made in wanted:
+    for spec, weights in wanted:
         layer, crops = spec.layer, int(spec.crops)
         backbone = load_backbone(
-            spec.backbone, weights=made.weights, size=spec.size, channels=spec.channels
+            spec.backbone, weights=weights, size=spec.size, channels=spec.channels
         ).at_layers([layer])
         dim += backbone.dim
         precision = spec.numerics
@@ -124,24 +124,17 @@ class _Spec(msgspec.Struct, frozen=True):
     channels: Literal[1, 3] = 3
 
 
-class _Source(msgspec.Struct, frozen=True):
-    """Where a head's backbone comes from."""
-
-    weights: str
-
-
-def _wanted(spec: dict[str, Any], source: dict[str, Any]) -> list[tuple[_Spec, _Source]]:
-    """Pair the specs of a head with their sources; raises ValueError where they are none."""
+def _wanted(spec: dict[str, Any], weights: Sequence[str]) -> list[tuple[_Spec, str]]:
+    """Pair the specs of a head with their weights; raises ValueError where they are none."""
     from extract.images import MAX_SIZE
 
     specs = msgspec.convert(spec.get("features", [spec]), list[_Spec])
-    sources = msgspec.convert(source.get("features", [source]), list[_Source])
     if not 0 < len(specs) <= MOST_SETS:
         raise ValueError(f"{len(specs)} sets of features, where 1 to {MOST_SETS} can be joined")
     for one in specs:
         if not 16 <= one.size <= MAX_SIZE:
             raise ValueError(f"images of {one.size} pixels, where 16 to {MAX_SIZE} are possible")
-    return list(zip(specs, sources, strict=True))
+    return list(zip(specs, weights, strict=True))
 
 
 def _open_network(folder: Path, options: Options) -> OpenModel:

@@ -24,7 +24,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from extract.errors import FxError
 from heads.files import load_head, save_head
 from heads.fitting import fit_head
-from heads.head import Head
+from heads.head import Head, Source
 from heads.kinds import HEADS
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -85,7 +85,9 @@ def test_an_svm_is_not_offered_as_a_linear_layer() -> None:
 
 @pytest.mark.parametrize(("kind", "k"), KINDS)
 def test_a_head_reads_back_bit_for_bit(kind: str, k: int, tmp_path: Path) -> None:
-    head = replace(fitted(kind, k), source={"weights": "default"}).tested(*blobs(k, 60, seed=1))
+    head = replace(fitted(kind, k), source=Source(("default",), images="0")).tested(
+        *blobs(k, 60, seed=1)
+    )
     save_head(head, tmp_path / "new" / "folder")
     files = (tmp_path / "new" / "folder").iterdir()
     assert sorted(file.name for file in files) == ["head.json", "head.safetensors"]

@@ -39,6 +39,7 @@ class HeadStrategy(Strategy):
     def fit(self, opened: OpenContext, subset: Subset) -> Fitted:
         from heads.files import MODEL, RECORD, save_head
         from heads.fitting import fit_head
+        from heads.head import Source
 
         rows, features, read = subset.rows, opened.features, opened.features.features
         validation, test = opened.snapshot.split("val"), opened.snapshot.split("test")
@@ -50,7 +51,7 @@ class HeadStrategy(Strategy):
             groups=groups_of(rows, features.hashes(keys_of(rows))),
             validation=(read(keys_of(validation)), labels_of(validation)) if validation else None,
             spec=features.spec.to_dict(),
-            source={"weights": features.weights_source},
+            source=Source((features.weights_source,)),
             seed=subset.seed,
         )
         save_head(head, subset.directory)
