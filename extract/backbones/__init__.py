@@ -2,10 +2,10 @@
 
 from extract.backbones.backbone import Backbone, load_backbone, make_spec
 from extract.backbones.by_name import resolve_weights
+from extract.backbones.compiler import import_compiler, without_compiler
 from extract.backbones.families import FAMILIES
 from extract.backbones.families._family import Architecture, Family
 from extract.backbones.info import BackboneInfo, backbone_info, list_backbones
-from extract.backbones.without_compiler import import_compiler, importing_timm
 
 __all__ = [
     "FAMILIES",
@@ -15,9 +15,9 @@ __all__ = [
     "Family",
     "backbone_info",
     "import_compiler",
-    "importing_timm",
     "list_backbones",
     "load_backbone",
     "make_spec",
     "resolve_weights",
+    "without_compiler",
 ]

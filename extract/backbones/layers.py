@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from extract.backbones.without_compiler import importing_timm
+from extract.backbones.compiler import without_compiler
 from extract.errors import FxError
 
 POOL = "pool"
@@ -59,7 +59,7 @@ class ConcatFeatures(nn.Module):
 
 def _tap(module: nn.Module, names: Sequence[str]) -> nn.Module:
     # torchvision's functions; timm has registered which of its layers cannot be traced
-    with importing_timm():
+    with without_compiler():
         from timm.layers import (  # type: ignore[attr-defined]
             create_feature_extractor,
             get_graph_node_names,

@@ -17,10 +17,10 @@ from itertools import takewhile
 import torch
 from torch import nn
 
-from extract.backbones.without_compiler import importing_timm
+from extract.backbones.compiler import without_compiler
 from extract.errors import FxError
 
-with importing_timm():
+with without_compiler():
     from timm.layers import Conv2dSame, register_notrace_module  # type: ignore[attr-defined]
 
 

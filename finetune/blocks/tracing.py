@@ -12,10 +12,10 @@ import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from extract.backbones import import_compiler, importing_timm
+from extract.backbones import import_compiler, without_compiler
 from extract.errors import FxError
 
-with importing_timm():
+with without_compiler():
     import timm.layers
 
 # layers as their libraries offer them: called whole, never loaded into

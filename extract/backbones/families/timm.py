@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from extract.backbones.compiler import without_compiler
 from extract.backbones.families._family import Architecture, Family, unknown_backbone
 from extract.backbones.weight_files import cached_on_hub, cached_url, fetch_from_hub, fetch_url
 from extract.backbones.weights import read_state_dict
-from extract.backbones.without_compiler import importing_timm
 from extract.errors import FxError
 from extract.images import Preprocessing
 
@@ -88,7 +88,7 @@ def build_timm(name: str) -> Architecture:
 
 def _import_timm() -> Any:
     # here: it takes a second, and most backbones are torchvision's
-    with importing_timm():
+    with without_compiler():
         import timm
 
     return timm

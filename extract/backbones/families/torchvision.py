@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import nn
 
+from extract.backbones.compiler import without_compiler
 from extract.backbones.families._family import Architecture, Family
 from extract.backbones.weight_files import cached_url, fetch_url
-from extract.backbones.without_compiler import importing_torchvision
 from extract.errors import UnknownBackbone
 from extract.images import Preprocessing
 
-with importing_torchvision():
+with without_compiler():
     from torchvision import models
 
 TRANSFORMERS = ("vit_", "swin_", "maxvit_")

@@ -17,29 +17,21 @@ import torch
 
 
 @contextlib.contextmanager
-def importing_torchvision() -> Iterator[None]:
-    """Let torchvision do without ``torch._dynamo``.
+def without_compiler() -> Iterator[None]:
+    """Let torchvision and timm be imported without ``torch._dynamo``.
 
-    It is imported for one function that detectors ask whether they run compiled; here that is no.
+    torchvision imports it for one function, by which detectors ask whether they run compiled; here
+    that is no. timm marks functions of a few transformers as not to be compiled, which is left out.
     """
     stand_in = ModuleType("torch._dynamo.utils")
     stand_in.is_compile_supported = lambda device: False  # type: ignore[attr-defined]
     used = sys.modules.setdefault(stand_in.__name__, stand_in)
     try:
-        yield
+        with patch.object(torch.compiler, "disable", _unmarked):
+            yield
     finally:
         if used is stand_in:
             del sys.modules[stand_in.__name__]
-
-
-@contextlib.contextmanager
-def importing_timm() -> Iterator[None]:
-    """Let timm do without ``torch._dynamo``.
-
-    It marks functions of a few transformers as not to be compiled, which is left out.
-    """
-    with patch.object(torch.compiler, "disable", _unmarked):
-        yield
 
 
 def import_compiler() -> None:
