@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.fx
-import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,8 +16,9 @@ from extract.errors import FxError
 
 with without_compiler():
     import timm.layers
+    import torchvision
 
-# layers as their libraries offer them: called whole, never loaded into
+# layers as their libraries offer them: called whole, never entered
 _LAYER_PACKAGES = ("torch.nn.", "torchvision.ops.", "timm.layers.")
 
 

@@ -15,9 +15,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision.models.googlenet import GoogLeNet
-from torchvision.models.googlenet import InceptionAux as GoogLeNetAux
-from torchvision.models.inception import Inception3, InceptionAux
+
+from extract.backbones import without_compiler
+
+with without_compiler():
+    from torchvision.models.googlenet import GoogLeNet
+    from torchvision.models.googlenet import InceptionAux as GoogLeNetAux
+    from torchvision.models.inception import Inception3, InceptionAux
 
 Loss = Callable[[torch.Tensor, Any], torch.Tensor]
 
