@@ -32,9 +32,9 @@ with _without_pandas():
 
 Fold = tuple[NDArray[np.intp], NDArray[np.intp]]  # rows that fit, rows that are held out
 
-SHUFFLES = 10  # tried in turn where a grouped split leaves a class out of a training side
-FEW = 30  # images (or groups) of which each can have a fold of its own
-SMALL = 0.02  # share of the rows up to which groups are dealt out like single images
+MAX_SHUFFLES = 10  # tried in turn where a grouped split leaves a class out of a training side
+LEAVE_ONE_OUT_MAX = 30  # images (or groups), below which each may have a fold of its own
+SMALL_GROUP = 0.02  # share of the rows up to which groups are dealt out like single images
 
 
 def make_folds(
@@ -77,23 +77,23 @@ def make_folds(
             f"add {units} of it, leave the class out, or give validation rows"
         )
     most = min(folds, int(counts[rarest]))
-    if most < folds and unit.max() < FEW:
+    if most < folds and unit.max() < LEAVE_ONE_OUT_MAX:
         each = list(LeaveOneGroupOut().split(labels, labels, unit))
         if all(_is_complete(labels, split) for split in each):
             return each, [f"leave-one-out instead of {folds} folds: {why}"]
-    splits = _dealt_out(labels, unit, most, seed)
+    splits = _deal_out(labels, unit, most, seed)
     if len(splits) < most:
         why = "more would leave a class without fitting rows"
     return splits, [f"{len(splits)} folds instead of {folds}: {why}"] * (len(splits) < folds)
 
 
-def _dealt_out(
+def _deal_out(
     labels: NDArray[np.intp], unit: NDArray[np.intp], folds: int, seed: int
 ) -> list[Fold]:
     """Split into so many folds, or, of few groups, into as many as leave every class complete."""
     first, sizes = np.unique(unit, return_index=True, return_counts=True)[1:]
     fewest = np.bincount(labels[first], minlength=int(labels.max()) + 1).min()
-    if sizes.max() <= max(1, SMALL * len(labels)) and fewest >= folds:
+    if sizes.max() <= max(1, SMALL_GROUP * len(labels)) and fewest >= folds:
         # scikit-learn deals groups out one by one, which takes 7 s for 20,000 of them
         dealer = StratifiedKFold(folds, shuffle=True, random_state=seed)
         parts = [np.isin(unit, held_out) for _, held_out in dealer.split(first, labels[first])]
@@ -101,7 +101,7 @@ def _dealt_out(
         if all(_is_complete(labels, split) for split in splits):
             return splits
     for count in range(folds, 1, -1):
-        for shuffle in range(SHUFFLES):
+        for shuffle in range(MAX_SHUFFLES):
             grouped = StratifiedGroupKFold(count, shuffle=True, random_state=seed + shuffle)
             splits = list(grouped.split(labels, labels, unit))
             if all(_is_complete(labels, split) for split in splits):

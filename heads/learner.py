@@ -1,7 +1,7 @@
-"""What a head is made of: a learner, which is searched, fitted, asked for scores and saved.
+"""What a head is made of: a learner, which is searched, fitted, and gives scores and its state.
 
-A learner has one number to choose: C, the inverse penalty, or for nearest neighbours how many are
-asked. Its scores have shape (m, k), and softmax of them, at a temperature, is its probabilities.
+A learner has one number to choose: C, the inverse penalty, or how many nearest neighbours vote. Its
+scores have shape (m, k), and softmax of them, at a temperature, is its probabilities.
 Normalisation belongs to the learner: it is fitted on the fitting rows alone.
 """
 
@@ -70,7 +70,8 @@ class Learner(ABC):
     grid_label : str, what the grid's values are, on the axis of a plot
     choice_text : str, format of the value that was chosen, in a line of text; empty for none
     weights : names of the arrays of the classifier that hold the numbers that the fit chose
-    fitted : names ``step.attribute`` of what it has found, besides the normaliser's
+    fitted : names ``step.attribute`` of the arrays that it has found, besides the normaliser's;
+        `shapes` says their shapes
     """
 
     calibrated_search = False
@@ -135,9 +136,7 @@ class Learner(ABC):
         return Pipeline([("normalize", normaliser), ("classify", classifier)])
 
     def scores(self, pipeline: Pipeline, features: Features) -> Scores:
-        """Score rows with a fitted pipeline: its decision function; of two classes, half of it
-        each way.
-        """
+        """Score rows by the decision function; of two classes, half of it each way."""
         scores = np.asarray(pipeline.decision_function(features), dtype=np.float64)
         return np.stack([-scores / 2, scores / 2], axis=1) if scores.ndim == 1 else scores
 
@@ -208,7 +207,7 @@ class Learner(ABC):
         pipeline["classify"].classes_ = classes
 
     def parameters(self, pipeline: Pipeline) -> int:
-        """Count the numbers that the fit chose; of nearest neighbours, the numbers kept."""
+        """Count the numbers that the fit chose, or keeps of the training rows."""
         return sum(int(np.size(getattr(pipeline["classify"], name))) for name in self.weights)
 
 

@@ -14,7 +14,7 @@ from heads.head import OutOfFoldPredictions
 from heads.learner import Features, Labels
 
 FILE = "limits.npz"
-NEAREST = 5  # training rows whose mean distance says how unlike an image is
+NEIGHBOURS = 5  # training rows whose mean distance says how unlike an image is
 LARGEST_FILE = 2**30  # bytes
 MAX_ROWS = 2_000  # training rows that distances are measured to
 
@@ -189,7 +189,7 @@ def _directions(rows: Features) -> Features:
 
 def _distance(known: Features, features: Features) -> Features:
     cosines = _directions(features) @ known.T
-    nearest = np.partition(cosines, -min(NEAREST, len(known)), axis=1)[:, -NEAREST:]
+    nearest = np.partition(cosines, -min(NEIGHBOURS, len(known)), axis=1)[:, -NEIGHBOURS:]
     return np.asarray(1 - nearest.mean(axis=1), dtype=np.float32)
 
 

@@ -16,7 +16,7 @@ from heads.head import checked_features
 from heads.search import Progress
 
 OUTER_FOLDS, REPEATS = 5, 3
-FEWEST = 3  # images (or groups) of a class: one to test on, and two for the folds within
+MIN_PER_CLASS = 3  # images (or groups) of a class: one to test on, and two for the folds within
 
 
 def measure_by_resampling(
@@ -56,15 +56,17 @@ def measure_by_resampling(
     Raises
     ------
     FxError
-        Where a class has fewer than FEWEST images (or groups).
+        Where a class has fewer than MIN_PER_CLASS images (or groups).
     """
     rows, names = checked_features(features), np.asarray(labels, dtype=str)
     member = np.arange(len(rows)) if groups is None else np.asarray(groups)
     classes, y = np.unique(names, return_inverse=True)
     known = tuple(classes.tolist())
     for name in known:
-        if len(np.unique(member[names == name])) < FEWEST:
-            raise FxError(f"class {name!r} has too few images for outer folds; {FEWEST} are needed")
+        if len(np.unique(member[names == name])) < MIN_PER_CLASS:
+            raise FxError(
+                f"class {name!r} has too few images for outer folds; {MIN_PER_CLASS} are needed"
+            )
     calibrated: list[NDArray[np.float64]] = []
     uncalibrated: list[NDArray[np.float64]] = []
     truth: list[NDArray[np.intp]] = []

@@ -14,8 +14,8 @@ from heads.learner import STEP, Features, Labels, Learner, Scores, Trial
 
 Progress = Callable[[int, int], None]
 
-EXTENSIONS = 2  # times that the grid grows where the best C is the first or last of it
-BEYOND = 3  # values that it grows by
+MAX_EXTENSIONS = 2  # times that the grid grows where the best C is the first or last of it
+EXTENSION_STEPS = 3  # values that it grows by
 # Many small products: on two cores that others used too, two threads took sixty times as long.
 BLAS_THREADS = 1
 TIE = 1e-3  # nats, far below what held-out rows can tell; the smaller of two such C is taken
@@ -147,7 +147,7 @@ def _along_grid(
     scores: dict[float, list[Scores]] = {}
     notes: list[str] = []
     more = learner.grid(trial.features, min(len(rows) for rows, _ in splits)) if c is None else [c]
-    for extension in range(EXTENSIONS + 1):
+    for extension in range(MAX_EXTENSIONS + 1):
         meter.total += len(splits) * len(more)
         # what scikit-learn checks anew at every fit was checked before
         checked = config_context(assume_finite=True, skip_parameter_validation=True)
@@ -160,7 +160,7 @@ def _along_grid(
         best = _best(curve)
         tried = [candidate.c for candidate in curve]
         more = _beyond(tried, best.c) if c is None and learner.extensible else []
-        if not more or extension == EXTENSIONS:
+        if not more or extension == MAX_EXTENSIONS:
             break
         notes.append(
             f"the best C, {best.c:g}, lay at the grid's end: also tried {more[0]:g} to {more[-1]:g}"
@@ -202,7 +202,7 @@ def _best(curve: Sequence[Candidate]) -> Candidate:
 def _beyond(cs: Sequence[float], best: float) -> list[float]:
     """Values that continue the grid at the end where the best lies; none where it lies inside."""
     if best == cs[0]:
-        return [best / STEP**step for step in range(BEYOND, 0, -1)]
+        return [best / STEP**step for step in range(EXTENSION_STEPS, 0, -1)]
     if best == cs[-1]:
-        return [best * STEP**step for step in range(1, BEYOND + 1)]
+        return [best * STEP**step for step in range(1, EXTENSION_STEPS + 1)]
     return []

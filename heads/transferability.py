@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.covariance import LedoitWolf
 
-ROUNDS, LOGIT_TOL = 100, 1e-4  # of the fixed point
+MAX_ITER, TOLERANCE = 100, 1e-4  # of the fixed point, the latter relative
 
 
 def logme(features: ArrayLike, labels: ArrayLike) -> float:
@@ -41,13 +41,13 @@ def _evidence(
     projected = (u.T @ y) ** 2
     outside = max(float(y @ y - projected.sum()), 0.0)
     alpha = beta = 1.0
-    for _ in range(ROUNDS):
+    for _ in range(MAX_ITER):
         ratio = alpha / beta
         gamma = (eigenvalues / (eigenvalues + ratio)).sum()
         weights = (eigenvalues * projected / (eigenvalues + ratio) ** 2).sum()
         residual = (projected * (ratio / (eigenvalues + ratio)) ** 2).sum() + outside
         alpha, beta = gamma / max(weights, 1e-12), (n - gamma) / max(residual, 1e-12)
-        if abs(alpha / beta - ratio) <= LOGIT_TOL * ratio:
+        if abs(alpha / beta - ratio) <= TOLERANCE * ratio:
             break
     ratio = alpha / beta
     weights = (eigenvalues * projected / (eigenvalues + ratio) ** 2).sum()

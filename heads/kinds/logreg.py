@@ -31,7 +31,7 @@ FINAL_TOLERANCE = 5e-4
 # What logits may still have to move. Above the best C weights grow without telling more, and to
 # find them to SEARCH_TOLERANCE took 20,000 rows of four classes 227 s, where 9 s do.
 LOGIT_TOL = 0.015
-PRUNE_RATIO = 1.1  # times the least log loss: from there on C is only drawn, roughly
+PRUNE_RATIO = 1.1  # times the least log loss; from there on C is solved roughly, for the plot alone
 ROUGH_LOGIT_TOL = 0.1
 # Iterations for a C: the hardest sets took 60, but where a plane tells all rows apart weights grow
 # for ever, and float32 ends before they do.
@@ -66,8 +66,8 @@ class Logistic(Learner):
             losses: list[float] = []
 
             def logit_tolerance() -> float:
-                hopeless = bool(losses) and losses[-1] > PRUNE_RATIO * min(losses)
-                return ROUGH_LOGIT_TOL if hopeless else LOGIT_TOL
+                prune = bool(losses) and losses[-1] > PRUNE_RATIO * min(losses)
+                return ROUGH_LOGIT_TOL if prune else LOGIT_TOL
 
             path = along_path(
                 problems,
