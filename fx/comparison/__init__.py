@@ -12,25 +12,16 @@ if TYPE_CHECKING:
     from fx.comparison.networks import networks_of, settled
     from fx.comparison.plan import Cell, Plan
     from fx.comparison.recommend import SAMPLED_IMAGES, describe_quadrant, distance_of_source
-    from fx.comparison.strategies import STRATEGIES, Strategy
+    from fx.comparison.strategies import STRATEGIES, Fitted, Strategy
 
-_WHERE = {
-    "STRATEGIES": "strategies",
-    "Strategy": "strategies",
-    "Cell": "plan",
-    "DatasetSize": "context",
-    "Plan": "plan",
-    "ComparisonContext": "context",
-    "nested_subset": "context",
-    "CostModel": "cost",
-    "dataset_size_of": "cost",
-    "preview": "cost",
-    "networks_of": "networks",
-    "settled": "networks",
-    "SAMPLED_IMAGES": "recommend",
-    "describe_quadrant": "recommend",
-    "distance_of_source": "recommend",
-    "compare": "comparison",
+_MODULES = {
+    "comparison": ("compare",),
+    "context": ("ComparisonContext", "DatasetSize", "nested_subset"),
+    "cost": ("CostModel", "dataset_size_of", "preview"),
+    "networks": ("networks_of", "settled"),
+    "plan": ("Cell", "Plan"),
+    "recommend": ("SAMPLED_IMAGES", "describe_quadrant", "distance_of_source"),
+    "strategies": ("STRATEGIES", "Fitted", "Strategy"),
 }
 
 __all__ = [
@@ -40,6 +31,7 @@ __all__ = [
     "ComparisonContext",
     "CostModel",
     "DatasetSize",
+    "Fitted",
     "Plan",
     "Strategy",
     "compare",
@@ -55,6 +47,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # imported when asked for: a plan is checked, and strategies are listed, without SciPy
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

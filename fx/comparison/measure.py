@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from extract.backbones import FAMILIES
 from extract.errors import CannotWrite, FxError
 from extract.files import check_room, disk_full_as_fx_error, write_whole
 from extract.registry import Registry
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TIMED = 64  # test images whose prediction is timed
-_REGISTRIES: tuple[Registry[Any], ...] = (HEADS, METRICS, STRATEGIES)
+_REGISTRIES: tuple[Registry[Any], ...] = (FAMILIES, HEADS, METRICS, STRATEGIES)
 
 
 def measure(

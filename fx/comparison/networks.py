@@ -110,8 +110,8 @@ def networks_of(options: Options, plan: Plan) -> list[tuple[Options, Plan]]:
         weights *= len(names)
     if len(weights) != len(names) or len(set(names)) < len(names):
         raise FxError(
-            f"--backbone names {len(names)} networks, each once, and --weights one source for all "
-            f"or one each; got --backbone {options.backbone} --weights {options.weights}"
+            f"`backbone` names {len(names)} networks, each once, and `weights` one source for all "
+            f"or one each; got `backbone={options.backbone}` `weights={options.weights}`"
         )
     others = tuple(s for s in plan.strategies if strategy_of(s).needs_backbone) or plan.strategies
     return [

@@ -82,7 +82,7 @@ def in_own_process(work: Callable[..., Any], *arguments: object, begin: Begin) -
             process.join()
         raise FxError(
             f"a process that measured ended with status {process.exitcode}; there may be too "
-            "little memory: take fewer images, a smaller --size or --batch-size"
+            "little memory: take fewer images, a smaller `size` or `batch_size`"
         ) from None
     finally:
         if process.pid is not None:
