@@ -70,7 +70,7 @@ def test_networks_keep_limits_and_predict_by_them(
     (Path(record["path"]) / "limits.npz").unlink()
     said = fx("predict", record["path"], "data", "--reject", 0.1)
     assert said.status == 1
-    assert "only what fx fit-head and fx finetune wrote knows its limits" in said.err
+    assert "which is written with a head or a network" in said.err
 
 
 def test_limits_are_written_only_where_they_are_wanted(
