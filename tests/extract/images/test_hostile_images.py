@@ -476,7 +476,7 @@ def test_what_an_image_may_take_is_an_option(
     words = ["extract", tmp_path / "data", "--size", "32", "--engine", "torch", "--json"]
     little = json.loads(fx(*words, "--store", tmp_path / "a.zarr", "--max-image-mb", 1).out)
     assert {one["path"]: one["reason"] for one in little["failed"]} == TOO_LARGE
-    # the same store: what was too large is loaded at again
+    # the same store: what was too large is tried again
     more = json.loads(fx(*words, "--store", tmp_path / "a.zarr", "--max-image-mb", 2).out)
     assert (more["failed"], more["new"], more["reused"]) == ([], 3, 2)
 
@@ -521,7 +521,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from extract.images.decoding import UnreadableImage, read_pixels
-from extract.preprocessing import Preprocessing
+from extract.images import Preprocessing
 from fx.memory import peak_memory_mb, reset_peak_memory
 torch.set_num_threads(1)
 small = Preprocessing(32, 36, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -535,7 +535,7 @@ for file in [sys.argv[1], *sys.argv[1:]]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read as Linux tells it")
-def test_a_image_takes_no_more_memory_than_is_said(tmp_path: Path) -> None:
+def test_an_image_takes_no_more_memory_than_is_said(tmp_path: Path) -> None:
     side = 3_000
     wide = np.arange(side, dtype=np.uint16) * np.ones((side, 1), dtype=np.uint16)
     colours = scene(0, side, side)

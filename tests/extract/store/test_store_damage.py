@@ -112,7 +112,7 @@ def test_a_reader_beside_a_writer_sees_only_committed_rows(tmp_path: Path) -> No
         writer = pool.submit(warm_process().run, fill, path, ALL, None, 1)
         while not writer.done():
             one, two = rows_in(path)
-            # loaded at one after the other, and all of a commit or none of it
+            # read one after the other, and all of a commit or none of it
             assert one <= two
             assert one == set(keys_of(range(len(one))))
             seen.append(len(one))
