@@ -145,7 +145,7 @@ def choose_features(store: FeatureStore, options: Options) -> FeatureSet:
     }
     asked = {name: value for name, value in wanted.items() if value is not None}
     sets = store.sets()
-    found = [s for s in sets if all(getattr(s.spec, name) == value for name, value in asked.items())]
+    found = [s for s in sets if all(getattr(s.spec, n) == value for n, value in asked.items())]
     if options.weights is not None:
         # which loads torch
         from extract.backbones import resolve_weights

@@ -124,8 +124,8 @@ def _chosen(result: HeadResult) -> str:
     from heads.kinds import HEADS
 
     chosen = HEADS[result.kind].learners[result.kernel].choice_text.format(result.c)
-    parts = [chosen, f"normalisation {result.normalize}", result.kernel and f"{result.kernel} kernel"]
-    return ", ".join(part for part in parts if part)
+    kernel = f"{result.kernel} kernel" if result.kernel else ""
+    return ", ".join(filter(None, (chosen, f"normalisation {result.normalize}", kernel)))
 
 
 def _print_doubtful(labels: DoubtfulLabels) -> None:

@@ -32,6 +32,18 @@ FEW = 1_000
 
 
 @dataclass(frozen=True)
+class _Choices:
+    """How to fit a head: arguments of ``heads.fitting.fit_head``."""
+
+    kind: str
+    kernel: str | None
+    normalize: str
+    class_weight: str | None
+    c: float | None
+    folds: int
+
+
+@dataclass(frozen=True)
 class _Stored:
     """A snapshot and stored features of its images, those of several sets side by side."""
 
@@ -101,14 +113,7 @@ def fit_head_on_store(
     from heads.fitting import fit_head
     from heads.limits import Limits, doubt_labels
 
-    choices: dict[str, Any] = {
-        "kind": kind,
-        "kernel": kernel,
-        "normalize": normalize,
-        "class_weight": class_weight,
-        "c": c,
-        "folds": folds,
-    }
+    choices = _Choices(kind, kernel, normalize, class_weight, c, folds)
     store = FeatureStore(options.store)
     stored = _Stored(store, choose_sets(store, options), read_snapshot(store, options))
     check_labelled(stored.snapshot)
@@ -135,7 +140,7 @@ def fit_head_on_store(
         source=stored.source,
         seed=options.seed,
         progress=begin(f"choosing among heads: {kind}"),
-        **choices,
+        **dataclasses.asdict(choices),
     )
     if metrics is None:
         head = head.tested(stored.features(test), labels_of(test))
@@ -178,28 +183,28 @@ def _together(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return dict(records[0]) if len(records) == 1 else {"features": list(records)}
 
 
-def _run(options: Options, choices: dict[str, Any], stored: _Stored, audit: bool) -> Run:
+def _run(options: Options, choices: _Choices, stored: _Stored, audit: bool) -> Run:
     from heads.kinds import HEADS
 
-    kind = choices["kind"]
+    if not HEADS[choices.kind].kernels:
+        choices = dataclasses.replace(choices, kernel=None)
     identity = {
-        **choices,
-        "kernel": choices["kernel"] if HEADS[kind].kernels else None,
+        **dataclasses.asdict(choices),
         "seed": options.seed,
         # not the names of the sets, which are others once damage has been mended or garbage dropped
         "features": [one.digest(keys_of(used_rows(stored.snapshot))) for one in stored.sets],
         "snapshot": stored.snapshot.fingerprint,
         **({"audit": True} if audit else {}),
     }
-    return Run.of(options.out, f"{kind}-{stored.backbone}", identity)
+    return Run.of(options.out, f"{choices.kind}-{stored.backbone}", identity)
 
 
 def _measured_on_folds(
-    stored: _Stored, choices: dict[str, Any], seed: int, begin: Begin
+    stored: _Stored, choices: _Choices, seed: int, begin: Begin
 ) -> tuple[Evaluation | None, list[str]]:
     """Measure on outer folds of all rows, or None where the test rows shall; and what to note."""
     from extract.errors import FxError
-    from heads.resampling import measure_by_resampling
+    from heads.fitting import measure_by_resampling
 
     snapshot, test = stored.snapshot, stored.snapshot.split("test")
     everything = snapshot.split("train") + test
@@ -212,7 +217,7 @@ def _measured_on_folds(
             groups=stored.groups(everything),
             seed=seed,
             progress=begin("measuring on outer folds"),
-            **choices,
+            **dataclasses.asdict(choices),
         )
     except FxError as error:
         return None, [f"one split of {len(test)} test images says little, but {error}"]

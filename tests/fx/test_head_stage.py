@@ -81,7 +81,13 @@ def test_every_kind_of_head_is_kept_with_its_plots_and_predicts(
 ) -> None:
     head = answered(fx, "fit-head", kind, "--normalize", "l2", "--kernel", "linear")
     files = {file.name for file in Path(head["path"]).iterdir()}
-    assert {"head.safetensors", "head.json", "result.json", "limits.npz", "reliability.png"} <= files
+    assert {
+        "head.safetensors",
+        "head.json",
+        "result.json",
+        "limits.npz",
+        "reliability.png",
+    } <= files
     assert ("search.png" in files) == (kind != "centroid")
     record = json.loads((Path(head["path"]) / "head.json").read_text())
     assert (
