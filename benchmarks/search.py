@@ -50,8 +50,7 @@ def load(store: Path, rows: int) -> list:
 def child(ours: bool, kind: str, store: Path, rows: int, values: int, folds: int) -> None:
     import numpy as np
 
-    from heads.fitting import fit_head
-    from heads.folds import make_folds
+    from heads.fitting import fit_head, make_folds
     from heads.kinds import HEADS
 
     X, y, X_test, y_test = load(store, rows)

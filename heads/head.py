@@ -15,10 +15,8 @@ from scipy.special import softmax
 from extract.errors import FxError
 from heads.calibration import Calibration
 from heads.evaluation import Evaluation, evaluate
-from heads.folds import Fold
 from heads.kinds import HEADS
-from heads.learner import Learner
-from heads.search import Candidate
+from heads.learner import Candidate, Fold, Learner
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline

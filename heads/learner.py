@@ -5,26 +5,47 @@ scores have shape (m, k), and softmax of them, at a temperature, is its probabil
 Normalisation belongs to the learner: it is fitted on the fitting rows alone.
 """
 
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator
-from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
 
 from extract.errors import FxError
 from heads.calibration import Calibration, calibrate
-from heads.folds import Fold
+
+
+@contextmanager
+def _without_pandas() -> Iterator[None]:
+    """Let scikit-learn do without pandas, which it imports and makes no use of: 0.3 s of CPU.
+
+    `heads.kinds.HEADS` sees to it that this module is imported before others that need it.
+    """
+    if "pandas" in sys.modules:
+        yield
+        return
+    sys.modules["pandas"] = cast("Any", None)
+    try:
+        yield
+    finally:
+        del sys.modules["pandas"]
+
+
+with _without_pandas():
+    from sklearn.base import BaseEstimator
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
 
 Features = NDArray[np.float32]
 Labels = NDArray[np.intp]
 Scores = NDArray[np.float64]
 State = dict[str, NDArray[Any]]
 Shape = tuple[int, ...]
+Fold = tuple[Labels, Labels]  # rows that fit, rows that are held out
 
 AUTO = "auto"
 STEP = float(np.sqrt(10))  # between neighbouring values of C
@@ -49,6 +70,28 @@ class Trial:
     splits: Sequence[Fold]
     jobs: int
     tick: Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One value of C and what it reached on held-out rows.
+
+    Attributes
+    ----------
+    c : float; of nearest neighbours, how many
+    log_loss : float, mean over the folds: what is chosen by
+    log_loss_std : float, standard deviation over the folds; 0 for a single one
+    accuracy : float, mean over the folds
+    normalize : "standard", "l2" or "none"
+    kernel : of an SVM, else None
+    """
+
+    c: float
+    log_loss: float
+    log_loss_std: float
+    accuracy: float
+    normalize: str = "standard"
+    kernel: str | None = None
 
 
 class Learner(ABC):

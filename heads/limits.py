@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 
 from extract.errors import FxError
 from extract.files import open_regular, refuse_holes, stored_entries, write_whole
-from heads.folds import Fold
 from heads.head import OutOfFoldPredictions
-from heads.learner import Features, Labels
+from heads.learner import Features, Fold, Labels
 
 FILE = "limits.npz"
 NEIGHBOURS = 5  # training rows whose mean distance says how unlike an image is

@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 from extract.files import UNFINISHED, disk_full_as_fx_error, write_whole
 from heads.head import Head
-from heads.search import Candidate
+from heads.learner import Candidate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

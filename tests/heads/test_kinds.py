@@ -16,14 +16,13 @@ from sklearn.preprocessing import FunctionTransformer, Normalizer
 
 from extract.errors import FxError
 from heads.files import load_head, save_head
-from heads.fitting import fit_head
-from heads.folds import make_folds
+from heads.fitting import fit_head, make_folds, measure_by_resampling
+from heads.fitting.resampling import corrected_interval
 from heads.kinds import HEADS
 from heads.kinds.knn import Neighbours
 from heads.kinds.logreg import Logistic
 from heads.learner import HeadKind, Learner, Trial
 from heads.plots import write_plots
-from heads.resampling import corrected_interval, measure_by_resampling
 
 Fx = Callable[..., Said]
 

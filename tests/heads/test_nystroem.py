@@ -12,8 +12,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 from extract.errors import FxError
 from heads.files import load_head, save_head
-from heads.fitting import fit_head
-from heads.folds import make_folds
+from heads.fitting import fit_head, make_folds
 from heads.kinds._nystroem import SHARPNESS, NystroemMachine
 from heads.learner import Trial, scale_gamma
 

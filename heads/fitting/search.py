@@ -9,8 +9,7 @@ from sklearn import config_context
 from threadpoolctl import threadpool_limits
 
 from heads.calibration import fit_temperature, log_losses
-from heads.folds import Fold
-from heads.learner import STEP, Features, Labels, Learner, Scores, Trial
+from heads.learner import STEP, Candidate, Features, Fold, Labels, Learner, Scores, Trial
 
 Progress = Callable[[int, int], None]
 
@@ -19,28 +18,6 @@ EXTENSION_STEPS = 3  # values that it grows by
 # Many small products: on two cores that others used too, two threads took sixty times as long.
 BLAS_THREADS = 1
 TIE = 1e-3  # nats, far below what held-out rows can tell; the smaller of two such C is taken
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One value of C and what it reached on held-out rows.
-
-    Attributes
-    ----------
-    c : float; of nearest neighbours, how many
-    log_loss : float, mean over the folds: what is chosen by
-    log_loss_std : float, standard deviation over the folds; 0 for a single one
-    accuracy : float, mean over the folds
-    normalize : "standard", "l2" or "none"
-    kernel : of an SVM, else None
-    """
-
-    c: float
-    log_loss: float
-    log_loss_std: float
-    accuracy: float
-    normalize: str = "standard"
-    kernel: str | None = None
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from threadpoolctl import threadpool_limits
 
 from extract.errors import FxError
 from heads.calibration import Calibration, balanced_weights
-from heads.folds import Fold, make_folds
+from heads.fitting.folds import make_folds
+from heads.fitting.search import BLAS_THREADS, Progress, Search, search
 from heads.head import Head, OutOfFoldPredictions, Source, checked_features, positions
 from heads.kinds import HEADS
-from heads.learner import Features, Labels
-from heads.search import BLAS_THREADS, Progress, Search, search
+from heads.learner import Features, Fold, Labels
 
 IMBALANCED = 10
 BALANCED = "balanced class weights: probabilities are those of equally common classes"

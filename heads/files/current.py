@@ -34,8 +34,7 @@ from heads.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE, Calibration
 from heads.evaluation import Evaluation
 from heads.head import Head, Source
 from heads.kinds import HEADS
-from heads.learner import Learner, State
-from heads.search import Candidate
+from heads.learner import Candidate, Learner, State
 
 MODEL, RECORD = "head.safetensors", "head.json"
 OLDER_MODEL = "head.skops"
@@ -196,15 +195,15 @@ def _read_state(path: Path, file: BinaryIO, record: _Record, learner: Learner) -
     opened: Any = file  # hashlib's and skops' types want less or more of it than they use
     if record.format == OLDER_FORMAT:
         # where it is used: skops imports all of scikit-learn, which takes as long as torch
-        from heads import older_files
+        from heads.files import older
 
-        older_files.check_types(path, file)
+        older.check_types(path, file)
     file.seek(0)
     if record.model_sha256 not in (None, hashlib.file_digest(opened, "sha256").hexdigest()):
         return None
     if record.format == OLDER_FORMAT:
         try:
-            return learner.state(older_files.read_pipeline(file))
+            return learner.state(older.read_pipeline(file))
         except (AttributeError, KeyError, TypeError):
             return None
     with safe_open(path, framework="np") as arrays:

@@ -1,36 +1,13 @@
 """Folds: every class is among the fitting rows of each, and no group is on both of its sides."""
 
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, cast
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.model_selection import LeaveOneGroupOut, StratifiedGroupKFold, StratifiedKFold
 
 from extract.errors import FxError
-
-
-@contextmanager
-def _without_pandas() -> Iterator[None]:
-    """Let scikit-learn do without pandas, which it imports and makes no use of: 0.3 s of CPU.
-
-    This module is the first of heads to import scikit-learn.
-    """
-    if "pandas" in sys.modules:
-        yield
-        return
-    sys.modules["pandas"] = cast("Any", None)
-    try:
-        yield
-    finally:
-        del sys.modules["pandas"]
-
-
-with _without_pandas():
-    from sklearn.model_selection import LeaveOneGroupOut, StratifiedGroupKFold, StratifiedKFold
-
-Fold = tuple[NDArray[np.intp], NDArray[np.intp]]  # rows that fit, rows that are held out
+from heads.learner import Fold
 
 MAX_SHUFFLES = 10  # tried in turn where a grouped split leaves a class out of a training side
 LEAVE_ONE_OUT_MAX = 30  # images (or groups), below which each may have a fold of its own

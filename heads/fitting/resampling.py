@@ -10,10 +10,10 @@ from scipy.special import softmax
 
 from extract.errors import FxError
 from heads.evaluation import Evaluation, evaluate
-from heads.fitting import fit_head
-from heads.folds import make_folds
+from heads.fitting.fit import fit_head
+from heads.fitting.folds import make_folds
+from heads.fitting.search import Progress
 from heads.head import checked_features
-from heads.search import Progress
 
 OUTER_FOLDS, REPEATS = 5, 3
 MIN_PER_CLASS = 3  # images (or groups) of a class: one to test on, and two for the folds within
