@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -40,8 +40,7 @@ LARGEST_FILE = 2**36
 Tensors = dict[str, torch.Tensor]
 
 
-@dataclass
-class TrainingState:
+class TrainingState(msgspec.Struct):
     """Everything that the next epoch depends on, besides what trains and its optimiser.
 
     It changes from epoch to epoch, and is written to a file now and then.
@@ -62,16 +61,16 @@ class TrainingState:
     """
 
     calibration: Calibration
-    epoch: int = 0
-    history: list[EpochRow] = field(default_factory=list)
-    steps: list[StepRow] = field(default_factory=list)
-    best_epoch: int = 0
+    epoch: Annotated[int, msgspec.Meta(ge=0)] = 0
+    history: list[EpochRow] = []
+    steps: list[StepRow] = []
+    best_epoch: Annotated[int, msgspec.Meta(ge=0)] = 0
     best_loss: float = math.inf
-    best: Tensors = field(default_factory=dict)
-    average: Tensors = field(default_factory=dict)
-    head_losses: list[float] = field(default_factory=list)
-    found: TunedSettings = field(default_factory=TunedSettings)
-    notes: list[str] = field(default_factory=list)
+    best: Tensors = {}
+    average: Tensors = {}
+    head_losses: list[float] = []
+    found: TunedSettings = TunedSettings()
+    notes: list[str] = []
 
     @property
     def on_all_rows(self) -> bool:
@@ -79,18 +78,7 @@ class TrainingState:
         return bool(self.history) and self.history[-1].calibrated_loss is None
 
 
-class _StateRecord(msgspec.Struct):
-    """What is kept of a `TrainingState` besides its tensors."""
-
-    epoch: Annotated[int, msgspec.Meta(ge=0)]
-    history: list[EpochRow]
-    steps: list[StepRow]
-    calibration: Calibration
-    best_epoch: Annotated[int, msgspec.Meta(ge=0)]
-    best_loss: float
-    head_losses: list[float]
-    found: TunedSettings
-    notes: list[str]
+_PLAIN_FIELDS = [n for n in TrainingState.__struct_fields__ if n not in ("best", "average")]
 
 
 class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -262,7 +250,7 @@ def save_training_state(
     tensors |= {f"average.{name}": value.cpu() for name, value in state.average.items()}
     for index, moments in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{name}": value for name, value in moments.items()}
-    about = msgspec.to_builtins(msgspec.convert(state, _StateRecord, from_attributes=True))
+    about = msgspec.to_builtins({name: getattr(state, name) for name in _PLAIN_FIELDS})
     _write_tensors(file, tensors, {"fx": json.dumps(about)})
 
 
@@ -279,7 +267,10 @@ def load_training_state(
     try:
         with open_regular(file, LARGEST_FILE), safe_open(file, framework="pt") as opened:
             # not as other records: before the first epoch, the best loss is infinite
-            about = msgspec.convert(json.loads(opened.metadata()["fx"]), _StateRecord)
+            about = json.loads(opened.metadata()["fx"])
+            if set(about) != set(_PLAIN_FIELDS):
+                raise ValueError("it is of another version")
+            state = msgspec.convert(about, TrainingState)
         tensors = load_file(file)
         trained = _below("module.", tensors)
         module.load_state_dict(trained)
@@ -289,15 +280,15 @@ def load_training_state(
             moments.setdefault(int(index), {})[moment] = value
         _lay_out_as_trained(moments, optimiser)
         optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
-        best, average = _below("best.", tensors), _below("average.", tensors)
-        averaged = [_below("module.", average)] if average else []
-        for found in (best, *averaged):
+        state.best, state.average = _below("best.", tensors), _below("average.", tensors)
+        averaged = [_below("module.", state.average)] if state.average else []
+        for found in (state.best, *averaged):
             if _shapes(found) != _shapes(_below("part.", trained)):
                 raise RuntimeError("the tensors of the best epoch are another network's")
     except (OSError, SafetensorError, RuntimeError, LookupError, ValueError, TypeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise FxError(f"{file} cannot be read ({reason}); begin again with `fresh`") from error
-    return TrainingState(best=best, average=average, **msgspec.structs.asdict(about))
+    return state
 
 
 def _lay_out_as_trained(

@@ -1,11 +1,11 @@
 """The optimiser: PyTorch's own steps, whatever lies how in memory, and after a file was read."""
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from msgspec.structs import replace
 from torch import nn
 
 from extract.errors import FxError
