@@ -173,9 +173,9 @@ def _measure_cell(
     dropped = fitted.files if len(rows) < len(training) else ()
     for name in ("training.safetensors", *dropped):
         (directory / name).unlink(missing_ok=True)
-    measurement = Measurement.from_json(record)
-    run.finish(measurement)
-    return measurement
+    run.finish(Measurement.from_json(record))
+    # as it is read the next time: JSON has no numbers that are not finite
+    return run.result(Measurement)
 
 
 def _array(numbers: list[int]) -> NDArray[np.int64]:
