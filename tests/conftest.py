@@ -28,6 +28,9 @@ from finetune.split import Resources
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
+# tests take from each other's modules, whatever their folders
+sys.path += sorted({str(file.parent) for file in Path(__file__).parent.rglob("test_*.py")})
+
 # workers run beside each other, and more threads than cores would wait for each other; the
 # environment is for the commands that tests start
 torch.set_num_threads(1)
