@@ -202,10 +202,10 @@ def test_an_error_that_the_signal_became_is_not_told(
     other = own(f"""
 def main():
     if {where == "in the command"}:
-        from fx import cli
+        from fx.commands import app
 
-        cli.app = failing
-        cli.main()
+        app.app = failing
+        app.main()
     failing()
 
 def failing():
@@ -235,10 +235,10 @@ def main():
 def test_a_result_that_is_being_printed_is_the_only_one(own: Callable[..., Started]) -> None:
     printing = own(
         """
-from fx import arguments
+from fx.commands import printing
 
 def main():
-    arguments.show({"all": "done"}, True, None)
+    printing.show({"all": "done"}, True, None)
     begun() and time.sleep(0.5)
     sys.exit(0)
 """,
@@ -284,7 +284,7 @@ def measured(*, begin):
     {work}
 
 def main():
-    from fx import own_process
+    from fx.comparison import own_process
 
     own_process.PRELOADED = []
     own_process.in_own_process(measured, begin=lambda what: lambda done, total: None)
