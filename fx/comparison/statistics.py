@@ -1,7 +1,7 @@
 """What measured accuracies allow to be said, of fitted models and of strategies.
 
 Two questions, kept apart. *This fitted model*: which images another draw of test images would
-have held is the only chance in it (Wilson's interval, in ``heads.evaluation``; McNemar's test of two
+have held is the only chance in it (Wilson's interval: ``heads.evaluation``; McNemar's test of two
 models). *This strategy at n images*: another draw of training images, too, would have given
 another model. Whether model s was right on image i is then a table of seeds by images, both of
 them draws, crossed: x[s, i] = m + a[s] + b[i] + e[s, i].
