@@ -43,7 +43,9 @@ def make_optimiser(
         for (blocks, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
     kind = torch.optim.AdamW if settings.optimiser == "adamw" else torch.optim.Adam
-    return kind(described, lr=1.0, foreach=True)
+    # a quarter of the time of foreach on a CPU; it goes through memory and minds no strides: moments
+    # read from a file must be laid out as what they belong to
+    return kind(described, lr=1.0, fused=True)
 
 
 def set_rates(optimiser: torch.optim.Optimizer, rate: float) -> None:
