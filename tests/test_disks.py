@@ -324,8 +324,10 @@ def test_figures_are_drawn_where_matplotlib_can_keep_nothing(useless: Path, tmp_
 TRACE = """
 import sys, tempfile
 tempfile._candidate_tempdir_list = lambda: [sys.argv[1]]
-from fx.commands.backbones import describe_backbone
-print(len(describe_backbone("small_cnn")["blocks"]))
+from extract.backbones import backbone_info
+from finetune.blocks import find_blocks
+backbone, module = backbone_info("small_cnn")
+print(len(find_blocks(module, backbone.size)))
 """
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,41 +22,25 @@ def backbones(
 ) -> None:
     """List the backbones, or the numbered blocks of one."""
     if name is None:
-        record = describe_backbones()
-        columns = ["backbone", "features", "parameters", "weights"]
-        rows = [[b["name"], b["dim"], b["parameters"], b["weights"]] for b in record["backbones"]]
+        _list(json_)
     else:
-        record = describe_backbone(name)
-        columns = ["block", "name", "parameters", "compute", "output"]
-        rows = [
-            [
-                b["number"],
-                b["name"].replace("features.", ""),
-                b["parameters"],
-                f"{b['flops_share']:.0%}",
-                b["output"],
-            ]
-            for b in record["blocks"]
-        ]
-
-    def table() -> None:
-        print_table(columns, rows)
-        print(record["note"])
-
-    show(record, json_, table)
+        _list_blocks(name, json_)
 
 
-def describe_backbones() -> dict[str, Any]:
-    """List the backbones: ``backbones`` (name, dim, parameters, weights) and a ``note``."""
+def _list(as_json: bool) -> None:
     from extract.backbones import list_backbones
 
-    return {
-        "backbones": [
-            {**dataclasses.asdict(backbone), "weights": _weights(backbone)}
-            for backbone in list_backbones()
-        ],
-        "note": "and timm/NAME for any of timm's; blocks of one: fx backbones NAME",
-    }
+    note = "and timm/NAME for any of timm's; blocks of one: fx backbones NAME"
+    found = [(one, _weights(one)) for one in list_backbones()]
+    records = [dataclasses.asdict(one) | {"weights": weights} for one, weights in found]
+
+    def print_all() -> None:
+        columns = ["backbone", "features", "parameters", "weights"]
+        rows = [[one.name, one.dim, one.parameters, weights] for one, weights in found]
+        print_table(columns, rows)
+        print(note)
+
+    show({"backbones": records, "note": note}, as_json, print_all)
 
 
 def _weights(backbone: BackboneInfo) -> str:
@@ -65,26 +49,35 @@ def _weights(backbone: BackboneInfo) -> str:
     return "at hand" if backbone.at_hand else "to download"
 
 
-def describe_backbone(name: str) -> dict[str, Any]:
-    """List the numbered blocks of a backbone, input side first; no weights are needed."""
+def _list_blocks(name: str, as_json: bool) -> None:
+    """List numbered blocks, input side first; no weights are needed."""
     from extract.backbones import backbone_info
     from finetune.blocks import find_blocks
 
     backbone, module = backbone_info(name)
-    blocks = find_blocks(module, backbone.size)
-    return {
-        "backbone": name,
-        "dim": backbone.dim,
-        "size": backbone.size,
-        "blocks": [
-            {
-                **dataclasses.asdict(block),
-                "output": "×".join(str(length) for length in block.output_shape),
-            }
-            for block in blocks
-        ],
-        "note": (
-            f"{backbone.dim} features from images of {backbone.size} pixels a side\n"
-            f"fx finetune --unfreeze K trains the last K of these {len(blocks)} blocks"
-        ),
-    }
+    found = [
+        (one, "×".join(map(str, one.output_shape))) for one in find_blocks(module, backbone.size)
+    ]
+    records = [dataclasses.asdict(one) | {"output": output} for one, output in found]
+    note = (
+        f"{backbone.dim} features from images of {backbone.size} pixels a side\n"
+        f"fx finetune --unfreeze K trains the last K of these {len(found)} blocks"
+    )
+
+    def print_all() -> None:
+        columns = ["block", "name", "parameters", "compute", "output"]
+        rows = [
+            [
+                one.number,
+                one.name.replace("features.", ""),
+                one.parameters,
+                f"{one.flops_share:.0%}",
+                output,
+            ]
+            for one, output in found
+        ]
+        print_table(columns, rows)
+        print(note)
+
+    about = {"backbone": name, "dim": backbone.dim, "size": backbone.size}
+    show(about | {"blocks": records, "note": note}, as_json, print_all)

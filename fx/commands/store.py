@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from extract.errors import FxError
 from fx.commands.arguments import FEATURES, Debug, Json, StoreArgument
 from fx.commands.command import Command
 from fx.commands.printing import show
 from fx.output import print_table
+from fx.records import Record
 
 if TYPE_CHECKING:
     from extract.store import FeatureSet, Garbage
@@ -89,7 +91,42 @@ def store_gc(
     show(record, json_, lambda: print(done + kept if garbage else nothing))
 
 
-def describe_store(path: Path) -> dict[str, Any]:
+class StoredFeatures(Record, frozen=True):
+    """A feature set in a store; ``engines`` are those that computed its rows."""
+
+    name: str
+    spec: dict[str, Any]
+    weights_source: str
+    rows: int
+    dim: int
+    dtype: str
+    megabytes: float
+    engines: list[str]
+
+
+class StoredSnapshot(Record, frozen=True):
+    """A snapshot in a store, and how many images are in it and in its splits."""
+
+    name: str
+    root: str
+    images: int
+    classes: int
+    train: int
+    val: int
+    test: int
+    failed: int
+
+
+class StoreContents(Record, frozen=True):
+    """What a store holds, and of what is damaged, why."""
+
+    store: str
+    sets: list[StoredFeatures]
+    snapshots: list[StoredSnapshot]
+    damaged: dict[str, str]
+
+
+def describe_store(path: Path) -> StoreContents:
     """List a store's feature sets and snapshots.
 
     Raises
@@ -97,7 +134,6 @@ def describe_store(path: Path) -> dict[str, Any]:
     FxError
         If there is no store.
     """
-    from extract.errors import FxError
     from extract.images import Snapshot
     from extract.store import FeatureStore
 
@@ -115,65 +151,46 @@ def describe_store(path: Path) -> dict[str, Any]:
 
     for name in store.snapshots():
         try:
-            snapshots.append(Snapshot.from_parquet(*store.read_snapshot(name)))
+            one = Snapshot.from_parquet(*store.read_snapshot(name))
         except FxError as error:
             damaged[name] = str(error)
-    return {
-        "store": str(path),
-        "sets": [
-            {
-                "name": feature_set.name,
-                "spec": feature_set.spec.to_dict(),
-                "weights_source": feature_set.weights_source,
-                "rows": rows_of(feature_set),
-                "dim": feature_set.dim,
-                "dtype": str(feature_set.dtype),
-                "megabytes": sum(f.lstat().st_size for f in feature_set.path.rglob("*")) / 1e6,
-                "engines": sorted({run.engine for run in feature_set.runs}),
-            }
-            for feature_set in store.sets()
-        ],
-        "snapshots": [
-            {
-                "name": snapshot.name,
-                "root": snapshot.root,
-                "images": len(snapshot.rows),
-                "classes": len(snapshot.classes),
-                "train": len(snapshot.split("train")),
-                "val": len(snapshot.split("val")),
-                "test": len(snapshot.split("test")),
-                "failed": len(snapshot.failed()),
-            }
-            for snapshot in snapshots
-        ],
-        "damaged": damaged,
-    }
-
-
-def print_store(record: dict[str, Any]) -> None:
-    """Print feature sets and snapshots."""
+            continue
+        in_splits = [len(one.split(split)) for split in ("train", "val", "test")]
+        counts = len(one.rows), len(one.classes), *in_splits, len(one.failed())
+        snapshots.append(StoredSnapshot(one.name, one.root, *counts))
     sets = [
-        [
-            s["name"],
-            # a spec may be somebody else's, and say less
-            s["spec"].get("layer", "") + (f" ×{crops}" if crops > 1 else ""),
-            s["spec"].get("size"),
-            s["spec"].get("numerics"),
-            s["rows"],
-            s["dim"],
-            f"{s['megabytes']:.1f}",
-        ]
-        for s in record["sets"]
-        for crops in [s["spec"].get("crops", 1)]
+        StoredFeatures(
+            name=one.name,
+            spec=one.spec.to_dict(),
+            weights_source=one.weights_source,
+            rows=rows_of(one),
+            dim=one.dim,
+            dtype=str(one.dtype),
+            megabytes=sum(file.lstat().st_size for file in one.path.rglob("*")) / 1e6,
+            engines=sorted({run.engine for run in one.runs}),
+        )
+        for one in store.sets()
     ]
+    return StoreContents(str(path), sets, snapshots, damaged)
+
+
+def print_store(contents: StoreContents) -> None:
+    """Print feature sets and snapshots."""
+    sets = []
+    for one in contents.sets:
+        spec = one.spec
+        layer = spec["layer"] + (f" ×{spec['crops']}" if spec["crops"] > 1 else "")
+        size = f"{one.megabytes:.1f}"
+        sets.append([one.name, layer, spec["size"], spec["numerics"], one.rows, one.dim, size])
     print_table(["features", "layer", "size", "as", "rows", "dim", "MB"], sets)
-    snapshots = [
-        [s["name"], s["images"], s["classes"], s["train"], s["val"], s["test"], s["failed"]]
-        for s in record["snapshots"]
-    ]
-    columns = ["snapshot", "images", "classes", "train", "val", "test", "bad"]
-    print_table(columns, snapshots)
-    for reason in record["damaged"].values():
+    print_table(
+        ["snapshot", "images", "classes", "train", "val", "test", "bad"],
+        [
+            [one.name, one.images, one.classes, one.train, one.val, one.test, one.failed]
+            for one in contents.snapshots
+        ],
+    )
+    for reason in contents.damaged.values():
         print(f"damaged: {reason}")
 
 
