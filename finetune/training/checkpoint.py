@@ -294,7 +294,7 @@ def load_training_state(
 def _lay_out_as_trained(
     moments: dict[int, dict[str, torch.Tensor]], optimiser: torch.optim.Optimizer
 ) -> None:
-    """Put moments into the order in memory of what they belong to: steps are then bitwise the same.
+    """Lay moments out in memory as what they belong to: the fused optimiser minds no strides.
 
     Raises RuntimeError where they are another optimiser's.
     """
