@@ -43,8 +43,8 @@ def make_optimiser(
         for (blocks, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
     kind = torch.optim.AdamW if settings.optimiser == "adamw" else torch.optim.Adam
-    # On CPUs it takes a quarter of the time of foreach. It ignores strides: gradients lie in memory as
-    # their tensors do (autograd sees to it), and moments read from a file are to be laid out so.
+    # a quarter of the time of foreach on CPUs; it ignores strides: gradients lie in memory as their
+    # tensors do (autograd sees to it), and moments read from a file are to be laid out so
     return kind(described, lr=1.0, fused=True)
 
 
