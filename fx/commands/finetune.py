@@ -37,7 +37,7 @@ from fx.commands.printing import print_measured, show
 from fx.output import progress_bars
 
 if TYPE_CHECKING:
-    from fx.stages.records import FinetuneResult
+    from fx.stages.records import FinetunedModel
 
 BYTES = {"B": 1, "": 1}
 for power, prefix in enumerate("KMGT", 1):
@@ -174,7 +174,7 @@ def finetune(
     show(result, json_, lambda: _print(result))
 
 
-def _print(result: FinetuneResult) -> None:
+def _print(result: FinetunedModel) -> None:
     what = "trained from scratch" if result.from_scratch else f"unfreeze {result.unfreeze}"
     chosen = result.best_epoch
     kept = f"epoch {chosen} kept" if chosen else "the head it began as is kept"

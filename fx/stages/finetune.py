@@ -14,7 +14,7 @@ from fx.options import Options, open_backbone, open_engine
 from fx.output import Begin
 from fx.runs import Run
 from fx.stages.extract import fill_store
-from fx.stages.records import FinetuneResult
+from fx.stages.records import FinetunedModel
 from fx.stages.rows import check_labelled, keys_of, training_data, used_rows
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def finetune_images(
     log_to: str | None = None,
     begin: Begin,
     **chosen: Any,
-) -> FinetuneResult:
+) -> FinetunedModel:
     """Fine-tune a backbone on a folder of images, from the head fitted on its features.
 
     Parameters
@@ -74,7 +74,7 @@ def finetune_images(
     if run.finished:
         # a run killed just after it had finished may have left it
         _drop_what_going_on_needs(run.directory)
-        return run.result(FinetuneResult)
+        return run.result(FinetunedModel)
     begun = time.perf_counter()
     trained = finetune(
         backbone,
@@ -94,7 +94,7 @@ def finetune_images(
             progress=begin,
         ),
     )
-    result = FinetuneResult(
+    result = FinetunedModel(
         path=str(run.directory),
         backbone=backbone.name,
         snapshot=snapshot.name,

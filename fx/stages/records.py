@@ -111,7 +111,7 @@ class HeadResult(MeasuredModel, frozen=True, kw_only=True):
     audit: DoubtfulLabels | UnsetType = UNSET
 
 
-class FinetuneResult(MeasuredModel, frozen=True, kw_only=True):
+class FinetunedModel(MeasuredModel, frozen=True, kw_only=True):
     """A network that was fine-tuned.
 
     Attributes
