@@ -45,7 +45,8 @@ class _State:
     received : the first one
     heeded : whether it raises ``Interrupted``
     give_up : is called in place of raising
-    told : one byte that two processes share: whether there is a JSON object on stdout
+    told : one byte that two processes share: 0, or 1 where a JSON object follows on stdout, 2 where
+        all of the result is there
     watched : whether another process sees to the end of this one
     """
 
@@ -68,6 +69,11 @@ def result_follows() -> None:
     """Say that what the command prints now is all of its result: a signal changes it no more."""
     _state.heeded = False
     _state.told[0] = 1
+
+
+def result_is_out() -> None:
+    """Say that all of the result has been printed: ending the process costs nothing any more."""
+    _state.told[0] = 2
 
 
 def heed_no_more() -> None:
@@ -208,6 +214,10 @@ def _see_to_the_end_of(command: int) -> NoReturn:
     if first is None and code in ended:
         # somebody has sent it to the command's own process
         first = code - 128
+    if killed and _state.told[0] == 2:
+        # on its way out, which takes a busy machine a second
+        _await_the_end_of_descendants()
+        os._exit(0)
     if first is not None and (code < 0 or code in ended):
         _await_the_end_of_descendants()
         _tell()

@@ -99,9 +99,7 @@ def main() -> None:
         # a file may be named by any bytes, and none of them shall end a run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    warnings.showwarning = lambda message, *_: print(
-        f"fx: warning: {printable(with_options(str(message)))}", file=sys.stderr
-    )
+    warnings.showwarning = lambda message, *_: _print_warning(message)
     try:
         app()
     except Exception as error:
@@ -120,6 +118,12 @@ def main() -> None:
         sys.exit(1)
     finally:
         gc.set_threshold(*thresholds)
+
+
+def _print_warning(message: Warning | str) -> None:
+    # what a signal has ended leaves things unfinished, of which libraries warn
+    if received() is None:
+        print(f"fx: warning: {printable(with_options(str(message)))}", file=sys.stderr)
 
 
 def _with_hint(error: FxError) -> str:

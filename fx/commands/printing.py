@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from fx.commands.command import with_options
-from fx.interruption import result_follows
+from fx.interruption import result_follows, result_is_out
 from fx.output import all_of_it, print_table, printable, to_json
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ def show(record: object, as_json: bool, otherwise: Callable[[], object]) -> None
             print(text)
         else:
             otherwise()
+    if as_json:
+        result_is_out()
 
 
 def print_wrapped(text: str) -> None:

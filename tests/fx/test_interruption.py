@@ -232,14 +232,18 @@ def main():
     assert (said.status, said.out, said.err) == (143, "", LINE)
 
 
-def test_a_result_that_is_being_printed_is_the_only_one(own: Callable[..., Started]) -> None:
+# after the second the process is killed, which costs nothing any more
+@pytest.mark.parametrize("seconds", [0.5, 5])
+def test_a_result_that_has_been_printed_is_the_only_one(
+    seconds: float, own: Callable[..., Started]
+) -> None:
     printing = own(
-        """
+        f"""
 from fx.commands import printing
 
 def main():
-    printing.show({"all": "done"}, True, None)
-    begun() and time.sleep(0.5)
+    printing.show({{"all": "done"}}, True, None)
+    begun() and time.sleep({seconds})
     sys.exit(0)
 """,
         "--json",
