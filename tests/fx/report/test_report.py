@@ -297,7 +297,7 @@ def test_the_learning_curve_has_means_intervals_and_single_seeds(parsed: Page) -
 def test_the_recommendation_is_the_headline(tmp_path: Path, parsed: Page) -> None:
     assert "h1" in [tag for tag, _ in parsed.elements]
     source = write_report(tmp_path / "a.html", comparison(), title="t").read_text(encoding="utf-8")
-    headline = "Fine-tune the last block: accuracy 0.972 with 1,437 images."
+    headline = "Fine-tune the last block: accuracy 0.972 with 1,437 images"
     assert f"<h1>{headline}</h1>" in source
     assert "It gains 0.014 over the SVM and takes 21 s instead of 1.1 s.</p>" in source
 
