@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 DEFAULT_BACKBONE = "efficientnet_lite0"
 
 
+def names_in(words: str) -> tuple[str, ...]:
+    """Names between commas."""
+    return tuple(word.strip() for word in words.split(",") if word.strip())
+
+
 @dataclass(frozen=True)
 class Options:
     """What was asked for; None leaves the choice to the store or to the weights.

@@ -15,11 +15,6 @@ from fx.options import Options
 DATA, RUNS, FEATURES, MAX_IMAGE_MB = Path("data"), Options.out, Options.store, Options.max_image_mb
 
 
-def names_in(words: str) -> tuple[str, ...]:
-    """Names between commas."""
-    return tuple(word.strip() for word in words.split(",") if word.strip())
-
-
 def choice(name: str, value: object, allowed: Sequence[object]) -> Any:
     """Give back an option's value, or refuse what is not allowed; None is what is left out."""
     if value is not None and value not in allowed:

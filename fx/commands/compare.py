@@ -32,12 +32,12 @@ from fx.commands.arguments import (
     Store,
     Weights,
     choice,
-    names_in,
     options_in,
     with_unit,
 )
 from fx.commands.command import Command
 from fx.commands.printing import print_wrapped, show
+from fx.options import names_in
 from fx.output import print_comparison, print_table, progress_bars
 
 if TYPE_CHECKING:

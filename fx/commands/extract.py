@@ -25,10 +25,10 @@ from fx.commands.arguments import (
     StoredPrecision,
     Weights,
     choice,
-    names_in,
     options_in,
 )
 from fx.commands.printing import print_some, show
+from fx.options import names_in
 from fx.output import progress_bars
 
 if TYPE_CHECKING:

@@ -24,12 +24,12 @@ from fx.commands.arguments import (
     StoredPrecision,
     Weights,
     choice,
-    names_in,
     options_in,
     positive,
 )
 from fx.commands.command import Command
 from fx.commands.printing import SHOWN, print_measured, show
+from fx.options import names_in
 from fx.output import printable, progress_bars
 
 if TYPE_CHECKING:

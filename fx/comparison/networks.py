@@ -12,7 +12,7 @@ from fx.comparison.context import ComparisonContext, DatasetSize
 from fx.comparison.measure import run_of
 from fx.comparison.plan import Cell, Plan, subset_sizes
 from fx.comparison.strategies import BATCH_SIZE, read_flips, strategy_of
-from fx.options import Options, open_backbone, open_engine, read_snapshot
+from fx.options import Options, names_in, open_backbone, open_engine, read_snapshot
 from fx.output import Begin
 from fx.records import FlipDecision, Record
 from fx.runs import Run
@@ -104,8 +104,10 @@ def networks_of(options: Options, plan: Plan) -> list[tuple[Options, Plan]]:
     """
     if options.backbone is None or "," not in options.backbone:
         return [(options, plan)]
-    names = _between_commas(options.backbone)
-    weights = [None] if options.weights is None else _between_commas(options.weights)
+    names = names_in(options.backbone)
+    weights: tuple[str | None, ...] = (
+        (None,) if options.weights is None else names_in(options.weights)
+    )
     if len(weights) == 1:
         weights *= len(names)
     if len(weights) != len(names) or len(set(names)) < len(names):
@@ -127,10 +129,6 @@ def name_with_network(strategy: str, network: str, several: bool) -> str:
     """Name the network too where there are several, and where one decides the strategy."""
     needed = several and strategy_of(strategy).needs_backbone
     return f"{strategy} on {network}" if needed else strategy
-
-
-def _between_commas(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def prepare(source: ImageSource, options: Options, plan: Plan, *, begin: Begin) -> Prepared:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from msgspec import UNSET, UnsetType
 
+from extract.images import FailedImage
 from fx.options import Options
 from fx.output import Begin, Progress
 from fx.stages.models import OpenModel, folder_of, open_model
-from fx.stages.records import Prediction, Predictions, UnreadableImage
+from fx.stages.records import Prediction, Predictions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,12 +64,12 @@ def predict_images(
     source = find_images(images, max_image_mb=options.max_image_mb)
     vectors = _side_by_side(opened, source, begin("predicting"))
     labeller = _labeller(opened, folder_of(model), reject, conformal)
-    failed = [UnreadableImage(path, reason) for path, reason in source.skipped]
+    failed = [FailedImage(path, reason) for path, reason in source.skipped]
     predictions: list[Prediction] = []
     known: list[tuple[str, NDArray[np.float32]]] = []
     for path, found in vectors:
         if isinstance(found, str):
-            failed.append(UnreadableImage(path, found))
+            failed.append(FailedImage(path, found))
         else:
             known.append((path, found))
         if len(known) == LABELLED_AT_ONCE:

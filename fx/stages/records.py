@@ -8,6 +8,7 @@ from typing import Any, Self
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from extract.images import FailedImage
 from fx.records import Record
 from heads.calibration import Calibration
 from heads.evaluation import Evaluation
@@ -157,13 +158,6 @@ class Prediction(Record, frozen=True):
     distance: float | UnsetType = UNSET
 
 
-class UnreadableImage(Record, frozen=True):
-    """An image without a prediction, and why."""
-
-    path: str
-    reason: str
-
-
 class Predictions(Record, frozen=True):
     """What a model says of images.
 
@@ -178,6 +172,6 @@ class Predictions(Record, frozen=True):
 
     model: str
     predictions: tuple[Prediction, ...]
-    failed: tuple[UnreadableImage, ...]
+    failed: tuple[FailedImage, ...]
     rejected: int | UnsetType = UNSET
     mean_set_size: float | UnsetType | None = UNSET
