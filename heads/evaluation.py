@@ -5,12 +5,15 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
-from scipy.stats import binomtest
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+from scipy.sparse import csr_array
 
 from extract.errors import FxError
 from heads.calibration import ReliabilityBin, reliability_bins
 from heads.metrics import METRICS
+
+FEWEST_GROUPS = 20  # of test rows; of fewer, how much groups differ is not known
 
 
 class ClassMetrics(msgspec.Struct, frozen=True):
@@ -114,10 +117,10 @@ def evaluate(
     p /= p.sum(axis=1, keepdims=True)
     confusion = np.bincount(k * labels + p.argmax(axis=1), minlength=k * k).reshape(k, k)
     correct, true, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
-    interval = binomtest(int(correct.sum()), n).proportion_ci(method="wilson")
+    low, high = wilson_interval(correct.sum() / n, n)
     return Evaluation(
         metrics={name: _defined(METRICS[name].function(labels, p)) for name in METRICS},
-        accuracy_ci=(float(interval.low), float(interval.high)),
+        accuracy_ci=(float(low), float(high)),
         majority=float(true.max() / n),
         per_class=tuple(
             ClassMetrics(name, _share(right, of_said), _share(right, of_true), int(of_true))
@@ -130,6 +133,49 @@ def evaluate(
         n_test=n,
         confusion=confusion.tolist(),
     )
+
+
+def by_group(values: NDArray[np.floating[Any]], groups: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Turn values of rows into as many as there are groups, with the same mean.
+
+    Rows of one group (a patient, a film) are alike, groups are not: the standard error of a mean
+    over rows is that of the mean over these values. The linearised estimate of a mean over
+    clusters of unequal size (W. G. Cochran, "Sampling Techniques", 1977, chapter 9A).
+
+    Parameters
+    ----------
+    values : float array of shape (..., n)
+    groups : int array of shape (n,), numbered from 0 without a gap
+
+    Returns
+    -------
+    float64 array of shape (..., number of groups)
+    """
+    mean = values.mean(axis=-1, keepdims=True, dtype=np.float64)
+    count = int(groups.max()) + 1
+    members = csr_array((np.ones(len(groups)), (groups, np.arange(len(groups)))))
+    sums = (members @ (values - mean).reshape(-1, len(groups)).T).T.reshape(*mean.shape[:-1], count)
+    return np.asarray(mean + sums * (count / len(groups)))
+
+
+def wilson_interval(
+    share: ArrayLike, worth: ArrayLike, quantile: ArrayLike = stats.norm.ppf(0.975)
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Wilson's interval of a proportion.
+
+    Parameters
+    ----------
+    share : float or array, the proportion
+    worth : how many independent rows it is worth: where rows hang together, share * (1 - share)
+        over the squared standard error (E. L. Korn and B. I. Graubard, "Confidence Intervals for
+        Proportions with Small Expected Number of Positive Counts Estimated from Survey Data",
+        1998)
+    quantile : standard errors to either side
+    """
+    p, n, z = (np.asarray(value, np.float64) for value in (share, worth, quantile))
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
+    return np.maximum(0, centre - half), np.minimum(1, centre + half)
 
 
 def _defined(value: float) -> float | None:
