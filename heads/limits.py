@@ -1,4 +1,4 @@
-"""What held-out rows tell: images unlike all seen, labels that are possible, or may be wrong."""
+"""What held-out rows tell: images unlike all seen, and labels that are possible."""
 
 import io
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +12,6 @@ from threadpoolctl import threadpool_limits
 
 from extract.errors import FxError
 from extract.files import open_regular, refuse_holes, stored_entries, write_whole
-from heads.head import OutOfFoldPredictions
 from heads.learner import Features, Fold, Labels
 
 FILE = "limits.npz"
@@ -205,41 +204,3 @@ def _distance(known: Features, features: Features) -> Features:
 def _check_share(name: str, share: float) -> None:
     if not 0 < share < 1:
         raise FxError(f"`{name}` must lie between 0 and 1; got {share:g}")
-
-
-@dataclass(frozen=True, eq=False)
-class Doubts:
-    """Rows, the most doubtful label first.
-
-    Attributes
-    ----------
-    rows : int array of shape (n,), positions among the training rows, then the validation rows
-    margins : float64 array of shape (n,), ascending
-    suggested : int array of shape (n,), the most probable other class
-    contradicted : bool array of shape (n,), whether the other class is convincing
-    """
-
-    rows: NDArray[np.intp]
-    margins: NDArray[np.float64]
-    suggested: NDArray[np.intp]
-    contradicted: NDArray[np.bool_]
-
-
-def doubt_labels(held_out: OutOfFoldPredictions) -> Doubts:
-    """Rank rows by the probability of their label less that of the likeliest other class.
-
-    A label is contradicted where another class reaches the mean probability that it has in rows
-    labelled so, and the label does not reach its own (confident learning; C. Northcutt, L. Jiang
-    and I. Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels", 2021).
-    """
-    p, labels = held_out.probabilities, held_out.labels
-    n, k = p.shape
-    own = p[np.arange(n), labels]
-    others = p.copy()
-    others[np.arange(n), labels] = -1
-    suggested = others.argmax(axis=1)
-    usual = np.array([p[labels == j, j].mean() if (labels == j).any() else 1 for j in range(k)])
-    margins = own - others.max(axis=1)
-    contradicted = (others.max(axis=1) >= usual[suggested]) & (own < usual[labels])
-    order = np.argsort(margins, kind="stable")
-    return Doubts(held_out.rows[order], margins[order], suggested[order], contradicted[order])

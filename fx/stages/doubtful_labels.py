@@ -17,7 +17,7 @@ from fx.thumbnails import thumbnail
 
 if TYPE_CHECKING:
     from extract.images import ImageRow, Snapshot
-    from heads.limits import Doubts
+    from heads.doubts import Doubts
 
 TABLE, PAGE = "labels.csv", "audit.html"
 SHOWN = 100

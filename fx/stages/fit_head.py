@@ -110,8 +110,9 @@ def fit_head_on_store(
         If there is no store, too little that is labelled, or features are missing.
     """
     from extract.store import FeatureStore
+    from heads.doubts import doubt_labels
     from heads.fitting import fit_head
-    from heads.limits import Limits, doubt_labels
+    from heads.limits import Limits
 
     choices = _Choices(kind, kernel, normalize, class_weight, c, folds)
     store = FeatureStore(options.store)

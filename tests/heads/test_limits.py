@@ -16,9 +16,10 @@ from sklearn.metrics import roc_auc_score
 from extract.errors import FxError
 from extract.images import Snapshot
 from extract.store import FeatureStore
+from heads.doubts import doubt_labels
 from heads.fitting import fit_head
 from heads.kinds import HEADS
-from heads.limits import Limits, doubt_labels
+from heads.limits import Limits
 
 Fx = Callable[..., Said]
 Split = tuple[np.ndarray, np.ndarray]
