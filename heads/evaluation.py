@@ -13,6 +13,7 @@ from extract.errors import FxError
 from heads.calibration import ReliabilityBin, reliability_bins
 from heads.metrics import METRICS
 
+NORMAL_95 = float(stats.norm.ppf(0.975))  # standard errors to either side of a 95 % interval
 FEWEST_GROUPS = 20  # of test rows; of fewer, how much groups differ is not known
 
 
@@ -159,7 +160,7 @@ def by_group(values: NDArray[np.floating[Any]], groups: NDArray[np.intp]) -> NDA
 
 
 def wilson_interval(
-    share: ArrayLike, worth: ArrayLike, quantile: ArrayLike = stats.norm.ppf(0.975)
+    share: ArrayLike, worth: ArrayLike, quantile: ArrayLike = NORMAL_95
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Wilson's interval of a proportion.
 
