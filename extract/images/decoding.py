@@ -22,17 +22,16 @@ What a file may take
 
 import io
 import re
-import threading
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile
 
 from extract.files import open_regular
 from extract.images.crops import bands, prepare
@@ -159,14 +158,8 @@ def image_size(path: Path) -> tuple[int, int]:
     UnreadableImage
         If it has no such header.
     """
-    with open_regular(path, 2**63) as (file, _), _pillow_kept_quiet():
-        try:
-            with Image.open(file, formats=FORMATS) as image:
-                return image.size
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise UnreadableImage(_reason(error)) from error
+    with open_regular(path, 2**63) as (file, _), _pillow():
+        return _opened(file).size
 
 
 def _decoded(
@@ -181,25 +174,12 @@ def _decoded(
 
     Other images wait for its memory until `memory` is left; None where they wait already.
     """
-    if not data:
-        raise UnreadableImage("empty file")
-    with _pillow_kept_quiet(), _pillow_lets_in(max_image_mb * MB // 3):
-        try:
-            image, turn, extent = _read(data, at_least, remainder, max_image_mb, memory)
-            if turn is None:
-                return image, extent
-            image = image.transpose(turn)
-            return image, image.size
-        except (MemoryError, UnreadableImage):
-            raise
-        except Image.DecompressionBombError as error:
-            found = re.search(r"\((\d+) pixels\)", str(error))
-            said = f": {int(found[1]):,} pixels" if found else ""
-            raise UnreadableImage(
-                f"too large{said}; the limit is {max_image_mb:,} MB as 8-bit RGB"
-            ) from error
-        except Exception as error:  # damaged bytes make Pillow raise nearly anything
-            raise UnreadableImage(_reason(error)) from error
+    with _pillow():
+        image, turn, extent = _read(data, at_least, remainder, max_image_mb, memory)
+        if turn is None:
+            return image, extent
+        image = image.transpose(turn)
+        return image, image.size
 
 
 def _read(
@@ -213,7 +193,7 @@ def _read(
 
     The caller turns it, once the file's own pixels are freed.
     """
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with _opened(io.BytesIO(data)) as image:
         _refuse_bombs(image, data, max_image_mb)
         extent: tuple[float, float] = image.size
         encoded = image.width * image.height
@@ -372,9 +352,24 @@ def _grey_of_floats(samples: NDArray[np.float32], white: int) -> NDArray[np.uint
     return np.rint(share * 255).astype(np.uint8)
 
 
+def _opened(file: BinaryIO) -> ImageFile.ImageFile:
+    """Read an image's header.
+
+    Not by ``Image.open``, which has a limit of pixels for the whole process.
+    """
+    start = file.read(16)
+    if not start:
+        raise UnreadableImage("empty file")
+    Image.init()
+    for factory, accept in map(Image.OPEN.__getitem__, FORMATS):
+        if accept is not None and accept(start) is True:
+            file.seek(0)
+            with suppress(SyntaxError, IndexError, TypeError, struct.error):
+                return factory(file, "")
+    raise UnreadableImage("not a JPEG, PNG, WebP, BMP, TIFF or GIF image, or its header is damaged")
+
+
 def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "not a JPEG, PNG, WebP, BMP, TIFF or GIF image, or its header is damaged"
     # Pillow's count of bytes "not processed" is that of its buffer and says nothing
     text = " ".join(re.sub(r" \(\d+ bytes not processed\)", "", str(error)).split())[:200]
     if text and isinstance(error, OSError | SyntaxError | ValueError):
@@ -383,8 +378,8 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def _pillow_kept_quiet() -> Iterator[None]:
-    """Ignore what Pillow warns of, in whichever threads are in here, and nothing else.
+def _pillow() -> Iterator[None]:
+    """Ignore what Pillow warns of; make ``UnreadableImage`` of what damaged bytes make it raise.
 
     ``warnings.catch_warnings`` puts back the filters that it found, those of another thread
     among them. Here every call adds one filter and takes one away, in any order.
@@ -393,43 +388,11 @@ def _pillow_kept_quiet() -> Iterator[None]:
     filters.insert(0, _PILLOW_WARNS)
     try:
         yield
+    except (MemoryError, UnreadableImage):
+        raise
+    except Exception as error:  # nearly any
+        raise UnreadableImage(_reason(error)) from error
     finally:
         # someone else's catch_warnings may have ended meanwhile, and taken the filter with it
         with suppress(ValueError):
             filters.remove(_PILLOW_WARNS)
-
-
-@contextmanager
-def _pillow_lets_in(pixels: int) -> Iterator[None]:
-    """Let Pillow open images of so many pixels while any thread is in here that needs more.
-
-    Its limit is global to the process; it is restored, and only touched where more is needed.
-    """
-    with _pillow_s_limit.lock:
-        own = _pillow_s_limit.own if _pillow_s_limit.lifted_by else Image.MAX_IMAGE_PIXELS
-        # it refuses twice as many as it warns of
-        lifting = own is not None and pixels > 2 * own
-        if lifting:
-            _pillow_s_limit.own = own
-            _pillow_s_limit.lifted_by += 1
-            Image.MAX_IMAGE_PIXELS = None
-    try:
-        yield
-    finally:
-        if lifting:
-            with _pillow_s_limit.lock:
-                _pillow_s_limit.lifted_by -= 1
-                if not _pillow_s_limit.lifted_by:
-                    Image.MAX_IMAGE_PIXELS = _pillow_s_limit.own
-
-
-@dataclass
-class _PillowsLimit:
-    """What Pillow's limit was before it was lifted, and by how many."""
-
-    own: int | None = None
-    lifted_by: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-
-_pillow_s_limit = _PillowsLimit()

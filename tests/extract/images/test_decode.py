@@ -388,7 +388,7 @@ def test_rubbish_behind_an_image_s_first_bytes_is_unreadable(rubbish: bytes, mag
 def test_a_decompression_bomb_is_unreadable() -> None:
     data = png(20_000, 20_000, 1, 0, b"")
     with pytest.raises(
-        UnreadableImage, match=r"too large: 400,000,000 pixels; the limit is 512 MB"
+        UnreadableImage, match=r"too large: 20,000 by 20,000 pixels .*; the limit is 512 MB"
     ):
         decode(data)
 
