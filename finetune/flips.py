@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extract.backbones import Backbone
-from extract.engines import make_engine
 from extract.images import ImageRow, batched
 from finetune.data import mirrored, pixels_of
 from finetune.split import Resources
@@ -132,15 +131,7 @@ def _names(rows: Sequence[ImageRow]) -> NDArray[np.str_]:
 def _mirrored_features(
     backbone: Backbone, rows: Sequence[ImageRow], root: Path, resources: Resources
 ) -> NDArray[np.float32]:
-    engine = make_engine(
-        backbone.module,
-        backbone.preprocessing,
-        name=resources.engine,
-        device=resources.device.type,
-        precision=resources.precision,
-        batch_size=resources.batch_size,
-        identity=backbone.identity,
-    )
+    engine = resources.engine_of(backbone.module, backbone.preprocessing, backbone.identity)
     found = pixels_of(rows, root, backbone.preprocessing, resources.max_image_mb)
     turned = batched((mirrored(one) for one in found), engine.batch_size)
     return np.concatenate(list(engine.run(turned)))

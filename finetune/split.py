@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from extract.backbones import Backbone, import_compiler
-from extract.engines import make_engine
-from extract.images import MAX_IMAGE_MB, ImageRow
+from extract.engines import Engine, make_engine
+from extract.images import MAX_IMAGE_MB, ImageRow, Preprocessing
 from finetune.blocks import cut, depths
 from finetune.data import Activations, TooLarge, Views, load_activations
 from finetune.network import TrainedPart
@@ -53,6 +52,18 @@ class Resources:
     log_to: str | None = None
     max_image_mb: int = MAX_IMAGE_MB
     progress: Progress = lambda _: None
+
+    def engine_of(self, module: nn.Module, preprocessing: Preprocessing, identity: str) -> Engine:
+        """Make the engine of a frozen network; what it converts is kept under its identity."""
+        return make_engine(
+            module,
+            preprocessing,
+            name=self.engine,
+            device=self.device.type,
+            precision=self.precision,
+            batch_size=self.batch_size,
+            identity=identity,
+        )
 
 
 @dataclass(frozen=True)
@@ -114,56 +125,33 @@ class SplitNetwork:
         -------
         the activations, what takes them, and notes on what was not as asked for
         """
-        preprocessing, dropout = self.backbone.preprocessing, settings.dropout
+        preprocessing = self.backbone.preprocessing
         notes: list[str] = []
+
+        def kept(trunk: Engine | None) -> Activations:
+            about = trunk and [self.backbone.weights_hash, settings.unfreeze, trunk.precision]
+            return load_activations(
+                sorted(rows, key=lambda row: row.path),
+                root,
+                preprocessing=preprocessing,
+                trunk=trunk,
+                identity={"preprocessing": preprocessing.to_dict(), "trunk": about},
+                cache=resources.cache,
+                views=Views(settings.augment, settings.kept_views if trunk else 0, settings.seed),
+                training={row.key for row in resources.augmented_rows or training},
+                limit=resources.cache_limit,
+                max_image_mb=resources.max_image_mb,
+                reserved=reserved,
+                announce=resources.progress,
+            )
+
         if self.trunk is not None:
+            identity = f"{self.backbone.identity} below {settings.unfreeze}"
+            engine = resources.engine_of(self.trunk, preprocessing, identity)
             try:
-                found = self._run_trunk(
-                    self.trunk, rows, training, root, settings, resources, reserved
-                )
-                return found, TrainedPart(self.tail, self.classifier, None, dropout), notes
+                part = TrainedPart(self.tail, self.classifier, None, settings.dropout)
+                return kept(engine), part, notes
             except TooLarge as error:
                 notes.append(f"the frozen blocks run for every batch: {error}")
-        found = self._run_trunk(None, rows, training, root, settings, resources, reserved)
-        part = TrainedPart(self.tail, self.classifier, preprocessing, dropout, self.trunk)
-        return found, part, notes
-
-    def _run_trunk(
-        self,
-        trunk: nn.Module | None,
-        rows: Sequence[ImageRow],
-        training: Sequence[ImageRow],
-        root: Path,
-        settings: FinetuneSettings,
-        resources: Resources,
-        reserved: int,
-    ) -> Activations:
-        """Find or compute what a trunk gives; without one it is the pixels."""
-        preprocessing = self.backbone.preprocessing
-        engine = make_engine(
-            trunk or nn.Identity(),
-            preprocessing,
-            name=resources.engine if trunk else "torch",
-            device=resources.device.type,
-            precision=resources.precision if trunk else "fp32",
-            batch_size=resources.batch_size,
-            # what is converted is kept
-            identity=f"{self.backbone.identity} below {settings.unfreeze}" if trunk else None,
-        )
-        identity: dict[str, Any] = {"preprocessing": preprocessing.to_dict(), "trunk": None}
-        if trunk:
-            identity["trunk"] = [self.backbone.weights_hash, settings.unfreeze, engine.precision]
-        return load_activations(
-            sorted(rows, key=lambda row: row.path),
-            root,
-            engine=engine,
-            has_trunk=trunk is not None,
-            identity=identity,
-            cache=resources.cache,
-            views=Views(settings.augment, settings.kept_views if trunk else 0, settings.seed),
-            training={row.key for row in resources.augmented_rows or training},
-            limit=resources.cache_limit,
-            max_image_mb=resources.max_image_mb,
-            reserved=reserved,
-            announce=resources.progress,
-        )
+        part = TrainedPart(self.tail, self.classifier, preprocessing, settings.dropout, self.trunk)
+        return kept(None), part, notes

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -103,8 +104,8 @@ def load_activations(
     rows: Sequence[ImageRow],
     root: Path,
     *,
-    engine: Engine,
-    has_trunk: bool,
+    preprocessing: Preprocessing,
+    trunk: Engine | None,
     identity: dict[str, Any],
     cache: Path,
     views: Views,
@@ -120,8 +121,9 @@ def load_activations(
     ----------
     rows : images of a snapshot, no two with one key
     root : folder that their paths are relative to
-    engine : runs the trunk
-    has_trunk : False keeps the pixels themselves, for a network that trains from its first layer
+    preprocessing : of the pixels
+    trunk : runs the frozen blocks; None keeps the pixels themselves, for a network that trains from
+        its first layer
     identity : what, besides the images, decides the activations
     cache : folder for files of activations
     views : augmented images to keep too
@@ -152,48 +154,40 @@ def load_activations(
         digest.update(key + count.to_bytes(4, "big"))
     file = cache / f"{digest.hexdigest()[:16]}.npy"
     if not is_regular(file):
-        found = pixels_of(rows, root, engine.preprocessing, max_image_mb)
+        found = pixels_of(rows, root, preprocessing, max_image_mb)
         seen = _with_views(found, rows, counts, views)
-        _fill(file, seen, sum(counts), engine, has_trunk, limit, reserved, announce)
+        parts: Iterator[NDArray[Any]] = seen
+        if trunk is not None:
+            parts = trunk.run(batched(seen, trunk.batch_size))
+        first = next(parts)
+        dtype = np.dtype(np.uint8 if trunk is None else np.float16)
+        shape = (sum(counts), *first.shape[1:])
+        size = math.prod(shape) * dtype.itemsize
+        _check_room(file, size, trunk is not None, limit, reserved)
+        what = "pixels" if trunk is None else "frozen blocks"
+        progress = announce(f"{what}, {in_units(size)} in {cache}") if announce else None
+        with whole_file(file, needs=size) as unfinished:
+            array: np.memmap[Any, Any] = np.lib.format.open_memmap(unfinished, "w+", dtype, shape)
+            reserve(unfinished)
+            _fill(array, itertools.chain([first], parts), progress)
     return Activations(np.load(file, mmap_mode="r"), keys, counts, views)
 
 
 def _fill(
-    file: Path,
-    seen: Iterator[NDArray[np.uint8]],
-    count: int,
-    engine: Engine,
-    has_trunk: bool,
-    limit: int | None,
-    reserved: int,
-    announce: Announce | None,
+    array: np.memmap[Any, Any], parts: Iterable[NDArray[Any]], progress: Progress | None
 ) -> None:
-    batches = batched(seen, engine.batch_size)
-    parts: Iterator[NDArray[Any]] = iter(engine.run(batches) if has_trunk else batches)
-    first = next(parts)
-    dtype = np.dtype(np.float16 if has_trunk else np.uint8)
-    shape = (count, *first.shape[1:])
-    size = int(np.prod(shape)) * dtype.itemsize
-    _check_room(file, size, has_trunk, limit, reserved)
-    progress: Progress | None = None
-    if announce:
-        what = "frozen blocks" if has_trunk else "pixels"
-        progress = announce(f"{what}, {in_units(size)} in {file.parent}")
-    with whole_file(file, needs=size) as unfinished:
-        array: np.memmap[Any, Any] = np.lib.format.open_memmap(unfinished, "w+", dtype, shape)
-        reserve(unfinished)
-        position = 0
-        for part in itertools.chain([first], parts):
-            if has_trunk and np.abs(part).max() > np.finfo(np.float16).max:
-                raise FxError(
-                    f"activations of {np.abs(part).max():.3g} do not fit the cache's float16; "
-                    "unfreeze another number of blocks"
-                )
-            array[position : position + len(part)] = part
-            position += len(part)
-            if progress:
-                progress(position, count)
-        array.flush()
+    position = 0
+    for part in parts:
+        if array.dtype == np.float16 and np.abs(part).max() > np.finfo(np.float16).max:
+            raise FxError(
+                f"activations of {np.abs(part).max():.3g} do not fit the cache's float16; "
+                "unfreeze another number of blocks"
+            )
+        array[position : position + len(part)] = part
+        position += len(part)
+        if progress:
+            progress(position, len(array))
+    array.flush()
 
 
 def pixels_of(

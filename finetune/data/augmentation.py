@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,22 +45,17 @@ def augmented(pixels: torch.Tensor, name: str, seeds: Sequence[int]) -> torch.Te
     Returns
     -------
     uint8 tensor of shape (n, size, size, 3); for ``none`` it is ``pixels``
-
-    Raises
-    ------
-    ValueError
-        If the name is not known, or there are more or fewer seeds than images.
     """
-    if name not in AUGMENTATIONS:
-        raise ValueError(f"unknown augmentation {name!r}; there are {', '.join(AUGMENTATIONS)}")
-    if len(seeds) != len(pixels):
-        raise ValueError(f"one seed an image: got {len(seeds)} seeds for {len(pixels)} images")
     if name == "none":
         return pixels
     if name == "flip":
         chosen = torch.tensor([is_mirrored(seed) for seed in seeds], dtype=torch.bool)
         return torch.where(chosen[:, None, None, None], pixels.flip(2), pixels)
-    augment = _keras_affine if name == "course" else _trivial()
+    augment = _keras_affine
+    if name == "trivial":
+        from torchvision.transforms import v2
+
+        augment = v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR, fill=MID_GREY)
     result = torch.empty_like(pixels)
     with torch.random.fork_rng(devices=[]):
         # one by one: a batch of affine maps takes a core twice as long, being out of its cache
@@ -113,17 +108,7 @@ def mixed(
     Returns
     -------
     a new tensor like ``inputs``, and float32 targets of shape (n, classes), whose rows sum to 1
-
-    Raises
-    ------
-    ValueError
-        If the mix is not known, or CutMix is given no maps.
     """
-    if mix not in MIXES:
-        raise ValueError(f"unknown mix {mix!r}; there are {', '.join(MIXES)}")
-    if mix == "cutmix" and inputs.dim() != 4:
-        shape = tuple(inputs.shape)
-        raise ValueError(f"cutmix cuts maps (n, c, h, w); got shape {shape}; take mixup")
     from torchvision.transforms import v2
 
     kind, alpha = (v2.CutMix, CUTMIX_ALPHA) if mix == "cutmix" else (v2.MixUp, MIXUP_ALPHA)
@@ -161,15 +146,6 @@ def write_contact_sheet(
     encoded = io.BytesIO()
     sheet.save(encoded, format="PNG")
     write_whole(file, encoded.getvalue())
-
-
-def _trivial() -> Callable[[torch.Tensor], torch.Tensor]:
-    from torchvision.transforms import v2
-
-    trivial: Callable[[torch.Tensor], torch.Tensor] = v2.TrivialAugmentWide(
-        interpolation=v2.InterpolationMode.BILINEAR, fill=MID_GREY
-    )
-    return trivial
 
 
 def _keras_affine(image: torch.Tensor) -> torch.Tensor:

@@ -210,23 +210,6 @@ def test_mixup_mixes_feature_vectors() -> None:
     torch.testing.assert_close(result, share * features + (1 - share) * features.roll(1, 0))
 
 
-def test_cutmix_needs_maps() -> None:
-    with pytest.raises(ValueError, match=r"got shape \(4, 3\); take mixup"):
-        mixed(torch.zeros(4, 3), torch.arange(4), 4, "cutmix", 1)
-
-
-def test_unknown_names_are_told_with_the_choices(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'rotate'; there are none, flip, course, trivial"):
-        augmented(PIXELS, "rotate", range(len(PIXELS)))
-    with pytest.raises(ValueError, match="'blend'; there are mixup, cutmix"):
-        mixed(torch.zeros(4, 3, 8, 8), torch.arange(4), 4, "blend", 1)
-    with pytest.raises(ValueError, match="got 3 seeds for 8 images"):
-        augmented(PIXELS, "flip", range(3))
-    with pytest.raises(ValueError, match="'rotate'"):
-        write_contact_sheet(tmp_path / "sheet.png", PIXELS.numpy(), "rotate", 0)
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize(("size", "tile"), [(40, 40), (160, 128)])
 def test_a_contact_sheet_shows_images_and_views(tmp_path: Path, size: int, tile: int) -> None:
     pixels = photographs(size, 10)

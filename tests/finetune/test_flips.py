@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
-from torch import nn
 
 from extract.backbones import Backbone, load_backbone
 from extract.engines import make_engine
@@ -122,8 +121,8 @@ def test_the_two_views_of_a_flip_are_drawn_by_the_coin_that_flips_pixels(
         found = load_activations(
             rows,
             Path(snapshot.root),
-            engine=make_engine(nn.Identity(), backbone.preprocessing, name="torch", device="cpu"),
-            has_trunk=False,
+            preprocessing=backbone.preprocessing,
+            trunk=None,
             identity={},
             cache=tmp_path / str(views.count),
             views=views,

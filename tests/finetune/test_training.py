@@ -62,8 +62,8 @@ def trainer_of(
     activations = load_activations(
         rows,
         Path(snapshot.root),
-        engine=make_engine(nn.Identity(), backbone.preprocessing, name="torch", device="cpu"),
-        has_trunk=False,
+        preprocessing=backbone.preprocessing,
+        trunk=None,
         identity={},
         cache=cache,
         views=Views(chosen.augment, 0, chosen.seed),
@@ -108,8 +108,8 @@ def test_kept_views_are_the_trunk_of_the_augmented_images(
     activations = load_activations(
         [*training, *validation],
         Path(snapshot.root),
-        engine=engine,
-        has_trunk=True,
+        preprocessing=backbone.preprocessing,
+        trunk=engine,
         identity={},
         cache=tmp_path,
         views=Views("course", 3, 7),
@@ -541,8 +541,8 @@ def test_activations_are_found_again_and_not_those_of_other_views(
         return load_activations(
             rows,
             Path(snapshot.root),
-            engine=make_engine(nn.Identity(), backbone.preprocessing, name="torch", device="cpu"),
-            has_trunk=False,
+            preprocessing=backbone.preprocessing,
+            trunk=None,
             identity={},
             cache=tmp_path,
             views=views,
