@@ -65,6 +65,16 @@ def training_data(snapshot: Snapshot, rows: Sequence[ImageRow]) -> TrainingData:
     return TrainingData(Path(snapshot.root), rows, validation, test, snapshot.fingerprint)
 
 
+def given_groups(rows: Sequence[ImageRow]) -> NDArray[np.intp] | None:
+    """Number the groups that rows were given with, from 0; None where every row stands alone."""
+    import numpy as np
+
+    from extract.images import unit_of
+
+    groups = np.unique([unit_of(row) for row in rows], return_inverse=True)[1]
+    return groups if len(groups) and groups.max() + 1 < len(rows) else None
+
+
 def groups_of(rows: Sequence[ImageRow], hashes: NDArray[np.uint8]) -> NDArray[np.intp] | None:
     """Number what must not be torn apart in cross-validation: groups, and near-copies.
 
