@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from extract.backbones import Backbone
 from extract.errors import FxError
 from extract.files import disk_full_as_fx_error
-from extract.images import ImageRow
+from extract.images import ImageRow, unit_of
 from finetune.data import Activations, pixels_of, set_validation_aside, write_contact_sheet
 from finetune.disk_space import check_room_for_training
 from finetune.flips import FlipTrial, try_flips
@@ -258,7 +258,11 @@ def finetune(
     probabilities, uncalibrated = _predict(trainer, images.test, delivered.calibration)
     result = FinetuneResult(
         metrics=evaluate(
-            probabilities, images.numbers(images.test), images.classes, uncalibrated=uncalibrated
+            probabilities,
+            images.numbers(images.test),
+            images.classes,
+            uncalibrated=uncalibrated,
+            groups=_groups(images.test),
         ),
         probabilities=probabilities,
         calibration=delivered.calibration,
@@ -362,7 +366,13 @@ def _deliver_head(
     limits, held_out = None, head.held_out
     if with_limits and held_out is not None:
         known = features([row.key for row in rows])
-        limits = Limits.of(known, held_out.splits, held_out.probabilities, held_out.labels)
+        limits = Limits.of(
+            known,
+            held_out.splits,
+            held_out.probabilities,
+            held_out.labels,
+            groups=_groups(rows)[held_out.rows],
+        )
     return _Delivered(head.calibration, limits, 0, len(rows))
 
 
@@ -400,6 +410,7 @@ def _limits_of(trainer: Trainer, state: TrainingState, images: _Images) -> Limit
         [(rows[: len(of_some)], rows[len(of_some) :])],
         torch.softmax(logits, dim=1).numpy(),
         images.numbers(images.validation),
+        groups=_groups(images.validation),
         known=known.numpy(),
     )
 
@@ -411,6 +422,11 @@ def _predict(
     logits = trainer.logits(trainer.activations.positions(rows)).double()
     uncalibrated = torch.softmax(logits * calibration.temperature, dim=1)
     return torch.softmax(logits, dim=1).numpy(), uncalibrated.numpy()
+
+
+def _groups(rows: Sequence[ImageRow]) -> NDArray[np.str_]:
+    """What each row belongs to: a group, or itself."""
+    return np.array([unit_of(row) for row in rows])
 
 
 def _at_most(rows: Sequence[ImageRow], count: int) -> Sequence[ImageRow]:

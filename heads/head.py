@@ -202,13 +202,16 @@ class Head:
         temperature = self.calibration.temperature
         return (weight / temperature).astype(np.float32), (bias / temperature).astype(np.float32)
 
-    def tested(self, features: ArrayLike, labels: ArrayLike) -> Head:
+    def tested(
+        self, features: ArrayLike, labels: ArrayLike, *, groups: ArrayLike | None = None
+    ) -> Head:
         """Measure on test rows, and return the head with its `metrics`.
 
         Parameters
         ----------
         features : float array of shape (n, d)
         labels : str array of shape (n,), all among `classes`
+        groups : array of shape (n,), optional; rows of one value (a patient, a video) are alike
 
         Raises
         ------
@@ -218,7 +221,9 @@ class Head:
         y = positions(labels, self.classes, of="test rows")
         scores = self.scores(features)
         calibrated = softmax(scores / self.calibration.temperature, axis=1)
-        measured = evaluate(calibrated, y, self.classes, uncalibrated=softmax(scores, axis=1))
+        measured = evaluate(
+            calibrated, y, self.classes, uncalibrated=softmax(scores, axis=1), groups=groups
+        )
         return replace(self, metrics=measured)
 
     def check_spec(self, spec: dict[str, Any]) -> None:

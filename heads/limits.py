@@ -4,10 +4,11 @@ import io
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from joblib import cpu_count
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
 from extract.errors import FxError
@@ -19,6 +20,7 @@ NEIGHBOURS = 5  # training rows whose mean distance says how unlike an image is
 LARGEST_FILE = 2**30  # bytes
 MAX_ROWS = 2_000  # training rows that distances are measured to
 CHUNK_SIZE = 1_024  # rows measured at a time, so that memory stays flat
+ROUNDING = 1e-9  # more than rounding errors of sums of masses, less than any mass
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,15 +30,19 @@ class Limits:
     Attributes
     ----------
     rows : float32 array of shape (m, d), training rows divided by their lengths
-    distances : float32 array of shape (n,), ascending: how far training rows lie from those of
-        other folds
-    nonconformity : float32 array of shape (n,), ascending: 1 less the probability of the true
-        class, of rows that the model had not seen
+    distances : float32 array of shape (n,), how far rows that were held out lie from the others
+    nonconformity : float32 array of shape (n,), 1 less the probability of the true class, of rows
+        that the model had not seen
+    labels : int32 array of shape (n,), their true classes; empty where an earlier version of fx
+        wrote them: then one threshold is for all classes
+    groups : int32 array of shape (n,), which of them belong together
     """
 
     rows: NDArray[np.float32]
     distances: NDArray[np.float32]
     nonconformity: NDArray[np.float32]
+    labels: NDArray[np.int32]
+    groups: NDArray[np.int32]
 
     @classmethod
     def of(
@@ -46,6 +52,7 @@ class Limits:
         probabilities: NDArray[np.float64],
         labels: Labels,
         *,
+        groups: ArrayLike | None = None,
         known: Features | None = None,
         seed: int = 0,
     ) -> "Limits":
@@ -55,8 +62,10 @@ class Limits:
         ----------
         features : float32 array of shape (n, d)
         splits : list of (fitting rows, held-out rows), int arrays
-        probabilities : float64 array of shape (m, k), of held-out rows
+        probabilities : float64 array of shape (m, k), of the held-out rows, fold after fold
         labels : int array of shape (m,), of those
+        groups : array of shape (m,), optional; of those, rows of one value (a patient, a video) are
+            alike
         known : float32 array of shape (l, d), what new images are to be compared with; by
             default the features themselves
         seed : chooses among many rows
@@ -73,11 +82,14 @@ class Limits:
             _distance(_directions(some(features[fitting])), features[rest])
             for fitting, rest in splits
         ]
-        wrong = 1 - probabilities[np.arange(len(labels)), labels]
+        alone = np.arange(len(labels))
+        member = alone if groups is None else np.unique(groups, return_inverse=True)[1]
         return cls(
             _directions(some(features if known is None else known)),
-            np.sort(np.concatenate(distances)),
-            np.sort(wrong.astype(np.float32)),
+            np.concatenate(distances),
+            (1 - probabilities[alone, labels]).astype(np.float32),
+            labels.astype(np.int32),
+            member.astype(np.int32),
         )
 
     def distance(self, features: Features) -> NDArray[np.float32]:
@@ -102,7 +114,9 @@ class Limits:
         return _distance(self.rows, features)
 
     def farthest(self, rate: float) -> float:
-        """Distance beyond which a share `rate` of images like the training ones lie.
+        """Distance beyond which at most a share `rate` of images like the training ones lie.
+
+        See `conformal_quantile`; infinite where there are too few groups for the rate.
 
         Raises
         ------
@@ -110,25 +124,52 @@ class Limits:
             Where the rate is not between 0 and 1.
         """
         _check_share("reject", rate)
-        return float(np.quantile(self.distances, 1 - rate))
+        return conformal_quantile(self.distances, self.groups, 1 - rate)
 
-    def least_probability(self, coverage: float) -> float:
-        """Probability from which on labels belong to a set that holds the true one so often.
+    def least_probabilities(self, coverage: float, classes: int) -> NDArray[np.float64]:
+        """Probability from which on each label is in a set that holds the true one so often.
 
-        Split conformal prediction with the probability of the true class as its score (Sadinle, Lei
-        and Wasserman, "Least Ambiguous Set-Valued Classifiers", 2019): of n held-out rows, the
-        ceil((n + 1) coverage)-th smallest nonconformity bounds the set; with too few rows for the
-        coverage every label belongs to it.
+        Split conformal prediction, with the probability of the true class as its score (M. Sadinle,
+        J. Lei and L. Wasserman, "Least Ambiguous Set-Valued Classifiers", 2019), for each class by
+        its own held-out rows, so that a rare class is covered as often as a common one (V. Vovk,
+        "Conditional validity of inductive conformal predictors", 2012). A class with too few of
+        them is in every set.
+
+        Parameters
+        ----------
+        coverage : how often the true label is in the set
+        classes : how many
+
+        Returns
+        -------
+        float64 array of shape (classes,)
 
         Raises
         ------
         FxError
-            Where the coverage is not between 0 and 1.
+            Where the coverage is not between 0 and 1, or these limits are of other classes.
         """
         _check_share("conformal", coverage)
-        n = len(self.nonconformity)
-        place = int(np.ceil((n + 1) * coverage))
-        return 0.0 if place > n else float(1 - self.nonconformity[place - 1])
+        if not len(self.labels):
+            every = conformal_quantile(self.nonconformity, self.groups, coverage)
+            return np.full(classes, 1 - every)
+        if self.labels.max() >= classes:
+            raise FxError(
+                f"{FILE} is of another model; got more than {classes} classes; fit it again"
+            )
+        each = (self.labels == label for label in range(classes))
+        most = [conformal_quantile(self.nonconformity[i], self.groups[i], coverage) for i in each]
+        return 1 - np.array(most)
+
+    def held_out_per_class(self, classes: int) -> NDArray[np.intp]:
+        """Count each class's held-out rows, or groups of such: int array of shape (classes,).
+
+        Limits of an earlier version count all for each.
+        """
+        if not len(self.labels):
+            return np.full(classes, len(self.groups))
+        pairs = np.unique(np.stack([self.labels, self.groups]), axis=1)
+        return np.bincount(pairs[0], minlength=classes)
 
     @staticmethod
     def least_bytes(rows: int, dim: int) -> int:
@@ -144,6 +185,8 @@ class Limits:
             rows=self.rows,
             distances=self.distances,
             nonconformity=self.nonconformity,
+            labels=self.labels,
+            groups=self.groups,
         )
         write_whole(directory / FILE, file.getvalue())
 
@@ -157,13 +200,16 @@ class Limits:
             Where it is missing or damaged.
         """
         path = directory / FILE
-        names = ("rows", "distances", "nonconformity")
         try:
             with open_regular(path, LARGEST_FILE) as (file, status):
                 refuse_holes(status)
                 stored_entries(file)
                 with np.load(file, allow_pickle=False) as arrays:
-                    limits = cls(*(arrays[name] for name in names))
+                    found = {name: arrays[name] for name in arrays}
+                # an earlier version knew neither
+                found.setdefault("labels", np.zeros(0, np.int32))
+                found.setdefault("groups", np.arange(len(found["distances"]), dtype=np.int32))
+                limits = cls(**found)
         except FileNotFoundError as error:
             raise FxError(
                 f"no {path}, which is written with a head or a network; fit it again"
@@ -178,11 +224,48 @@ class Limits:
     @property
     def is_sound(self) -> bool:
         """Whether they are arrays such as `of` makes, with something in each."""
-        arrays = (self.rows, self.distances, self.nonconformity)
-        return [array.ndim for array in arrays] == [2, 1, 1] and all(
-            array.dtype == np.float32 and array.size and np.isfinite(array).all()
-            for array in arrays
+        n, wholes = len(self.distances), (self.labels, self.groups)
+        floats = (self.rows, self.distances, self.nonconformity)
+        return (
+            [array.ndim for array in (*floats, *wholes)] == [2, 1, 1, 1, 1]
+            and all(
+                one.dtype == np.float32 and one.size and np.isfinite(one).all() for one in floats
+            )
+            and all(one.dtype == np.int32 and (one >= 0).all() for one in wholes)
+            and len(self.labels) in (0, n)
+            and len(self.nonconformity) == len(self.groups) == n
         )
+
+
+def conformal_quantile(
+    scores: NDArray[np.floating[Any]], groups: NDArray[np.integer[Any]], level: float
+) -> float:
+    """Value that the score of a row of a new group exceeds at most 1 - `level` of the time.
+
+    Of g groups each has a mass of 1 / (g + 1), which its rows share evenly, and the new group has
+    the rest, at infinity (Y. Lee, R. F. Barber and R. Willett, "Distribution-free inference with
+    hierarchical data", 2023). Of groups of one row it is the ceil((n + 1) level)-th smallest score.
+
+    Parameters
+    ----------
+    scores : float array of shape (n,)
+    groups : int array of shape (n,)
+    level : float, between 0 and 1
+
+    Returns
+    -------
+    float, infinite where there are fewer groups than `groups_needed`
+    """
+    _, member, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    order = np.argsort(scores)
+    mass = np.cumsum(1 / sizes[member][order]) / (len(sizes) + 1)
+    place = int(np.searchsorted(mass, level - ROUNDING))
+    return float(scores[order[place]]) if place < len(scores) else float("inf")
+
+
+def groups_needed(level: float) -> int:
+    """Fewest groups, or rows that are each their own, by which `conformal_quantile` is finite."""
+    return int(np.ceil(level / (1 - level) - ROUNDING))
 
 
 def _directions(rows: Features) -> Features:

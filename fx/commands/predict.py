@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from msgspec import UnsetType
 
 from fx.commands.arguments import (
     MAX_IMAGE_MB,
@@ -19,11 +20,14 @@ from fx.commands.arguments import (
     StoredPrecision,
     options_in,
 )
-from fx.commands.printing import print_some, show
+from fx.commands.command import with_options
+from fx.commands.printing import SHOWN, print_some, print_wrapped, show
 from fx.output import printable, progress_bars
 
 if TYPE_CHECKING:
     from fx.stages.records import Prediction, Predictions
+
+EMPTY = "(empty set)"
 
 
 def predict(
@@ -40,7 +44,8 @@ def predict(
     conformal: Annotated[
         float | None,
         typer.Option(
-            metavar="SHARE", help="Give sets of labels; this share of them holds the true one."
+            metavar="SHARE",
+            help="Give sets of labels; of each class this share of them holds the true one.",
         ),
     ] = None,
     precision: StoredPrecision = "auto",
@@ -70,11 +75,18 @@ def _print(found: Predictions) -> None:
     if isinstance(found.rejected, int):
         print(f"none of these: {found.rejected:,} of {len(labels):,} images")
     if isinstance(found.mean_set_size, float):
-        print(f"mean size of the sets of labels: {found.mean_set_size:.2f}")
+        empty = sum(not one.labels for one in found.predictions)
+        print(f"mean size of the sets of labels: {found.mean_set_size:.2f}; empty: {empty:,}")
+    for note in found.notes:
+        print_wrapped(with_options(f"note: {note}"))
     print_some("unreadable", [f"{one.path}: {one.reason}" for one in found.failed])
 
 
 def _answer(prediction: Prediction) -> str:
     if prediction.label is None:
         return "none of these"
-    return " | ".join(prediction.labels or [prediction.label])
+    if isinstance(prediction.labels, UnsetType):
+        return prediction.label
+    labels = prediction.labels
+    more = [f"{len(labels) - SHOWN:,} more"] if len(labels) > SHOWN else []
+    return " | ".join([*labels[:SHOWN], *more]) or EMPTY

@@ -14,6 +14,7 @@ from fx.output import all_of_it, print_table, printable, to_json
 
 if TYPE_CHECKING:
     from fx.stages.records import MeasuredModel
+    from heads.evaluation import Evaluation
 
 # Records listed one by one; of more, only how many there are is said.
 SHOWN = 5
@@ -64,8 +65,11 @@ def print_measured(result: MeasuredModel, what: str, details: Sequence[str]) -> 
     details : lines of this stage alone
     """
     measured = result.evaluation
-    low, high = measured.accuracy_ci
-    print(f"{what}: accuracy {measured['accuracy']:.3f} ({low:.3f} to {high:.3f}, 95 %)")
+    print(f"{what}: accuracy {measured['accuracy']:.3f} ({_interval(measured)})")
+    if measured.measured_by == "test rows":
+        print(f"on {measured.n_test:,} test images; {result.n_train:,} training images")
+    else:
+        print(f"in {measured.measured_by} of the {result.n_train:,} images that it is fitted on")
     also = [f"always the commonest class: {measured.majority:.3f}"]
     also += [f"balanced {measured['balanced_accuracy']:.3f}"]
     also += [] if math.isnan(measured["top5"]) else [f"top 5 {measured['top5']:.3f}"]
@@ -74,14 +78,23 @@ def print_measured(result: MeasuredModel, what: str, details: Sequence[str]) -> 
         f"macro F1 {measured['macro_f1']:.3f}, log loss {measured['log_loss']:.3f}, "
         f"calibration error {measured['ece']:.3f}"
     )
-    rows = f"{result.n_train:,} training, {measured.n_test:,} test images"
-    if measured.measured_by != "test rows":
-        rows = f"fitted on {result.n_train:,} images, measured on them by {measured.measured_by}"
-    for line in (*details, f"{rows}; {result.seconds:.1f} s"):
+    for line in (*details, f"{result.seconds:.1f} s"):
         print(line)
     for note in result.notes:
         print_wrapped(with_options(f"note: {note}"))
+    predicted = sum(map(sum, measured.confusion))
+    if predicted > measured.n_test:
+        print(f"{predicted:,} predictions, {predicted // measured.n_test} of each image:")
     _print_confusion(measured.confusion, result.classes)
+
+
+def _interval(measured: Evaluation) -> str:
+    if measured.accuracy_ci is None:
+        from heads.evaluation import FEWEST_GROUPS
+
+        return f"no interval: {measured.n_groups} groups; {FEWEST_GROUPS} are needed"
+    low, high = measured.accuracy_ci
+    return f"{low:.3f} to {high:.3f}, 95 %"
 
 
 def _print_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> None:

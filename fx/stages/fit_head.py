@@ -131,11 +131,11 @@ def fit_head_on_store(
     if metrics is not None:
         train = train + test
     rows = [*train, *validation]
-    features, n = stored.features(rows), len(train)
+    features, groups, n = stored.features(rows), stored.groups(rows), len(train)
     head = fit_head(
         features[:n],
         labels_of(train),
-        groups=stored.groups(train),
+        groups=None if groups is None else groups[:n],
         validation=(features[n:], labels_of(validation)) if validation else None,
         spec=stored.spec,
         source=stored.source,
@@ -144,11 +144,11 @@ def fit_head_on_store(
         **dataclasses.asdict(choices),
     )
     if metrics is None:
-        head = head.tested(stored.features(test), labels_of(test))
+        head = head.tested(stored.features(test), labels_of(test), groups=stored.groups(test))
     else:
         head = dataclasses.replace(head, metrics=metrics)
     head = dataclasses.replace(head, notes=(*notes, *head.notes))
-    _keep(head, stored, run.directory, features)
+    _keep(head, stored, run.directory, features, groups)
     seconds = time.perf_counter() - begun
     doubtful: DoubtfulLabels | UnsetType = UNSET
     if audit:
@@ -230,14 +230,26 @@ def _held_out(head: Head) -> OutOfFoldPredictions:
     return head.held_out
 
 
-def _keep(head: Head, stored: _Stored, directory: Path, features: NDArray[np.float32]) -> None:
+def _keep(
+    head: Head,
+    stored: _Stored,
+    directory: Path,
+    features: NDArray[np.float32],
+    groups: NDArray[np.intp] | None,
+) -> None:
     from heads.files import save_head
     from heads.limits import Limits
     from heads.plots import write_plots
 
     save_head(head, directory)
     held_out = _held_out(head)
-    Limits.of(features, held_out.splits, held_out.probabilities, held_out.labels).save(directory)
+    Limits.of(
+        features,
+        held_out.splits,
+        held_out.probabilities,
+        held_out.labels,
+        groups=None if groups is None else groups[held_out.rows],
+    ).save(directory)
     write_plots(head, directory)
     if network := stored.sets[0].spec.network:
         # predictions need the very network that made the features

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 LABELLED_AT_ONCE = 256
 WARM_BATCHES = 4  # that are not timed
+MOST_NAMED = 5  # classes in a note
 
 
 def predict_images(
@@ -63,7 +64,7 @@ def predict_images(
     opened = open_model(model, options)
     source = find_images(images, max_image_mb=options.max_image_mb)
     vectors = _side_by_side(opened, source, begin("predicting"))
-    labeller = _labeller(opened, folder_of(model), reject, conformal)
+    labeller, notes = _labeller(opened, folder_of(model), reject, conformal)
     failed = [FailedImage(path, reason) for path, reason in source.skipped]
     predictions: list[Prediction] = []
     known: list[tuple[str, NDArray[np.float32]]] = []
@@ -84,7 +85,9 @@ def predict_images(
     if labeller.least is not None:
         sizes = [len(one.labels or ()) for one in predictions]
         mean_set_size = float(np.mean(sizes)) if sizes else None
-    return Predictions(str(model), tuple(predictions), tuple(failed), rejected, mean_set_size)
+    return Predictions(
+        str(model), tuple(predictions), tuple(failed), rejected, mean_set_size, tuple(notes)
+    )
 
 
 @dataclass(frozen=True)
@@ -96,13 +99,13 @@ class _Labeller:
     model : that knows the classes
     limits : of what it has learned, where such are asked for
     farthest : distance from the training images beyond which there is no label
-    least : probability from which on a class is in the set of labels
+    least : probability from which on each class is in the set of labels
     """
 
     model: OpenModel
     limits: Limits | None
     farthest: float | None
-    least: float | None
+    least: NDArray[np.float64] | None
 
     def label(self, known: Sequence[tuple[str, NDArray[np.float32]]]) -> list[Prediction]:
         """Label images, given as paths and features."""
@@ -127,21 +130,40 @@ class _Labeller:
             label = None
         labels: tuple[str, ...] | UnsetType = UNSET
         if self.least is not None:
-            labels = tuple(classes[i] for i in (-row).argsort() if row[i] >= self.least)
+            labels = tuple(classes[i] for i in (-row).argsort() if row[i] >= self.least[i])
         return Prediction(path, label, float(row[best]), labels, distance)
 
 
 def _labeller(
     model: OpenModel, folder: Path, reject: float | None, conformal: float | None
-) -> _Labeller:
-    from heads.limits import Limits
+) -> tuple[_Labeller, list[str]]:
+    """Find what labels go by, and what is to be noted where too little is known for it."""
+    from heads.limits import Limits, groups_needed
 
     if reject is None and conformal is None:
-        return _Labeller(model, None, None, None)
-    limits = Limits.load(folder)
-    farthest = None if reject is None else limits.farthest(reject)
-    least = None if conformal is None else limits.least_probability(conformal)
-    return _Labeller(model, limits, farthest, least)
+        return _Labeller(model, None, None, None), []
+    limits, notes = Limits.load(folder), []
+    farthest = least = None
+    if reject is not None:
+        farthest = limits.farthest(reject)
+        if farthest == float("inf"):
+            notes.append(
+                f"none is rejected: `reject` {reject:g} needs {groups_needed(1 - reject):,} "
+                "held-out images, or groups of images"
+            )
+    if conformal is not None:
+        classes, needed = model.classes, groups_needed(conformal)
+        least = limits.least_probabilities(conformal, len(classes))
+        counts = limits.held_out_per_class(len(classes))
+        if few := [f"{classes[i]} ({counts[i]})" for i in counts.argsort() if counts[i] < needed]:
+            more = f" and {len(few) - MOST_NAMED:,} more" if len(few) > MOST_NAMED else ""
+            notes.append(
+                f"in every set: {', '.join(few[:MOST_NAMED])}{more}; `conformal` {conformal:g} "
+                f"needs {needed:,} held-out images of a class, or groups of images"
+            )
+        if not len(limits.labels):
+            notes.append("sets may leave rare classes out, until the model is fitted again")
+    return _Labeller(model, limits, farthest, least), notes
 
 
 def milliseconds_per_image(model: Path, files: Sequence[Path], options: Options) -> float:

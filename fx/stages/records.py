@@ -147,7 +147,7 @@ class Prediction(Record, frozen=True):
     path : of the image
     label : None where it is unlike the training images
     probability : of the likeliest class
-    labels : the conformal set, where it was asked for
+    labels : the conformal set, likeliest first, where it was asked for; it may be empty
     distance : from the training images, where unlike images were to be rejected
     """
 
@@ -168,6 +168,7 @@ class Predictions(Record, frozen=True):
     failed : the others
     rejected : how many have no label, where that was asked for
     mean_set_size : of the conformal sets, where they were asked for; None without images
+    notes : where the model knows too little for what was asked for
     """
 
     model: str
@@ -175,3 +176,4 @@ class Predictions(Record, frozen=True):
     failed: tuple[FailedImage, ...]
     rejected: int | UnsetType = UNSET
     mean_set_size: float | UnsetType | None = UNSET
+    notes: tuple[str, ...] = ()

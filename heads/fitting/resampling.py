@@ -1,5 +1,6 @@
 """Outer folds: a measurement for few images, in which every one of them is a test row once."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -9,7 +10,7 @@ from scipy import stats
 from scipy.special import softmax
 
 from extract.errors import FxError
-from heads.evaluation import Evaluation, evaluate
+from heads.evaluation import Evaluation, accuracy_interval, evaluate
 from heads.fitting.fit import fit_head
 from heads.fitting.folds import make_folds
 from heads.fitting.search import Progress
@@ -30,15 +31,15 @@ def measure_by_resampling(
 ) -> Evaluation:
     """Measure a way of fitting heads on rows that are split anew again and again.
 
-    Every outer fold makes the whole choice inside its own fitting rows. Measures are of all rows
-    held out in all repeats; the confusion matrix and the numbers of rows are of the first repeat,
-    in which every row is held out once.
+    Every outer fold makes the whole choice inside its own fitting rows. Every row is held out once
+    in each repeat: metrics are means over the repeats, the confusion matrix and what it says of
+    each class count the predictions of all of them; `n_test` is the number of rows.
 
     The accuracy's interval is Student's for the mean over the folds, its variance
     (1 / J + n_test / n_train) s^2 instead of s^2 / J, since the folds share most of their fitting
     rows (C. Nadeau and Y. Bengio, "Inference for the Generalization Error", Machine Learning 52,
-    2003). Where Wilson's, of as many independent rows, is wider, it is that: the folds of few
-    rows may all agree by chance.
+    2003). It reaches at least as far as Wilson's of as many rows or groups, see
+    `heads.evaluation.accuracy_interval`: the folds of few rows may all agree by chance.
 
     Parameters
     ----------
@@ -67,9 +68,10 @@ def measure_by_resampling(
             raise FxError(
                 f"class {name!r} has too few images for outer folds; {MIN_PER_CLASS} are needed"
             )
+    repeats: list[Evaluation] = []
     calibrated: list[NDArray[np.float64]] = []
     uncalibrated: list[NDArray[np.float64]] = []
-    truth: list[NDArray[np.intp]] = []
+    held_out: list[NDArray[np.intp]] = []
     shares: list[float] = []
     for repeat in range(REPEATS):
         splits, _ = make_folds(
@@ -86,36 +88,52 @@ def measure_by_resampling(
             scores = head.scores(rows[rest])
             uncalibrated.append(softmax(scores, axis=1))
             calibrated.append(softmax(scores / head.calibration.temperature, axis=1))
-            truth.append(y[rest])
+            held_out.append(rest)
             shares.append(len(rest) / len(fitting))
             if progress:
-                progress(len(truth), REPEATS * len(splits))
-    accuracies = np.array(
-        [(p.argmax(axis=1) == of).mean() for p, of in zip(calibrated, truth, strict=True)]
+                progress(len(held_out), REPEATS * len(splits))
+        latest = slice(-len(splits), None)
+        truth = y[np.concatenate(held_out[latest])]
+        repeats.append(evaluate(np.concatenate(calibrated[latest]), truth, known))
+    order = np.concatenate(held_out)
+    p = np.concatenate(calibrated)
+    pooled = evaluate(p, y[order], known, uncalibrated=np.concatenate(uncalibrated))
+    right = [(p.argmax(axis=1) == y[rest]) for p, rest in zip(calibrated, held_out, strict=True)]
+    correct = np.bincount(order, np.concatenate(right)) / REPEATS
+    interval, n_groups = interval_of_folds(
+        np.array([one.mean() for one in right]), float(np.mean(shares)), correct, groups
     )
-    once = len(truth) // REPEATS
-    first = evaluate(np.concatenate(calibrated[:once]), np.concatenate(truth[:once]), known)
-    pooled = evaluate(
-        np.concatenate(calibrated),
-        np.concatenate(truth),
-        known,
-        uncalibrated=np.concatenate(uncalibrated),
-    )
-    low, high = corrected_interval(accuracies, float(np.mean(shares)))
     return msgspec.structs.replace(
         pooled,
-        accuracy_ci=(
-            max(0.0, min(low, first.accuracy_ci[0])),
-            min(1.0, max(high, first.accuracy_ci[1])),
-        ),
+        metrics={name: _mean([one.metrics[name] for one in repeats]) for name in pooled.metrics},
+        accuracy_ci=interval,
         per_class=tuple(
-            msgspec.structs.replace(of_all, n_test=of_first.n_test)
-            for of_all, of_first in zip(pooled.per_class, first.per_class, strict=True)
+            msgspec.structs.replace(one, n_test=one.n_test // REPEATS) for one in pooled.per_class
         ),
-        n_test=first.n_test,
-        confusion=first.confusion,
-        measured_by=f"{REPEATS} times {once} outer folds",
+        n_test=len(rows),
+        measured_by=f"{REPEATS} times {len(held_out) // REPEATS} outer folds",
+        n_groups=n_groups,
     )
+
+
+def interval_of_folds(
+    accuracies: NDArray[np.float64],
+    ratio: float,
+    correct: NDArray[np.float64],
+    groups: ArrayLike | None,
+) -> tuple[tuple[float, float] | None, int | None]:
+    """Corrected interval of the mean over folds, as far as that of the rows at least.
+
+    Parameters
+    ----------
+    accuracies, ratio : see `corrected_interval`
+    correct, groups : see `heads.evaluation.accuracy_interval`, whose returns these are, too
+    """
+    of_rows, count = accuracy_interval(correct, groups)
+    if of_rows is None:
+        return None, count
+    low, high = corrected_interval(accuracies, ratio)
+    return (max(0.0, min(low, of_rows[0])), min(1.0, max(high, of_rows[1]))), count
 
 
 def corrected_interval(accuracies: NDArray[np.float64], ratio: float) -> tuple[float, float]:
@@ -129,3 +147,9 @@ def corrected_interval(accuracies: NDArray[np.float64], ratio: float) -> tuple[f
     j = len(accuracies)
     width = stats.t.ppf(0.975, j - 1) * np.sqrt((1 / j + ratio) * accuracies.var(ddof=1))
     return float(accuracies.mean() - width), float(accuracies.mean() + width)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Mean of the values that are defined."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

@@ -38,10 +38,11 @@ def test_few_images_are_measured_by_outer_folds_and_all_are_fitted_on(
 ) -> None:
     head = answered(fx, "fit-head", "logreg")
     assert head["measured_by"] == "3 times 5 outer folds"
-    assert head["n_train"] == head["n_test"] == np.sum(head["confusion"]) == 36
+    assert head["n_train"] == head["n_test"] == np.sum(head["confusion"]) / 3 == 36
     assert load_head(head["path"]).n_train == 36
     told = fx("fit-head", "logreg").out
-    assert "fitted on 36 images, measured on them by 3 times 5 outer folds" in told
+    assert "in 3 times 5 outer folds of the 36 images that it is fitted on" in told
+    assert "108 predictions, 3 of each image:" in told
     assert "always the commonest class: 0.333" in told
 
 

@@ -167,7 +167,14 @@ def test_resampling_measures_every_image_and_chooses_inside() -> None:
     features, y = digits(150)
     metrics = measure_by_resampling(features, y, kind="logreg")
     assert metrics.measured_by == "3 times 5 outer folds"
-    assert metrics.n_test == np.sum(metrics.confusion) == 150
+    assert metrics.n_test == 150
+    # the matrix and the accuracy are of the same predictions, three of each image
+    assert np.sum(metrics.confusion) == 3 * 150
+    assert metrics["accuracy"] == pytest.approx(np.trace(metrics.confusion) / 450)
+    recalls = np.diag(metrics.confusion) / np.sum(metrics.confusion, axis=1)
+    assert [one.recall for one in metrics.per_class] == pytest.approx(recalls)
+    assert metrics["balanced_accuracy"] == pytest.approx(recalls.mean())
+    assert sum(one.n_test for one in metrics.per_class) == 150
     assert metrics.accuracy_ci[0] < metrics["accuracy"] < metrics.accuracy_ci[1]
     assert metrics["accuracy"] > 0.8
     chance = measure_by_resampling(

@@ -19,7 +19,7 @@ from extract.store import FeatureStore
 from heads.doubts import doubt_labels
 from heads.fitting import fit_head
 from heads.kinds import HEADS
-from heads.limits import Limits
+from heads.limits import Limits, groups_needed
 
 Fx = Callable[..., Said]
 Split = tuple[np.ndarray, np.ndarray]
@@ -77,16 +77,73 @@ def test_a_set_of_labels_holds_the_true_one_as_often_as_asked() -> None:
         head = fit_head(features, labels, kind="logreg")
         held = head.held_out
         limits = Limits.of(features, held.splits, held.probabilities, held.labels)
-        sets = head.predict_proba(fresh) >= limits.least_probability(0.9)
+        sets = head.predict_proba(fresh) >= limits.least_probabilities(0.9, 3)
         covered.append(sets[np.arange(len(truth)), np.searchsorted(head.classes, truth)].mean())
     assert 0.89 <= np.mean(covered) <= 0.93
-    few = Limits(
-        np.zeros((1, 2), np.float32),
-        np.zeros(5, np.float32),
-        np.linspace(0, 1, 5, dtype=np.float32),
-    )
-    assert few.least_probability(0.9) == 0  # five rows cannot promise nine in ten
-    assert few.least_probability(0.5) == pytest.approx(0.5)
+
+
+def known_by(nonconformity: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> Limits:
+    wholes = labels.astype(np.int32), groups.astype(np.int32)
+    scores = nonconformity.astype(np.float32)
+    return Limits(np.zeros((1, 2), np.float32), scores, scores, *wholes)
+
+
+def test_a_class_has_the_threshold_of_its_own_rows() -> None:
+    nonconformity = np.concatenate([np.linspace(0, 0.1, 19), np.linspace(0.1, 0.9, 9), [0.5] * 8])
+    labels = np.repeat([0, 1, 2], [19, 9, 8])
+    limits = known_by(nonconformity, labels, np.arange(36))
+    least = limits.least_probabilities(0.9, 4)
+    # the 18th of 19, the 9th of 9; eight rows, or none, cannot promise nine in ten
+    assert least[:2] == pytest.approx([1 - 0.1 * 17 / 18, 0.1])
+    assert (least[2:] < 0).all()
+    assert groups_needed(0.9) == 9
+    assert limits.held_out_per_class(4).tolist() == [19, 9, 8, 0]
+    # rows of one group are one
+    paired = known_by(nonconformity, labels, np.arange(36) // 2)
+    assert (paired.least_probabilities(0.9, 4)[1:] < 0).all()
+    assert paired.held_out_per_class(4).tolist() == [10, 5, 4, 0]
+    with pytest.raises(FxError, match="of another model; got more than 2 classes"):
+        limits.least_probabilities(0.9, 2)
+
+
+def test_limits_of_an_earlier_version_have_one_threshold(tmp_path: Path) -> None:
+    scores = np.linspace(0, 1, 9, dtype=np.float32)
+    rows = np.zeros((1, 2), np.float32)
+    np.savez(tmp_path / "limits.npz", rows=rows, distances=scores, nonconformity=scores)
+    older = Limits.load(tmp_path)
+    assert older.least_probabilities(0.5, 3) == pytest.approx([0.5] * 3)
+    assert older.farthest(0.5) == 0.5
+    assert older.held_out_per_class(3).tolist() == [9, 9, 9]
+
+
+def test_a_rare_class_is_covered_as_often_as_a_common_one() -> None:
+    rng, common, rare = np.random.default_rng(0), [], []
+    for _ in range(100):
+        y = (rng.random(1_400) < 0.02).astype(int)
+        # odds of a class whose normal values lie two deviations above the other's
+        odds = np.exp(2 * rng.normal(size=1_400) + 4 * y - 2) * 0.02 / 0.98
+        own = np.where(y, odds, 1) / (1 + odds)
+        limits = known_by(1 - own[:700], y[:700], np.arange(700))
+        covered = own[700:] >= limits.least_probabilities(0.9, 2)[y[700:]]
+        common.append(covered[y[700:] == 0].mean())
+        rare.append(covered[y[700:] == 1].mean())
+    for found in (common, rare):
+        assert np.mean(found) >= 0.9 - 3 * np.std(found) / 10
+
+
+@pytest.mark.parametrize("size", [1, 5, 20])
+def test_new_groups_are_covered_and_rejected_as_asked(size: int) -> None:
+    rng, covered, rejected = np.random.default_rng(0), [], []
+    for _ in range(200):
+        # all rows of a group are nearly as hard as each other
+        hard = rng.normal(size=(41, 1)) + 0.3 * rng.normal(size=(41, size))
+        scores = (1 / (1 + np.exp(-hard))).astype(np.float32)
+        known = scores[:40].ravel()
+        limits = known_by(known, np.zeros(len(known)), np.repeat(np.arange(40), size))
+        covered.append((1 - scores[40] >= limits.least_probabilities(0.9, 1)).mean())
+        rejected.append((scores[40] > limits.farthest(0.1)).mean())
+    assert np.mean(covered) >= 0.9 - 3 * np.std(covered) / np.sqrt(200)
+    assert np.mean(rejected) <= 0.1 + 3 * np.std(rejected) / np.sqrt(200)
 
 
 def test_wrong_labels_are_doubted_first() -> None:
@@ -149,6 +206,14 @@ def test_predictions_reject_and_give_sets(labelled: Path, fx: Fx) -> None:
     assert all(set(one["labels"]) <= {"a", "b"} for one in found["predictions"])
     sizes = [len(one["labels"]) for one in found["predictions"]]
     assert found["mean_set_size"] == pytest.approx(np.mean(sizes))
+    sets = fx("predict", head, "data", "--conformal", 0.97)
+    assert "note: in every set: b (14), a (15); --conformal 0.97 needs 33" in sets.out
+    assert re.search(r"^0\.\d{3}  (a \| b|b \| a)  ", sets.out, re.M)
+    empty = fx("predict", head, "data", "--conformal", 0.1)
+    assert "  (empty set)  " in empty.out
+    assert answered(fx, "predict", head, "data", "--conformal", 0.97)["notes"][0] in " ".join(
+        sets.out.replace("--conformal", "`conformal`").split()
+    )
     said = fx("predict", head, strange, "--reject", 0.1)
     assert re.search(r"^none of these: [1-5] of 5 images$", said.out, re.M)
     wrong = fx("predict", head, "data", "--conformal", 1.5)
@@ -217,7 +282,7 @@ def test_sets_of_labels_cover_nine_tenths_of_fresh_images(
         head = fit_head(features[some], labels[some], kind="logreg", c=0.02)
         held = head.held_out
         limits = Limits.of(features[some], held.splits, held.probabilities, held.labels)
-        sets = head.predict_proba(fresh) >= limits.least_probability(0.9)
+        sets = head.predict_proba(fresh) >= limits.least_probabilities(0.9, 4)
         covered.append(sets[np.arange(len(truth)), np.searchsorted(head.classes, truth)].mean())
     print(f"mean coverage {np.mean(covered):.4f}")
     assert 0.89 <= np.mean(covered) <= 0.92

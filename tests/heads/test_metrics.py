@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, top_k_accuracy_score
 
 from extract.errors import FxError
-from heads.calibration import expected_calibration_error
-from heads.evaluation import Evaluation, evaluate
+from heads.calibration import calibration_error
+from heads.evaluation import FEWEST_GROUPS, Evaluation, accuracy_interval, evaluate
 from heads.files import load_head, save_head
 from heads.fitting import fit_head
 from heads.metrics import METRICS, Metric
@@ -91,20 +91,78 @@ def test_measures_by_class_are_those_of_scikit_learn(seed: int, n: int, k: int) 
 
 
 def test_calibration_error_of_bins_counted_by_hand() -> None:
-    # 30 rows, 15 bins of two: in every bin the confidences are c and c, one row right, one wrong
-    confidence = np.repeat(np.linspace(0.55, 0.95, 15), 2)
+    # 64 rows, four bins of 16, in each of which 8 are right; one confidence a bin
+    confidence = np.repeat([0.6, 0.7, 0.8, 0.9], 16)
     p = np.stack([confidence, 1 - confidence], axis=1)
-    y = np.tile([0, 1], 15)
-    assert expected_calibration_error(p, y) == pytest.approx(np.mean(confidence - 0.5))
+    square = np.mean(np.array([0.1, 0.2, 0.3, 0.4]) ** 2)
+    got = calibration_error(p, np.tile([0, 1], 32))
+    assert got == pytest.approx(math.sqrt(square - 0.5 * 0.5 / 15))
+
+
+def calibrated(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities of six classes, and labels drawn by them."""
+    p = rng.dirichlet([0.5] * 6, n)
+    return p, (rng.random(n)[:, None] > p.cumsum(axis=1)).sum(axis=1)
 
 
 def test_calibrated_predictions_have_nearly_no_calibration_error() -> None:
     rng = np.random.default_rng(0)
-    p = rng.dirichlet([1, 1, 1], 20_000)
-    y = (rng.random(20_000)[:, None] > p.cumsum(axis=1)).sum(axis=1)
-    assert expected_calibration_error(p, y) < 0.015
+    few = [calibration_error(*calibrated(rng, 100)) for _ in range(200)]
+    # of bins without a correction it is .14; three Monte-Carlo errors of a mean are .01
+    assert np.mean(few) < 0.045
+    p, y = calibrated(rng, 20_000)
+    assert calibration_error(p, y) < 0.015
     sharpened = p**3 / (p**3).sum(axis=1, keepdims=True)
-    assert expected_calibration_error(sharpened, y) > 0.1
+    assert calibration_error(sharpened, y) > 0.1
+
+
+def test_calibration_error_is_not_taken_for_chance() -> None:
+    # root of the mean squared distance of confidences .9 and accuracies of .6 and .8
+    rng = np.random.default_rng(0)
+    n = 200
+    confidence = np.where(np.arange(n) % 2, 0.9, 0.89)
+    p = np.stack([confidence, 1 - confidence], axis=1)
+    share = np.where(np.arange(n) % 2, 0.6, 0.8)
+    drawn = [calibration_error(p, (rng.random(n) > share).astype(int)) for _ in range(300)]
+    expected = math.sqrt((0.3**2 + 0.09**2) / 2)
+    error = 3 * np.std(drawn) / math.sqrt(300)
+    assert np.mean(drawn) == pytest.approx(expected, abs=error + 0.005)
+
+
+def test_rows_of_groups_are_worth_fewer() -> None:
+    p, y = predictions(0, 200, 3)
+    alone = evaluate(p, y, ["a", "b", "c"])
+    copies = [np.repeat(one, 5, axis=0) for one in (p, y)]
+    groups = np.repeat(np.arange(200), 5)
+    got = evaluate(*copies, ["a", "b", "c"], groups=groups)
+    # copies tell nothing new: the interval is as wide as that of the rows themselves
+    assert got.n_groups == 200
+    assert got.accuracy_ci == pytest.approx(alone.accuracy_ci, abs=0.003)
+    each = evaluate(p, y, ["a", "b", "c"], groups=np.arange(200))
+    assert each == alone
+    few = evaluate(p, y, ["a", "b", "c"], groups=np.arange(200) % (FEWEST_GROUPS - 1))
+    assert few.accuracy_ci is None
+    assert few.n_groups == FEWEST_GROUPS - 1
+    assert Evaluation.from_dict(json.loads(json.dumps(few.as_dict(), allow_nan=False))) == few
+
+
+def test_where_no_group_has_a_mistake_each_counts_once() -> None:
+    interval, count = accuracy_interval(np.ones(150), np.repeat(np.arange(30), 5))
+    z = 2.0452296421327034  # Student's with 29 degrees of freedom
+    assert count == 30
+    assert interval == pytest.approx((30 / (30 + z * z), 1))
+
+
+@pytest.mark.parametrize(("size", "accuracy", "alike"), [(5, 0.8, 0.8), (20, 0.95, 0.3)])
+def test_the_interval_of_grouped_rows_covers(size: int, accuracy: float, alike: float) -> None:
+    rng, covered, repeats = np.random.default_rng(0), 0, 300
+    groups = np.repeat(np.arange(40), size)
+    for _ in range(repeats):
+        shares = rng.beta(accuracy * (1 / alike - 1), (1 - accuracy) * (1 / alike - 1), 40)
+        interval, _ = accuracy_interval(rng.random(len(groups)) < shares[groups], groups)
+        assert interval is not None
+        covered += interval[0] <= accuracy <= interval[1]
+    assert covered / repeats > 0.93 - 3 * math.sqrt(0.93 * 0.07 / repeats)
 
 
 def test_a_class_without_test_rows_is_no_obstacle() -> None:
