@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from extract.images import ImageEntry, ImageSource
 
 SAMPLED_IN_ALL = 2_000  # images, of all networks together
+FOLDS = 3  # of the cross-validated accuracies
 HEADERS = 200  # images whose size in pixels is read
 TIMED_STRATEGIES = ("logreg", "svm", "finetune:1", "finetune:all")
 
@@ -49,12 +50,14 @@ class _Sample:
     Attributes
     ----------
     labels : n of them, of the images that can be read and are no copies
+    groups : n of them, what must not be torn apart in cross-validation
     features : float32 array of shape (n, d)
     distance : see ``extract.domain_shift``
     seconds : that reading them and computing features took
     """
 
     labels: list[str]
+    groups: list[str]
     features: NDArray[np.float32]
     distance: float | None
     seconds: float
@@ -204,16 +207,19 @@ def _scores(sample: _Sample) -> dict[str, float | None]:
     counts = Counter(sample.labels)
     kept = [i for i, label in enumerate(sample.labels) if counts[label] >= 2]
     labels, features = [sample.labels[i] for i in kept], sample.features[kept]
+    groups = [sample.groups[i] for i in kept]
+    together = groups if len(set(groups)) < len(groups) else None
     found: dict[str, float | None] = {"logme": None, "h_score": None, "knn": None, "logreg": 0.0}
     if len(set(labels)) < 2:
         return found
     found |= {"logme": logme(features, labels), "h_score": h_score(features, labels)}
     for kind in ("knn", "logreg"):
         try:
-            head = fit_head(features, labels, kind=kind, folds=3)
+            held_out = fit_head(features, labels, kind=kind, folds=FOLDS, groups=together).held_out
         except FxError:
             continue
-        found[kind] = max(candidate.accuracy for candidate in head.search)
+        assert held_out is not None, "a head that was just fitted"
+        found[kind] = float((held_out.probabilities.argmax(axis=1) == held_out.labels).mean())
     return found
 
 
@@ -253,7 +259,9 @@ def _look_at(
     distance = distance_of_source(
         backbone, replace(source, entries=source.entries[:SAMPLED_IMAGES])
     )
-    sample = _Sample([str(e.label) for e in found.kept], features, distance, seconds)
+    labels = [str(e.label) for e in found.kept]
+    groups = [f"path:{e.path}" if e.group is None else f"group:{e.group}" for e in found.kept]
+    sample = _Sample(labels, groups, features, distance, seconds)
     return sample, found.facts(source)
 
 

@@ -26,7 +26,19 @@ from fx.output import print_table, progress_bars
 if TYPE_CHECKING:
     from fx.records import Advice
 
-_SCORES = ("knn", "logreg", "logme", "h_score", "distance")
+# what is of one kind stands in one table: its title, its columns
+_SCORES = {
+    "cross-validated accuracy on n of the images, which chose k and C: not a test": {
+        "n": "n",
+        "knn": "k-NN",
+        "logreg": "logreg",
+    },
+    "no accuracies: how features fit the labels; distance from the network's images": {
+        "logme": "LogME",
+        "h_score": "H-score",
+        "distance": "distance",
+    },
+}
 
 
 def advise(
@@ -77,11 +89,12 @@ def _print(advice: Advice) -> None:
             f"shorter sides: {sides.least:,} to {sides.greatest:,} pixels, median "
             f"{sides.median:,}; the network sees: {inputs}"
         )
-    print_table(
-        ["features", "n", "k-NN", "logreg", "LogME", "H-score", "distance"],
-        [[getattr(one, name) for name in ("backbone", "n", *_SCORES)] for one in advice.networks],
-        title="scores on the images looked at, cross-validated: no promise of a test",
-    )
+    for title, columns in _SCORES.items():
+        print_table(
+            ["features", *columns.values()],
+            [[getattr(one, name) for name in ("backbone", *columns)] for one in advice.networks],
+            title=title,
+        )
     print_table(
         ["seconds, predicted", "extract", *advice.networks[0].predicted_seconds],
         [

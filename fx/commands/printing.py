@@ -66,10 +66,10 @@ def print_measured(result: MeasuredModel, what: str, details: Sequence[str]) -> 
     """
     measured = result.evaluation
     print(f"{what}: accuracy {measured['accuracy']:.3f} ({_interval(measured)})")
-    if measured.measured_by == "test rows":
-        print(f"on {measured.n_test:,} test images; {result.n_train:,} training images")
-    else:
-        print(f"in {measured.measured_by} of the {result.n_train:,} images that it is fitted on")
+    rows = f"on {measured.n_test:,} test images; {result.n_train:,} training images"
+    if measured.measured_by != "test rows":
+        rows = f"in {measured.measured_by} of the {result.n_train:,} images that it is fitted on"
+    print(f"{rows}; {result.seconds:.1f} s")
     also = [f"always the commonest class: {measured.majority:.3f}"]
     also += [f"balanced {measured['balanced_accuracy']:.3f}"]
     also += [] if math.isnan(measured["top5"]) else [f"top 5 {measured['top5']:.3f}"]
@@ -78,7 +78,7 @@ def print_measured(result: MeasuredModel, what: str, details: Sequence[str]) -> 
         f"macro F1 {measured['macro_f1']:.3f}, log loss {measured['log_loss']:.3f}, "
         f"calibration error {measured['ece']:.3f}"
     )
-    for line in (*details, f"{result.seconds:.1f} s"):
+    for line in details:
         print(line)
     for note in result.notes:
         print_wrapped(with_options(f"note: {note}"))

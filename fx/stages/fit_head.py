@@ -16,7 +16,7 @@ from fx.options import Options, choose_sets, read_snapshot
 from fx.output import Begin
 from fx.runs import Run
 from fx.stages.records import DoubtfulLabels, HeadResult
-from fx.stages.rows import check_labelled, groups_of, keys_of, labels_of, used_rows
+from fx.stages.rows import check_labelled, given_groups, groups_of, keys_of, labels_of, used_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -144,7 +144,7 @@ def fit_head_on_store(
         **dataclasses.asdict(choices),
     )
     if metrics is None:
-        head = head.tested(stored.features(test), labels_of(test), groups=stored.groups(test))
+        head = head.tested(stored.features(test), labels_of(test), groups=given_groups(test))
     else:
         head = dataclasses.replace(head, metrics=metrics)
     head = dataclasses.replace(head, notes=(*notes, *head.notes))
