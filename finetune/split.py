@@ -89,7 +89,8 @@ class SplitNetwork:
         """Freeze the trunk, make the rest trainable, and put a classifier on it."""
         import_compiler()
         module = backbone.module.eval().requires_grad_(False)
-        trunk, tail = cut(module, backbone.trained_size, settings.unfreeze)
+        size, points = backbone.trained_size, backbone.cut_points
+        trunk, tail = cut(module, size, settings.unfreeze, points)
         tail.requires_grad_(True)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
@@ -99,7 +100,7 @@ class SplitNetwork:
             None if isinstance(trunk, nn.Identity) else trunk,
             tail,
             classifier,
-            depths(module, backbone.trained_size) if settings.layer_decay < 1 else {},
+            depths(module, size, points) if settings.layer_decay < 1 else {},
         )
 
     def load_inputs(

@@ -1,7 +1,7 @@
 """Frozen networks that turn an image into a vector: names, weights, preprocessing."""
 
 from extract.backbones.backbone import Backbone, load_backbone, make_spec
-from extract.backbones.by_name import resolve_weights
+from extract.backbones.by_name import cut_points, resolve_weights
 from extract.backbones.compiler import import_compiler, without_compiler
 from extract.backbones.families import FAMILIES
 from extract.backbones.families._family import Architecture, Family
@@ -14,6 +14,7 @@ __all__ = [
     "BackboneInfo",
     "Family",
     "backbone_info",
+    "cut_points",
     "import_compiler",
     "list_backbones",
     "load_backbone",

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from extract.backbones.by_name import build, load_weights
+from extract.backbones.by_name import build, cut_points, load_weights
 from extract.backbones.layers import POOL, ConcatFeatures, Layers
 from extract.backbones.weights import weights_hash
 from extract.errors import FxError
@@ -44,6 +44,7 @@ class Backbone:
     layers : dict of str to int, the layers whose vectors `module` gives side by side, and their
         lengths, which add up to `dim`; ``pool`` is what the classifier would get
     channels : int, that the first convolution sees: 3, or 1 with its weights summed
+    cut_points : modules that end a block for fine-tuning, where the family names them
     """
 
     name: str
@@ -55,6 +56,7 @@ class Backbone:
     trained_size: int
     layers: dict[str, int]
     channels: int = 3
+    cut_points: tuple[str, ...] = ()
 
     @property
     def identity(self) -> str:
@@ -142,6 +144,7 @@ def load_backbone(
         trained_size=architecture.preprocessing.size,
         layers={POOL: dim},
         channels=channels,
+        cut_points=cut_points(name),
     )
 
 

@@ -59,10 +59,12 @@ def build(name: str, *, initialise: bool, seed: int = 0) -> Architecture:
     # the caller's random numbers stay as they are
     with torch.random.fork_rng(devices=[]), skipped:
         torch.manual_seed(seed)
-        architecture = family.build(name)
-    if points := tuple(family.cut_points(name)):
-        architecture.module.cut_points = points  # type: ignore[assignment]
-    return architecture
+        return family.build(name)
+
+
+def cut_points(name: str) -> tuple[str, ...]:
+    """Modules of a backbone that end a block for fine-tuning, where its family names them."""
+    return tuple(family_of(name).cut_points(name))
 
 
 def resolve_weights(name: str, weights: str) -> str:

@@ -36,13 +36,12 @@ class Layers(nn.Module):
         super().__init__()
         if len(set(layers)) < len(layers):
             raise FxError(f"a layer is named twice in {','.join(layers)}; name each once")
-        self.layers = tuple(layers)
-        self.tapped = _tap(module, [layer.removesuffix(FLATTEN) for layer in layers])
+        self.tapped, self.nodes = _tap(module, layers)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return a float tensor of shape (n, dim of the layer) for each layer."""
         made = self.tapped(images)
-        return tuple(_as_vectors(made[layer.removesuffix(FLATTEN)], layer) for layer in self.layers)
+        return tuple(_as_vectors(made[node], layer) for layer, node in self.nodes.items())
 
 
 class ConcatFeatures(nn.Module):
@@ -57,7 +56,8 @@ class ConcatFeatures(nn.Module):
         return torch.cat(self.parts(images), dim=1)
 
 
-def _tap(module: nn.Module, names: Sequence[str]) -> nn.Module:
+def _tap(module: nn.Module, layers: Sequence[str]) -> tuple[nn.Module, dict[str, str]]:
+    """Make a network that gives nodes by their names, and say which of them each layer is."""
     # torchvision's functions; timm has registered which of its layers cannot be traced
     with without_compiler():
         from timm.layers import (  # type: ignore[attr-defined]
@@ -79,12 +79,14 @@ def _tap(module: nn.Module, names: Sequence[str]) -> nn.Module:
                 f"take `layer={POOL}`"
             ) from error
         # the name of a module means the last node inside it
-        wanted = {name: nodes[-1] if name == POOL else _last_within(name, nodes) for name in names}
-        tapped = create_feature_extractor(module, {node: node for node in wanted.values()})
-    return _Renamed(tapped.eval(), wanted)
+        wanted = {layer: _last_within(layer.removesuffix(FLATTEN), nodes) for layer in layers}
+        tapped = create_feature_extractor(module, [*wanted.values()])
+    return tapped.eval(), wanted
 
 
 def _last_within(name: str, nodes: Sequence[str]) -> str:
+    if name == POOL:
+        return nodes[-1]
     inside = [node for node in nodes if node == name or node.startswith(f"{name}.")]
     if not inside:
         short = list(dict.fromkeys(".".join(node.split(".")[:2]) for node in nodes))
@@ -92,16 +94,6 @@ def _last_within(name: str, nodes: Sequence[str]) -> str:
         few = ", ".join([POOL, *short[:12]]) + (", …" if len(short) > 12 else "")
         raise FxError(f"no layer {name!r}; nearest: {', '.join(near) or 'none'}; some: {few}")
     return inside[-1]
-
-
-class _Renamed(nn.Module):
-    def __init__(self, tapped: nn.Module, wanted: dict[str, str]) -> None:
-        super().__init__()
-        self.tapped, self.wanted = tapped, wanted
-
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        made = self.tapped(images)
-        return {name: made[node] for name, node in self.wanted.items()}
 
 
 def _as_vectors(values: torch.Tensor, layer: str) -> torch.Tensor:

@@ -3,6 +3,7 @@
 Where the cuts lie, ``finetune.blocks.cut_points`` decides.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,7 +35,7 @@ class Block:
     flops_share: float
 
 
-def find_blocks(module: nn.Module, size: int) -> list[Block]:
+def find_blocks(module: nn.Module, size: int, cut_points: Sequence[str] = ()) -> list[Block]:
     """The blocks of a backbone.
 
     Parameters
@@ -42,13 +43,15 @@ def find_blocks(module: nn.Module, size: int) -> list[Block]:
     module : nn.Module, (n, 3, size, size) -> (n, features); on any device, also ``meta``
     size : int, pixels; take the one that the weights were trained with: far below it (under about
         a third) feature maps of one pixel cannot shrink further, and blocks are found together
+    cut_points : modules that end a block, as ``Backbone`` has them; by default the blocks follow
+        from the sizes of the feature maps
 
     Raises
     ------
     FxError
         If the network cannot be traced, or cannot run at this size.
     """
-    plan = plan_blocks(module, size, count_flops=True)
+    plan = plan_blocks(module, size, cut_points, count_flops=True)
     total = sum(plan.flops.values())
     blocks = []
     for number, (first, last) in enumerate(plan.ranges, 1):
@@ -67,7 +70,10 @@ def find_blocks(module: nn.Module, size: int) -> list[Block]:
 
 
 def cut(
-    module: nn.Module, size: int, unfreeze: int | Literal["all"]
+    module: nn.Module,
+    size: int,
+    unfreeze: int | Literal["all"],
+    cut_points: Sequence[str] = (),
 ) -> tuple[nn.Module, nn.Module]:
     """Split a backbone into the part that stays frozen and the part that trains.
 
@@ -81,6 +87,7 @@ def cut(
     module : nn.Module, (n, 3, size, size) -> (n, features)
     size : int, pixels, as in `find_blocks`
     unfreeze : int from 0 to the number of blocks, or "all": how many of the last blocks train
+    cut_points : as in `find_blocks`
 
     Returns
     -------
@@ -97,7 +104,7 @@ def cut(
         return nn.Identity(), module
     if unfreeze == 0:
         return module, nn.Identity()
-    plan = plan_blocks(module, size)
+    plan = plan_blocks(module, size, cut_points)
     if not 0 < unfreeze <= len(plan.ranges):
         raise FxError(
             f"`unfreeze` must be from 0 to {len(plan.ranges)}, the number of blocks, or all; "
@@ -125,17 +132,17 @@ def cut(
     )
 
 
-def depths(module: nn.Module, size: int) -> dict[nn.Parameter, int]:
+def depths(module: nn.Module, size: int, cut_points: Sequence[str] = ()) -> dict[nn.Parameter, int]:
     """How many blocks lie between each parameter of a backbone and its output.
 
     Of a network that cannot be traced, its largest parts with parameters count as blocks.
 
     Parameters
     ----------
-    module, size : as in `find_blocks`
+    module, size, cut_points : as in `find_blocks`
     """
     try:
-        plan = plan_blocks(module, size)
+        plan = plan_blocks(module, size, cut_points)
     except FxError:
         parts = [list(part.parameters()) for part in module.children()]
         groups = [part for part in parts if part]

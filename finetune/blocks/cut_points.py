@@ -12,7 +12,7 @@ connected layers of VGG and AlexNet are a block.
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +35,9 @@ class BlockPlan:
     ranges: list[tuple[int, int]]
 
 
-def plan_blocks(module: nn.Module, size: int, *, count_flops: bool = False) -> BlockPlan:
+def plan_blocks(
+    module: nn.Module, size: int, cut_points: Sequence[str], *, count_flops: bool = False
+) -> BlockPlan:
     """Trace a network and find its blocks; parameters as in ``finetune.find_blocks``."""
     graph_module = trace(module)
     run = run_without_data(graph_module, size, count_flops)
@@ -48,7 +50,7 @@ def plan_blocks(module: nn.Module, size: int, *, count_flops: bool = False) -> B
         if nodes[i] in shapes and nodes[i] not in spoilt
     }
     spans = _module_spans(nodes)
-    named = {spans[path][1] for path in getattr(module, "cut_points", ()) if path in spans}
+    named = {spans[path][1] for path in cut_points if path in spans}
     ends = sorted((named & cuts.keys() or _find_cuts(cuts, spans)) | {len(nodes) - 1})
     return BlockPlan(graph_module, nodes, shapes, run.flops, _merged(graph_module, nodes, ends))
 

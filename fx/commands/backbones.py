@@ -51,12 +51,13 @@ def _weights(backbone: BackboneInfo) -> str:
 
 def _list_blocks(name: str, as_json: bool) -> None:
     """List numbered blocks, input side first; no weights are needed."""
-    from extract.backbones import backbone_info
+    from extract.backbones import backbone_info, cut_points
     from finetune.blocks import find_blocks
 
     backbone, module = backbone_info(name)
     found = [
-        (one, "×".join(map(str, one.output_shape))) for one in find_blocks(module, backbone.size)
+        (one, "×".join(map(str, one.output_shape)))
+        for one in find_blocks(module, backbone.size, cut_points(name))
     ]
     records = [dataclasses.asdict(one) | {"output": output} for one, output in found]
     note = (

@@ -62,7 +62,7 @@ class _Finetune(TrainingStrategy):
 
         if isinstance(self.unfreeze, str) or not self.unfreeze:
             return
-        count = len(find_blocks(backbone.module, backbone.trained_size))
+        count = len(find_blocks(backbone.module, backbone.trained_size, backbone.cut_points))
         if self.unfreeze > count:
             raise FxError(
                 f"{backbone.name} has {count} blocks; got {self.spelled}; "

@@ -64,10 +64,11 @@ def test_an_added_family_is_listed_extracted_and_in_the_spec(
 
 
 def test_an_added_family_says_where_its_networks_are_cut() -> None:
-    module = load_backbone("toy").module
-    assert [block.name for block in find_blocks(module, 16)] == ["0", "2"]
+    backbone = load_backbone("toy")
+    blocks = find_blocks(backbone.module, 16, backbone.cut_points)
+    assert [block.name for block in blocks] == ["0", "2"]
     with torch.inference_mode():
-        assert module(torch.zeros(1, 3, 16, 16)).shape == (1, 6)
+        assert backbone.module(torch.zeros(1, 3, 16, 16)).shape == (1, 6)
 
 
 def test_families_are_known_without_their_libraries() -> None:

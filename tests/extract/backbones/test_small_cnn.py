@@ -11,7 +11,7 @@ from conftest import Said
 from torch import nn
 from torch.nn import functional
 
-from extract.backbones import backbone_info, load_backbone
+from extract.backbones import backbone_info, cut_points, load_backbone
 from extract.backbones.by_name import family_of
 from extract.errors import FxError
 from finetune.blocks import cut, find_blocks
@@ -59,7 +59,8 @@ def test_it_looks_at_the_whole_shorter_side() -> None:
 
 @pytest.mark.parametrize("size", [16, 50, 128])
 def test_its_convolutions_are_its_blocks(module: nn.Module, size: int) -> None:
-    blocks = find_blocks(module, size)
+    points = cut_points("small_cnn")
+    blocks = find_blocks(module, size, points)
     assert [(block.name, block.parameters) for block in blocks] == [
         (name, parameters) for name, parameters, _ in BLOCKS
     ]
@@ -68,7 +69,7 @@ def test_its_convolutions_are_its_blocks(module: nn.Module, size: int) -> None:
     with torch.inference_mode():
         expected = module(images(size))
         for unfreeze in range(5):
-            trunk, tail = cut(module, size, unfreeze)
+            trunk, tail = cut(module, size, unfreeze, points)
             assert torch.equal(tail(trunk(images(size))), expected)
 
 
