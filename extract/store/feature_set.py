@@ -28,10 +28,10 @@ CRC_BYTES = 4
 INDEX_BYTES = 16
 
 
-def checksum_of(rows: NDArray[Any]) -> int:
-    """CRC-32C of an array's numbers, row after row, as little-endian bytes."""
+def checksum_of(rows: NDArray[Any], before: int = 0) -> int:
+    """CRC-32C of numbers, row after row, as little-endian bytes, behind those of a checksum."""
     plain = np.ascontiguousarray(rows, dtype=rows.dtype.newbyteorder("<"))
-    return int(google_crc32c.value(plain.reshape(-1).view(np.uint8)))
+    return int(google_crc32c.extend(before, plain.reshape(-1).view(np.uint8)))
 
 
 class FeatureSet:

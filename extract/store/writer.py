@@ -19,7 +19,7 @@ from zarr.codecs import Crc32cCodec
 from extract.errors import FxError
 from extract.files import disk_full_as_fx_error, sync
 from extract.store.feature_set import KEY_BYTES, ROW_ARRAYS, FeatureSet, checksum_of
-from extract.store.records import Checksums, Commit, ExtractionRun, Spec
+from extract.store.records import Commit, ExtractionRun, Spec
 from extract.store.zarr_files import open_group
 
 # A killed run may lose this much work, in seconds.
@@ -27,7 +27,7 @@ COMMIT_INTERVAL = 20.0
 ROWS_PER_SHARD = 4096
 ROWS_PER_CHUNK = 256
 KEYS_PER_CHUNK = 16384
-# Memory holds a shard of each set that is filled, and two copies of it while it is written or read.
+# Memory holds a shard of each set that is filled, and two copies of it while it is written.
 SHARD_BYTES = 1 << 23
 
 # Makes commits of several sets, by name, count all at once.
@@ -85,14 +85,12 @@ class FeatureWriter:
         self._since = time.monotonic()
         changes: dict[str, Commit] = {}
         for feature_set, waiting, run in zip(self.sets, self._waiting, self._runs, strict=True):
-            new = waiting.stop - feature_set.committed
-            # what an interruption left half done is computed again
-            if not new or waiting.torn:
-                continue
             waiting.write()
-            before = feature_set.runs[:-1] if run.rows else feature_set.runs
-            runs = [*before, replace(run, rows=run.rows + new)]
-            changes[feature_set.name] = Commit(waiting.stop, runs, waiting.checksums())
+            new = waiting.written - feature_set.committed
+            if new:
+                before = feature_set.runs[:-1] if run.rows else feature_set.runs
+                runs = [*before, replace(run, rows=run.rows + new)]
+                changes[feature_set.name] = Commit(waiting.written, runs, waiting.checksums)
         if not changes:
             return
         self._publish(changes)
@@ -103,123 +101,69 @@ class FeatureWriter:
 
 
 class RowBuffer:
-    """Rows on their way into a set: memory holds one shard of them, however many there are.
-
-    A chunk is written when it is full, before another row comes, and what there is of the last one
-    with a commit.
+    """Rows on their way into a set: they wait until they fill a shard, or are committed.
 
     Parameters
     ----------
-    feature_set : that the rows are for; its last chunks can be read
+    feature_set : that the rows are for
 
     Attributes
     ----------
-    stop : int, rows of the set with those that do not count yet
-    torn : bool, whether an interruption has left some arrays with more rows than others
+    written : int, rows of the set with those that do not count yet
+    checksums : of all of these, by array and chunk
     """
 
     def __init__(self, feature_set: FeatureSet) -> None:
         self._set = feature_set
-        self.stop = feature_set.committed
-        self.torn = False
-        self._chunks = {name: _LastChunk(feature_set, name) for name in ROW_ARRAYS}
+        self._waiting: list[tuple[NDArray[Any], ...]] = []
+        self.written = feature_set.committed
+        self.checksums = feature_set.checksums or {name: [] for name in ROW_ARRAYS}
 
-    def append(
-        self, features: NDArray[Any], keys: NDArray[np.uint8], hashes: NDArray[np.uint8]
-    ) -> None:
-        """Add rows.
-
-        Parameters
-        ----------
-        features : array of shape (n, dim), of numbers that the set's dtype holds
-        keys, hashes : uint8 arrays of shape (n, 32)
-        """
-        given, taken = (features, keys, hashes), 0
-        while taken < len(features):
-            for chunk in self._chunks.values():
-                if not chunk.room:
-                    self._resize()
-                    chunk.write()
-                    chunk.begin_next()
-            # to all arrays alike, before anything is written that may fail
-            count = min(len(features) - taken, *(one.room for one in self._chunks.values()))
-            self.torn = True
-            for name, rows in zip(ROW_ARRAYS, given, strict=True):
-                self._chunks[name].take(rows[taken : taken + count])
-            self.stop += count
-            self.torn = False
-            taken += count
+    def append(self, *rows: NDArray[Any]) -> None:
+        """Add rows: arrays of shape (n, columns), in the order of ``ROW_ARRAYS``."""
+        shard = self._set.rows_per_chunk("features")
+        waiting = sum(len(features) for features, *_ in self._waiting)
+        room = shard - (self.written + waiting) % shard
+        # to all arrays at once: an interruption comes before or after
+        self._waiting.append(tuple(part[:room] for part in rows))
+        if len(rows[0]) >= room:
+            self.write()
+        if len(rows[0]) > room:
+            self.append(*(part[room:] for part in rows))
 
     def write(self) -> None:
-        """Write what has not been written, and wait until it is on the disk."""
-        self._resize()
-        for chunk in self._chunks.values():
-            chunk.write()
-
-    def checksums(self) -> Checksums:
-        """Checksums of all rows that have been written, by array and chunk."""
-        return {name: chunk.checksums for name, chunk in self._chunks.items()}
-
-    def _resize(self) -> None:
-        # all of them: where they differ in length, xarray refuses to open the set
+        """Write what waits, until it is on the disk; after an interruption, once more."""
+        if not self._waiting:
+            return
+        joined = tuple(np.concatenate(parts) for parts in zip(*self._waiting, strict=True))
+        self._waiting = [joined]
+        stop = self.written + len(joined[0])
+        # first all of them: where they differ in length, xarray refuses to open the set
         for name in ROW_ARRAYS:
             array = self._set.array(name)
-            if array.shape[0] != self.stop:
-                with disk_full_as_fx_error(self._set.path.parent):
-                    array.resize((self.stop, array.shape[1]))
-                    sync(self._set.path / name / "zarr.json")
+            with disk_full_as_fx_error(self._set.path.parent):
+                array.resize((stop, array.shape[1]))
+                sync(self._set.path / name / "zarr.json")
+        found = [self._write_array(*each) for each in zip(ROW_ARRAYS, joined, strict=True)]
+        checksums = dict(zip(ROW_ARRAYS, found, strict=True))
+        self.written, self.checksums, self._waiting = stop, checksums, []
 
-
-class _LastChunk:
-    """The chunk of an array that grows: all of its rows, those that count among them.
-
-    It is always written from its first row on.
-    """
-
-    def __init__(self, feature_set: FeatureSet, name: str) -> None:
-        self._set, self._name = feature_set, name
-        array, rows = feature_set.array(name), feature_set.rows_per_chunk(name)
-        self._number, self._filled = divmod(feature_set.committed, rows)
-        # the pages of an empty array take memory once they are written to
-        self._rows = np.empty((rows, array.shape[1]), array.dtype)
-        self._done = list((feature_set.checksums or {}).get(name, ()))[: self._number]
-        if self._filled:
-            self._rows[: self._filled] = feature_set.read_chunk(name, self._number)
-        self._written = self._filled
-
-    @property
-    def checksums(self) -> list[int]:
-        """Of all chunks, with this one as far as it is filled."""
-        rows = self._rows[: self._filled]
-        return [*self._done, checksum_of(rows)] if self._filled else self._done
-
-    @property
-    def room(self) -> int:
-        """Rows that it can still take."""
-        return len(self._rows) - self._filled
-
-    def take(self, rows: NDArray[Any]) -> None:
-        self._rows[self._filled : self._filled + len(rows)] = rows
-        self._filled += len(rows)
-
-    def begin_next(self) -> None:
-        # at once, so that an interruption comes before or after
-        following = (self.checksums, self._number + 1, 0, 0)
-        self._done, self._number, self._filled, self._written = following
-
-    def write(self) -> None:
-        if self._written == self._filled:
-            return
-        array, rows = self._set.array(self._name), self._rows[: self._filled]
-        start = self._number * len(self._rows)
-        file = self._set.chunk_file(self._name, self._number)
-        with disk_full_as_fx_error(self._set.path.parent, needs=rows.nbytes):
-            if start >= self._set.committed:
-                # what an unfinished run has left may be damaged, and Zarr would read it first
-                file.unlink(missing_ok=True)
-            array[start : start + self._filled] = rows
-            sync(file)
-        self._written = self._filled
+    def _write_array(self, name: str, rows: NDArray[Any]) -> list[int]:
+        """Write rows behind those of one array, and return the checksums of its chunks."""
+        checksums, step = list(self.checksums[name]), self._set.rows_per_chunk(name)
+        start, stop = self.written, self.written + len(rows)
+        for number in range(start // step, -(-stop // step)):
+            first, last = max(start, number * step), min(stop, (number + 1) * step)
+            some, file = rows[first - start : last - start], self._set.chunk_file(name, number)
+            with disk_full_as_fx_error(self._set.path.parent, needs=some.nbytes):
+                if first == number * step:
+                    # what an unfinished run has left may be damaged, and Zarr would read it first
+                    file.unlink(missing_ok=True)
+                    checksums.append(0)
+                self._set.array(name)[first:last] = some
+                sync(file)
+            checksums[number] = checksum_of(some, checksums[number])
+        return checksums
 
 
 def _narrowed(features: NDArray[np.float32], feature_set: FeatureSet) -> NDArray[Any]:

@@ -356,32 +356,33 @@ def test_a_command_that_is_called_in_a_process_leaves_its_signals_alone(
 
 
 @pytest.mark.parametrize("arrays", range(1, len(ROW_ARRAYS)))
-def test_rows_of_which_an_interruption_has_kept_a_part_are_not_committed(
+def test_rows_of_which_an_interruption_has_written_a_part_are_written_again(
     arrays: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, taken = FeatureStore.create(tmp_path / "f.zarr"), 0
-    take = writer_module._LastChunk.take
+    store, written = FeatureStore.create(tmp_path / "f.zarr"), 0
+    write_array = writer_module.RowBuffer._write_array
 
-    def interrupted(chunk: writer_module._LastChunk, rows: np.ndarray) -> None:
-        nonlocal taken
-        if taken == 2 * len(ROW_ARRAYS) + arrays:
+    def interrupted(self: writer_module.RowBuffer, name: str, rows: np.ndarray) -> list[int]:
+        nonlocal written
+        written += 1
+        if written == len(ROW_ARRAYS) + arrays + 1:
             raise KeyboardInterrupt
-        taken += 1
-        take(chunk, rows)
+        return write_array(self, name, rows)
 
+    monkeypatch.setattr(writer_module.RowBuffer, "_write_array", interrupted)
     with store.lock():
         writer = store.start([(SPEC, 5)], RUN)
-        monkeypatch.setattr(writer_module._LastChunk, "take", interrupted)
         with suppress(KeyboardInterrupt):
             for rows in (range(2), range(2, 5), range(5, 9)):
                 writer.append(keys_of(rows), [rows_of(rows)], np.zeros((len(rows), 32), np.uint8))
-                if not rows.start:
-                    writer.commit()
+                writer.commit()
+        assert len(store.sets()[0].rows) == 2
         # as an extraction does that is interrupted
         writer.commit()
     assert not store.verify()
     (filled,) = store.sets()
-    assert np.array_equal(filled.features(keys_of(range(len(filled.rows)))), rows_of(range(2)))
+    assert np.array_equal(filled.features(keys_of(range(5))), rows_of(range(5)))
+    assert len(filled.rows) == 5
 
 
 def test_a_demonstration_stops_at_the_command_that_was_interrupted(tmp_path: Path) -> None:

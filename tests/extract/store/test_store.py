@@ -163,7 +163,7 @@ def test_memory_holds_a_shard_and_copies_of_it_not_all_that_waits(tmp_path: Path
         finally:
             tracemalloc.stop()
     assert len(store.find(SPEC).rows) == 40 * rows
-    assert peak < 4 * writer_module.SHARD_BYTES < 40 * features.nbytes / 2
+    assert peak < 4.5 * writer_module.SHARD_BYTES < 40 * features.nbytes / 2
 
 
 def test_rows_beyond_committed_are_not_seen_and_are_overwritten(tmp_path: Path) -> None:
