@@ -111,41 +111,39 @@ class FinetuneResult:
 
 
 @dataclass(frozen=True)
-class _Images:
+class _Images(TrainingData):
     """Images with their class numbers, validation rows among them.
 
     Attributes
     ----------
     set_aside : whether the validation rows were taken from the training rows, and so may train
+    classes : labels, in the order of their numbers
     """
 
-    root: Path
-    training: Sequence[ImageRow]
-    validation: Sequence[ImageRow]
-    test: Sequence[ImageRow]
     set_aside: bool
     classes: tuple[str, ...]
 
     @classmethod
     def of(cls, data: TrainingData, seed: int) -> _Images:
         """Set validation rows aside where none are given; raises FxError where rows are missing."""
-        training, validation = data.train, data.validation
-        if not validation:
-            training, validation = set_validation_aside(data.train, seed)
-        classes = tuple(sorted({str(row.label) for row in training}))
+        set_aside = not data.validation
+        if set_aside:
+            train, validation = set_validation_aside(data.train, seed)
+            data = replace(data, train=train, validation=validation)
+        classes = tuple(sorted({str(row.label) for row in data.train}))
         if not data.test:
             raise FxError("no test rows to measure on; give each class at least two images")
-        unknown = {str(row.label) for row in [*validation, *data.test]} - set(classes)
+        unknown = {str(row.label) for row in [*data.validation, *data.test]} - set(classes)
         if unknown:
             raise FxError(
                 f"no training images of class {min(unknown)!r}; add some, or remove the class"
             )
-        return cls(data.root, training, validation, data.test, not data.validation, classes)
+        return cls(**vars(data), set_aside=set_aside, classes=classes)
 
     @property
     def may_train(self) -> Sequence[ImageRow]:
         """The training rows, and the validation rows that were set aside from them."""
-        return [*self.training, *self.validation] if self.set_aside else self.training
+        return [*self.train, *self.validation] if self.set_aside else self.train
 
     def numbers(self, rows: Sequence[ImageRow]) -> NDArray[np.int64]:
         """Class numbers of some rows."""
@@ -208,7 +206,7 @@ def finetune(
     auxiliaries = None
     if settings.unfreeze == "all":
         auxiliaries = Auxiliaries.of(backbone.module, len(images.classes), seed=settings.seed)
-    rows = resources.activation_rows or [*images.training, *images.validation, *images.test]
+    rows = resources.activation_rows or [*images.train, *images.validation, *images.test]
     reserved = check_room_for_training(
         directory,
         split,
@@ -227,7 +225,7 @@ def finetune(
         activations, part, notes = split.load_inputs(
             rows, images.may_train, images.root, settings, resources, reserved
         )
-    numbers = images.numbers(images.training)
+    numbers = images.numbers(images.train)
     trainer = Trainer(
         part,
         activations,
@@ -242,7 +240,7 @@ def finetune(
     begun = time.perf_counter()
     state = train(
         trainer,
-        images.labelled(images.training, activations),
+        images.labelled(images.train, activations),
         images.labelled(images.validation, activations),
         set_aside=images.set_aside,
         state_file=directory / "training.safetensors",
@@ -274,10 +272,10 @@ def finetune(
         notes=state.notes,
         augment=settings.augment,
         flips=trial,
-        n_train=len(images.training),
+        n_train=len(images.train),
         n_validation=len(images.validation),
         n_fitted=delivered.n_fitted,
-        images_per_second=state.epoch * len(images.training) / seconds,
+        images_per_second=state.epoch * len(images.train) / seconds,
     )
     if accelerator.is_main_process:
         if settings.augment != "none":
@@ -285,7 +283,22 @@ def finetune(
         write_steps(directory, state.steps)
         if delivered.limits is not None:
             delivered.limits.save(directory)
-        record = _record(backbone, result, trainer.settings, data.fingerprint)
+        record = ModelRecord.of(
+            backbone,
+            result.classes,
+            unfreeze=settings.unfreeze,
+            settings=vars(trainer.settings),
+            epochs=result.epochs,
+            best_epoch=result.best_epoch,
+            n_train=result.n_train,
+            n_validation=result.n_validation,
+            n_fitted=result.n_fitted,
+            calibration=result.calibration,
+            trainable_parameters=result.trainable_parameters,
+            metrics=result.metrics.as_dict(),
+            snapshot_fingerprint=data.fingerprint,
+            versions={"torch": str(torch.__version__)},
+        )
         save_model(directory, Network(backbone.module, part.classifier).cpu(), record)
         write_history(directory, result.history)
     with disk_full_as_fx_error(directory):
@@ -331,7 +344,7 @@ def _start_as_head(
     """Make the classifier the head of the training rows; try flips with it, if asked to."""
     head = starting_head(
         features,
-        images.training,
+        images.train,
         class_weight=settings.class_weight,
         seed=settings.seed,
         progress=resources.progress("fitting the head"),
@@ -343,7 +356,7 @@ def _start_as_head(
         head,
         split.backbone,
         features,
-        images.training,
+        images.train,
         images.validation,
         images.root,
         resources,
@@ -384,7 +397,7 @@ def _deliver_network(
     apply_temperature(trainer.part.classifier, state.calibration.temperature)
     if state.on_all_rows:
         return _Delivered(state.calibration, limits, state.epoch, len(images.may_train))
-    return _Delivered(state.calibration, limits, state.best_epoch, len(images.training))
+    return _Delivered(state.calibration, limits, state.best_epoch, len(images.train))
 
 
 def _limits_of(trainer: Trainer, state: TrainingState, images: _Images) -> Limits:
@@ -394,7 +407,7 @@ def _limits_of(trainer: Trainer, state: TrainingState, images: _Images) -> Limit
     """
     part = trainer.part
     positions = trainer.activations.positions
-    some, last = _at_most(images.training, MAX_ROWS), part.state_dict()
+    some, last = _at_most(images.train, MAX_ROWS), part.state_dict()
     last = {name: value.clone() for name, value in last.items()}
     part.load_state_dict(state.best)
     of_some = trainer.features(positions(some))
@@ -441,28 +454,7 @@ def _write_contact_sheet(
     settings: FinetuneSettings,
     max_image_mb: int,
 ) -> None:
-    some = _at_most(images.training, CONTACT_SHEET_IMAGES)
+    some = _at_most(images.train, CONTACT_SHEET_IMAGES)
     found = pixels_of(some, images.root, backbone.preprocessing, max_image_mb)
     pixels = np.concatenate(list(found))
     write_contact_sheet(directory / "augmented.png", pixels, settings.augment, settings.seed)
-
-
-def _record(
-    backbone: Backbone, result: FinetuneResult, settings: FinetuneSettings, fingerprint: str
-) -> ModelRecord:
-    return ModelRecord.of(
-        backbone,
-        result.classes,
-        unfreeze=settings.unfreeze,
-        settings=vars(settings),
-        epochs=result.epochs,
-        best_epoch=result.best_epoch,
-        n_train=result.n_train,
-        n_validation=result.n_validation,
-        n_fitted=result.n_fitted,
-        calibration=result.calibration,
-        trainable_parameters=result.trainable_parameters,
-        metrics=result.metrics.as_dict(),
-        snapshot_fingerprint=fingerprint,
-        versions={"torch": str(torch.__version__)},
-    )
