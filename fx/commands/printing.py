@@ -65,7 +65,7 @@ def print_measured(result: MeasuredModel, what: str, details: Sequence[str]) -> 
     details : lines of this stage alone
     """
     measured = result.evaluation
-    print(f"{what}: accuracy {measured['accuracy']:.3f} ({_interval(measured)})")
+    _print_accuracy(measured, what)
     rows = f"on {measured.n_test:,} test images; {result.n_train:,} training images"
     if measured.measured_by != "test rows":
         rows = f"in {measured.measured_by} of the {result.n_train:,} images that it is fitted on"
@@ -88,13 +88,16 @@ def print_measured(result: MeasuredModel, what: str, details: Sequence[str]) -> 
     _print_confusion(measured.confusion, result.classes)
 
 
-def _interval(measured: Evaluation) -> str:
+def _print_accuracy(measured: Evaluation, what: str) -> None:
+    accuracy = f"{what}: accuracy {measured['accuracy']:.3f}"
     if measured.accuracy_ci is None:
         from heads.evaluation import FEWEST_GROUPS
 
-        return f"no interval: {measured.n_groups} groups; {FEWEST_GROUPS} are needed"
+        print(accuracy)
+        print(f"no interval: {measured.n_groups} groups; {FEWEST_GROUPS} are needed")
+        return
     low, high = measured.accuracy_ci
-    return f"{low:.3f} to {high:.3f}, 95 %"
+    print(f"{accuracy} ({low:.3f} to {high:.3f}, 95 %)")
 
 
 def _print_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> None:

@@ -68,15 +68,18 @@ def measure_by_resampling(
             raise FxError(
                 f"class {name!r} has too few images for outer folds; {MIN_PER_CLASS} are needed"
             )
-    repeats: list[Evaluation] = []
+    repeats = [
+        make_folds(y, classes=known, folds=OUTER_FOLDS, groups=groups, seed=seed + repeat)[0]
+        for repeat in range(REPEATS)
+    ]
+    if len(repeats[0]) > OUTER_FOLDS:
+        # one image, or group, is left out at a time: every repeat would be the same
+        repeats = repeats[:1]
+    total = sum(map(len, repeats))
+    each: list[Evaluation] = []
     calibrated: list[NDArray[np.float64]] = []
     uncalibrated: list[NDArray[np.float64]] = []
-    held_out: list[NDArray[np.intp]] = []
-    shares: list[float] = []
-    for repeat in range(REPEATS):
-        splits, _ = make_folds(
-            y, classes=known, folds=OUTER_FOLDS, groups=groups, seed=seed + repeat
-        )
+    for repeat, splits in enumerate(repeats):
         for fitting, rest in splits:
             head = fit_head(
                 rows[fitting],
@@ -88,30 +91,33 @@ def measure_by_resampling(
             scores = head.scores(rows[rest])
             uncalibrated.append(softmax(scores, axis=1))
             calibrated.append(softmax(scores / head.calibration.temperature, axis=1))
-            held_out.append(rest)
-            shares.append(len(rest) / len(fitting))
             if progress:
-                progress(len(held_out), REPEATS * len(splits))
-        latest = slice(-len(splits), None)
-        truth = y[np.concatenate(held_out[latest])]
-        repeats.append(evaluate(np.concatenate(calibrated[latest]), truth, known))
-    order = np.concatenate(held_out)
-    p = np.concatenate(calibrated)
-    pooled = evaluate(p, y[order], known, uncalibrated=np.concatenate(uncalibrated))
-    right = [(p.argmax(axis=1) == y[rest]) for p, rest in zip(calibrated, held_out, strict=True)]
-    correct = np.bincount(order, np.concatenate(right)) / REPEATS
-    interval, n_groups = interval_of_folds(
-        np.array([one.mean() for one in right]), float(np.mean(shares)), correct, groups
+                progress(len(calibrated), total)
+        truth = y[np.concatenate([rest for _, rest in splits])]
+        each.append(evaluate(np.concatenate(calibrated[-len(splits) :]), truth, known))
+    folds = [fold for splits in repeats for fold in splits]
+    order = np.concatenate([rest for _, rest in folds])
+    pooled = evaluate(
+        np.concatenate(calibrated), y[order], known, uncalibrated=np.concatenate(uncalibrated)
     )
+    right = [p.argmax(axis=1) == y[rest] for p, (_, rest) in zip(calibrated, folds, strict=True)]
+    interval, n_groups = interval_of_folds(
+        np.array([one.mean() for one in right]),
+        float(np.mean([len(rest) / len(fitting) for fitting, rest in folds])),
+        np.bincount(order, np.concatenate(right)) / len(repeats),
+        groups,
+    )
+    times = f"{len(repeats)} times " if len(repeats) > 1 else ""
     return msgspec.structs.replace(
         pooled,
-        metrics={name: _mean([one.metrics[name] for one in repeats]) for name in pooled.metrics},
+        metrics={name: _mean([one.metrics[name] for one in each]) for name in pooled.metrics},
         accuracy_ci=interval,
         per_class=tuple(
-            msgspec.structs.replace(one, n_test=one.n_test // REPEATS) for one in pooled.per_class
+            msgspec.structs.replace(one, n_test=one.n_test // len(repeats))
+            for one in pooled.per_class
         ),
         n_test=len(rows),
-        measured_by=f"{REPEATS} times {len(held_out) // REPEATS} outer folds",
+        measured_by=f"{times}{total // len(repeats)} outer folds",
         n_groups=n_groups,
     )
 

@@ -46,6 +46,29 @@ def test_few_images_are_measured_by_outer_folds_and_all_are_fitted_on(
     assert "always the commonest class: 0.333" in told
 
 
+def test_of_few_groups_no_interval_is_given_and_no_set_leaves_a_class_out(
+    extracted: Path, fx: Fx
+) -> None:
+    for table, size in (("fours.csv", 4), ("twos.csv", 2)):
+        rows = [
+            f"{file},{file.parent.name},{file.parent.name}{int(file.stem) // size}"
+            for file in sorted(Path("data").rglob("*.png"))
+        ]
+        Path(table).write_text("\n".join(["path,label,group", *rows]))
+    answered(fx, "extract", "fours.csv", "--size", 32)
+    head = answered(fx, "fit-head", "logreg")
+    assert (head["accuracy_ci"], head["n_groups"]) == (None, 9)
+    assert head["measured_by"] == "9 outer folds"
+    assert np.sum(head["confusion"]) == 36
+    assert "no interval: 9 groups; 20 are needed" in fx("fit-head", "logreg").out
+    found = answered(fx, "predict", head["path"], "data", "--conformal", 0.9, "--reject", 0.05)
+    assert all(len(one["labels"]) == 3 for one in found["predictions"])
+    assert found["rejected"] == 0
+    assert len(found["notes"]) == 2
+    tuned = answered(fx, "finetune", "twos.csv", "--size", 32, "--unfreeze", 0, "--epochs", 1)
+    assert (tuned["accuracy_ci"], 2 * tuned["n_groups"]) == (None, tuned["n_test"])
+
+
 def test_a_given_test_split_is_what_is_measured_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fx: Fx
 ) -> None:

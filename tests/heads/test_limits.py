@@ -106,6 +106,26 @@ def test_a_class_has_the_threshold_of_its_own_rows() -> None:
         limits.least_probabilities(0.9, 2)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"labels": np.array([0, -1], np.int32)},
+        {"labels": np.zeros(3, np.int32)},
+        {"groups": np.zeros(1, np.int32)},
+        {"groups": np.zeros(2, np.float32)},
+        {"nonconformity": np.zeros(3, np.float32)},
+    ],
+)
+def test_limits_whose_arrays_do_not_fit_are_refused(
+    wrong: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    two = np.zeros(2, np.int32)
+    limits = known_by(two, two, two)
+    np.savez(tmp_path / "limits.npz", **(vars(limits) | wrong))
+    with pytest.raises(FxError, match="no limits of a model"):
+        Limits.load(tmp_path)
+
+
 def test_limits_of_an_earlier_version_have_one_threshold(tmp_path: Path) -> None:
     scores = np.linspace(0, 1, 9, dtype=np.float32)
     rows = np.zeros((1, 2), np.float32)
