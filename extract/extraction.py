@@ -32,7 +32,7 @@ from extract.images import (
     load_images,
     mean_of_crops,
 )
-from extract.leaks import Leak, leaked_copies, near_leaks
+from extract.leaks import Leak, leaked_copies, leaks_not_sought, near_leaks
 from extract.store import (
     DTYPES,
     ExtractionRun,
@@ -65,6 +65,7 @@ class ExtractResult(msgspec.Struct, frozen=True, kw_only=True):
     new : images whose features were computed
     reused : images whose features were there
     failed, duplicates, leaks : records, one an image
+    leaks_not_sought : which leaks were not looked for; empty where all were
     conflicts : paths of images whose bytes have several labels
     splits : rows per split and class
     dim : length of a vector, of the first layer
@@ -86,6 +87,7 @@ class ExtractResult(msgspec.Struct, frozen=True, kw_only=True):
     duplicates: list[DuplicateImage]
     conflicts: list[str]
     leaks: list[Leak]
+    leaks_not_sought: str
     splits: dict[str, dict[str, int]]
     dim: int
     crops: int
@@ -160,6 +162,7 @@ def extract(
         duplicates=taken.duplicates(),
         conflicts=taken.conflicts(),
         leaks=leaks,
+        leaks_not_sought=leaks_not_sought(taken, first),
         splits=taken.counts(),
         dim=first.dim,
         crops=crops,

@@ -4,7 +4,13 @@ from extract.images.crops import CROPS
 from extract.images.decoding import UnreadableImage, decode, image_size, read_pixels
 from extract.images.entries import MAX_IMAGE_MB, FileStats, ImageEntry, ImageRow, ImageSource
 from extract.images.loader import batched, largest_file, load_images, mean_of_crops
-from extract.images.near_duplicates import first_near_copies, near_copies, near_copy_groups
+from extract.images.near_duplicates import (
+    are_mirrored,
+    first_near_copies,
+    hash_of_thumbnail,
+    near_copies,
+    near_copy_groups,
+)
 from extract.images.preprocessing import MAX_SIZE, Preprocessing
 from extract.images.snapshot import DuplicateImage, FailedImage, Snapshot
 from extract.images.sources import find_images
@@ -24,11 +30,13 @@ __all__ = [
     "Preprocessing",
     "Snapshot",
     "UnreadableImage",
+    "are_mirrored",
     "assign_splits",
     "batched",
     "decode",
     "find_images",
     "first_near_copies",
+    "hash_of_thumbnail",
     "image_size",
     "largest_file",
     "load_images",

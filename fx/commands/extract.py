@@ -122,7 +122,10 @@ def _print(result: ExtractResult) -> None:
         "leaks between splits",
         [
             f"{one.path} ({one.split}) ~ {one.copy or one.near_copy} ({one.other})"
+            + (f", {one.kind}" if one.kind else "")
             for one in result.leaks
         ],
     )
+    if result.leaks_not_sought:
+        print(result.leaks_not_sought)
     print(f"store {result.store}, snapshot {result.snapshot}")

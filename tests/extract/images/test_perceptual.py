@@ -1,4 +1,4 @@
-"""Perceptual hashes: copies of an image are found, and different images are none."""
+"""Perceptual hashes: copies are found, mirrored or not, and different images are none."""
 
 import tarfile
 import tracemalloc
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import cdist
@@ -16,6 +16,7 @@ from test_decode import BICUBIC, BILINEAR, SHARED, needs_shared, photographs, sa
 
 from extract.images import (
     Preprocessing,
+    are_mirrored,
     decode,
     first_near_copies,
     near_copies,
@@ -44,6 +45,23 @@ def test_copies_of_photographs_are_found_and_nothing_else(preprocessing: Preproc
     pairs = near_copies(originals, np.stack(copies))
     assert (pairs[:, 0] == pairs[:, 1]).all()
     assert len(pairs) >= 0.99 * len(images)
+    assert not are_mirrored(originals[pairs[:, 0]], np.stack(copies)[pairs[:, 1]]).any()
+
+
+@needs_shared
+@pytest.mark.parametrize("preprocessing", [BICUBIC, BILINEAR])
+def test_mirrored_photographs_are_found_and_nothing_else(preprocessing: Preprocessing) -> None:
+    images = [decode(path.read_bytes()) for path in photographs()]
+    originals = np.stack([perceptual_hash(prepare(image, preprocessing)[0]) for image in images])
+    mirrored = [saved(ImageOps.mirror(image), "JPEG", quality=50) for image in images]
+    copies = np.stack([perceptual_hash(read_pixels(one, preprocessing)[0]) for one in mirrored])
+    pairs = near_copies(originals, copies)
+    assert (pairs[:, 0] == pairs[:, 1]).all()
+    assert len(pairs) >= 0.99 * len(images)
+    assert are_mirrored(originals[pairs[:, 0]], copies[pairs[:, 1]]).all()
+    # a training image and its mirror image are not torn apart
+    together = near_copy_groups(np.concatenate([originals, copies]), np.arange(2 * len(images)))
+    assert (together[: len(images)] == together[len(images) :]).mean() >= 0.99
 
 
 @needs_shared
@@ -80,7 +98,7 @@ def test_images_without_contrast_are_copies_of_nothing() -> None:
     black = np.zeros((224, 224, 3), dtype=np.uint8)
     hashes = np.stack([perceptual_hash(flat), perceptual_hash(black)])
     assert not hashes.any()
-    assert near_copies(hashes, hashes, max_distance=256).shape == (0, 2)
+    assert near_copies(hashes, hashes, max_distance=256, max_mirrored_distance=256).shape == (0, 2)
 
 
 def test_a_hash_has_256_bits_and_does_not_mind_the_size_of_the_square() -> None:
@@ -99,28 +117,32 @@ def test_a_hash_has_256_bits_and_does_not_mind_the_size_of_the_square() -> None:
 @given(
     n=st.integers(0, 600),
     m=st.integers(0, 40),
-    max_distance=st.integers(0, 140),
+    max_distance=st.integers(-1, 140),
+    max_mirrored_distance=st.integers(-1, 140),
     seed=st.integers(0, 1000),
     swapped=st.booleans(),
 )
 def test_near_copies_are_those_within_the_hamming_distance(
-    n: int, m: int, max_distance: int, seed: int, swapped: bool
+    n: int, m: int, max_distance: int, max_mirrored_distance: int, seed: int, swapped: bool
 ) -> None:
     rng = np.random.default_rng(seed)
     a = rng.integers(0, 256, (n, 32), dtype=np.uint8)
     b = rng.integers(0, 256, (m, 32), dtype=np.uint8)
-    for row in range(0, min(n, m), 2):  # some copies, with a few bits turned
-        b[row] = a[row] ^ np.packbits(rng.random(256) < 0.05)
+    odd = np.packbits(np.arange(256) % 2)
+    for row in range(0, min(n, m), 2):  # some copies, with a few bits turned, and mirrored ones
+        b[row] = a[row] ^ np.packbits(rng.random(256) < 0.05) ^ (odd if row % 4 else 0)
     if swapped:
         a, b = b, a
-    pairs = near_copies(a, b, max_distance=max_distance)
+    pairs = near_copies(
+        a, b, max_distance=max_distance, max_mirrored_distance=max_mirrored_distance
+    )
     assert pairs.shape == (len(pairs), 2)
     assert np.issubdtype(pairs.dtype, np.integer)
     expected = np.empty((0, 2), dtype=int)
     if n and m:
-        bits_a, bits_b = np.unpackbits(a, axis=1), np.unpackbits(b, axis=1)
-        distance = np.rint(256 * cdist(bits_a, bits_b, "hamming"))
-        expected = np.argwhere(distance <= max_distance)
+        bits = [np.unpackbits(hashes, axis=1) for hashes in (a, b, b ^ odd)]
+        same, mirrored = (np.rint(256 * cdist(bits[0], one, "hamming")) for one in bits[1:])
+        expected = np.argwhere((same <= max_distance) | (mirrored <= max_mirrored_distance))
     np.testing.assert_array_equal(pairs, expected)
 
 

@@ -1,0 +1,99 @@
+"""What lies on both sides of a split, byte for byte, nearly so, mirrored, or in part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from extract.images import ImageRow, Snapshot, are_mirrored, first_near_copies, same_bytes
+from extract.leaks.parts import LEAST_SIZE, find_parts
+from extract.store import FeatureSet
+
+Kind = Literal["mirrored", "crop", "mirrored crop"] | None
+
+
+class Leak(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An image whose copy, or near-copy, lies on another side of the split.
+
+    Attributes
+    ----------
+    path, split : of the image
+    copy, near_copy : path of the other one; one of the two is None
+    other : the other one's split
+    kind : of a near-copy that is more than resized or encoded again: mirrored, or one of the two
+        images is a part of the other, or that and mirrored
+    """
+
+    path: str
+    split: str
+    copy: str | None = None
+    near_copy: str | None = None
+    other: str
+    kind: Kind = None
+
+
+def leaked_copies(rows: Iterable[ImageRow]) -> list[Leak]:
+    """List byte-for-byte copies that the given splits put on different sides.
+
+    Parameters
+    ----------
+    rows : with the splits that the folder or table gave
+    """
+    ordered = sorted(rows, key=lambda row: row.path)
+    leaks = []
+    for places in same_bytes(ordered):
+        first = ordered[places[0]]
+        for row in (ordered[i] for i in places[1:]):
+            if first.split and row.split and first.split != row.split:
+                leaks.append(
+                    Leak(path=row.path, split=row.split, copy=first.path, other=first.split)
+                )
+    return leaks
+
+
+def near_leaks(snapshot: Snapshot, features: FeatureSet) -> list[Leak]:
+    """List test images that a training image nearly is, each with one such image.
+
+    Near-copies and mirrored ones are found by their perceptual hashes. Crops are looked for among
+    the other test images, where the network sees at least 96 pixels (see ``find_parts``).
+    """
+    test = snapshot.split("test")
+    train = snapshot.split("train") + snapshot.split("val")
+    if not test or not train:
+        return []
+    ours, theirs = (features.hashes([row.key for row in rows]) for rows in (test, train))
+    copies = first_near_copies(ours, theirs)
+    mirrored = are_mirrored(ours, theirs[copies])
+    found: dict[int, tuple[int, Kind]] = {
+        i: (int(copies[i]), "mirrored" if mirrored[i] else None)
+        for i in np.flatnonzero(copies >= 0).tolist()
+    }
+    if features.spec.size >= LEAST_SIZE:
+        rest = [i for i in range(len(test)) if i not in found]
+        parts = find_parts(features, Path(snapshot.root), [test[i] for i in rest], train)
+        for i, (copy, turned) in parts.items():
+            found[rest[i]] = copy, "mirrored crop" if turned else "crop"
+    return [
+        Leak(
+            path=test[i].path,
+            split="test",
+            near_copy=train[copy].path,
+            other=str(train[copy].split),
+            kind=kind,
+        )
+        for i, (copy, kind) in sorted(found.items())
+    ]
+
+
+def leaks_not_sought(snapshot: Snapshot, features: FeatureSet) -> str:
+    """Say which leaks ``near_leaks`` does not look for; empty where it looks for all."""
+    if features.spec.size >= LEAST_SIZE or not snapshot.split("test"):
+        return ""
+    return (
+        f"cropped copies are looked for from {LEAST_SIZE} pixels on; "
+        f"the network sees {features.spec.size}"
+    )

@@ -1,0 +1,128 @@
+"""Leaks: mirrored copies and parts of training images are found among test images, and no more."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from extract.backbones import Backbone, load_backbone
+from extract.engines import TorchEngine
+from extract.extraction import ExtractResult, extract
+from extract.images import Snapshot, find_images
+from extract.leaks import find_parts, grey_thumbnail, is_part
+from extract.store import FeatureStore
+
+
+def opened(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def part(image: Image.Image, left: float, top: float, right: float, bottom: float) -> Image.Image:
+    """What is left of an image when shares of its width and height are taken off."""
+    width, height = image.size
+    return image.crop(
+        (
+            round(left * width),
+            round(top * height),
+            round((1 - right) * width),
+            round((1 - bottom) * height),
+        )
+    )
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    number=st.integers(0, 10_000),
+    sides=st.tuples(*[st.floats(0.0, 0.17)] * 4),
+    mirrored=st.booleans(),
+    width=st.integers(100, 500),
+    height=st.integers(100, 500),
+    swapped=st.booleans(),
+)
+def test_a_part_is_recognised_wherever_it_was_cut_and_however_it_is_stretched(
+    photos: Path,
+    number: int,
+    sides: tuple[float, float, float, float],
+    mirrored: bool,
+    width: int,
+    height: int,
+    swapped: bool,
+) -> None:
+    files = sorted(photos.iterdir())
+    whole = opened(files[number % len(files)])
+    cut = part(whole, *sides).resize((width, height), Image.Resampling.LANCZOS)
+    pair = [grey_thumbnail(whole), grey_thumbnail(ImageOps.mirror(cut) if mirrored else cut)]
+    assert is_part(*(pair[::-1] if swapped else pair)) is mirrored
+
+
+def test_different_photographs_are_no_parts_of_each_other(photos: Path) -> None:
+    thumbnails = [grey_thumbnail(opened(path)) for path in sorted(photos.iterdir())[:40]]
+    grey = np.full((128, 128), 99, np.float32)
+    for one, other in zip(thumbnails, [*thumbnails[1:], grey], strict=True):
+        assert is_part(one, other) is None
+
+
+def extracted(folder: Path, store: Path, backbone: Backbone) -> ExtractResult:
+    engine = TorchEngine(backbone.module, backbone.preprocessing, torch.device("cpu"))
+    return extract(
+        find_images(folder), backbone=backbone, engine=engine, store=FeatureStore.create(store)
+    )
+
+
+@pytest.fixture
+def planted(photos: Path, tmp_path: Path) -> Path:
+    """Photographs on both sides, and some of the training ones again among the test ones."""
+    root = tmp_path / "data"
+    files = sorted(photos.iterdir())[:24]
+    for number, file in enumerate(files):
+        folder = root / ("train" if number < 16 else "test") / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        opened(file).save(folder / f"{number}.png")
+    images = [opened(file) for file in files]
+    again = {
+        "mirrored": ImageOps.mirror(images[0]),
+        "crop": part(images[1], 0, 0, 0.1, 0.1).resize(images[1].size),
+        "mirrored crop": ImageOps.mirror(part(images[2], 0.1, 0.1, 0.1, 0.1)),
+        "none": images[3].resize((200, 150)),
+    }
+    for kind, image in again.items():
+        image.save(root / "test" / "a" / f"{kind}.jpg", quality=80)
+    return root
+
+
+def test_mirrored_copies_and_crops_are_leaks_of_a_kind(planted: Path, tmp_path: Path) -> None:
+    result = extracted(planted, tmp_path / "f.zarr", load_backbone("efficientnet_lite0", size=96))
+    assert [(leak.path, leak.near_copy, leak.kind) for leak in result.leaks] == [
+        ("test/a/crop.jpg", "train/b/1.png", "crop"),
+        ("test/a/mirrored crop.jpg", "train/a/2.png", "mirrored crop"),
+        ("test/a/mirrored.jpg", "train/a/0.png", "mirrored"),
+        ("test/a/none.jpg", "train/b/3.png", None),
+    ]
+    assert not result.leaks_not_sought
+
+
+def test_below_96_pixels_crops_are_not_looked_for_and_that_is_said(
+    planted: Path, tmp_path: Path
+) -> None:
+    result = extracted(planted, tmp_path / "f.zarr", load_backbone("efficientnet_lite0", size=64))
+    assert {leak.kind for leak in result.leaks} == {"mirrored", None}
+    assert "96" in result.leaks_not_sought
+    assert "64" in result.leaks_not_sought
+
+
+def test_an_image_that_has_changed_since_is_no_part(planted: Path, tmp_path: Path) -> None:
+    extracted(planted, tmp_path / "f.zarr", load_backbone("efficientnet_lite0", size=96))
+    store = FeatureStore(tmp_path / "f.zarr")
+    snapshot = Snapshot.from_parquet(*store.read_snapshot())
+    rows = snapshot.split("test"), snapshot.split("train")
+    features = store.last_extracted()
+    assert len(find_parts(features, planted, *rows)) >= 2
+    for path in (planted / "train").rglob("*.png"):
+        path.write_bytes(b"no longer this image")
+    assert not find_parts(features, planted, *rows)
+    assert not find_parts(features, tmp_path / "moved away", *rows)
