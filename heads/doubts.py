@@ -1,11 +1,25 @@
-"""Labels that may be wrong: what models that had not seen a row say against its label."""
+"""Labels that may be wrong: what rows say that were held out, and those most like them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from joblib import cpu_count
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
+from threadpoolctl import threadpool_limits
 
-from heads.head import OutOfFoldPredictions
+from heads.head import Head, checked_features, positions
+from heads.kinds import HEADS
+from heads.learner import Labels, Trial
+
+NEIGHBOURS = 20  # whose labels are counted
+FIRST_ERROR_RATE = 0.03  # where the search for it begins
+ROUNDS = 8  # of expectation and maximisation; the ranking stands still after five
+SMALLEST = 1e-12  # probability
+
+Probabilities = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,32 +29,155 @@ class Doubts:
     Attributes
     ----------
     rows : int array of shape (n,), positions among the training rows, then the validation rows
-    margins : float64 array of shape (n,), ascending
-    suggested : int array of shape (n,), the most probable other class
-    contradicted : bool array of shape (n,), whether the other class is convincing
+    margins : float64 array of shape (n,), ascending: the probability that the label is right less
+        that of the likeliest other class
+    suggested : int array of shape (n,), the likeliest other class
+    contradicted : bool array of shape (n,), whether that class is likelier than the label
+    expected : float, how many labels the head's own mistakes would contradict if none were wrong
     """
 
     rows: NDArray[np.intp]
     margins: NDArray[np.float64]
     suggested: NDArray[np.intp]
     contradicted: NDArray[np.bool_]
+    expected: float
 
 
-def doubt_labels(held_out: OutOfFoldPredictions) -> Doubts:
-    """Rank rows by the probability of their label less that of the likeliest other class.
+def doubt_labels(head: Head, features: ArrayLike, labels: ArrayLike) -> Doubts:
+    """Rank the rows that a head was chosen on by how likely their labels are to be wrong.
 
-    A label is contradicted where another class reaches the mean probability that it has in rows
-    labelled so, and the label does not reach its own (confident learning; C. Northcutt, L. Jiang
-    and I. Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels", 2021).
+    A head that had not seen a row gives it one probability a class, and the labels of the nearest
+    rows of other folds, without those that the head alone contradicts, give it another. Both are
+    taken together with a table of how often a class is labelled as another (see `_Errors`), which
+    tells mistakes of the labels, made however clear an image is, from those of a head. Measured
+    by ``benchmarks/audit.py``.
+
+    Parameters
+    ----------
+    head : that was just fitted
+    features : float array of shape (l, d), of the training rows, then of the validation rows
+    labels : str array of shape (l,), of those
     """
-    p, labels = held_out.probabilities, held_out.labels
-    n, k = p.shape
-    own = p[np.arange(n), labels]
-    others = p.copy()
-    others[np.arange(n), labels] = -1
-    suggested = others.argmax(axis=1)
-    usual = np.array([p[labels == j, j].mean() if (labels == j).any() else 1 for j in range(k)])
-    margins = own - others.max(axis=1)
-    contradicted = (others.max(axis=1) >= usual[suggested]) & (own < usual[labels])
+    held_out = head.held_out
+    assert held_out is not None, "a head that was just fitted"
+    y, truth = held_out.labels, positions(labels, head.classes, of="rows")
+    own = np.log(np.maximum(held_out.probabilities, SMALLEST))
+    if head.class_weight:  # it was told that classes are equally frequent, which labels are not
+        own += np.log(np.maximum(np.bincount(y, minlength=own.shape[1]), 1))
+    doubtful = np.zeros(len(truth), dtype=bool)
+    doubtful[held_out.rows] = _margins(_Errors.of([own], y).posterior(y), y) < 0
+    trial = Trial(
+        checked_features(features),
+        truth,
+        [(fitting[~doubtful[fitting]], rest) for fitting, rest in held_out.splits],
+        cpu_count(),
+        lambda fits: None,
+    )
+    errors = _Errors.of([own, _votes(trial)], y)
+    posterior = errors.posterior(y)
+    margins = _margins(posterior, y)
     order = np.argsort(margins, kind="stable")
-    return Doubts(held_out.rows[order], margins[order], suggested[order], contradicted[order])
+    return Doubts(
+        rows=held_out.rows[order],
+        margins=margins[order],
+        suggested=_without(posterior, y).argmax(axis=1)[order],
+        contradicted=margins[order] < 0,
+        expected=errors.contradicted_if_none_is_wrong(),
+    )
+
+
+def _votes(trial: Trial) -> Probabilities:
+    """Logarithms of the shares of the nearest fitting rows: float64 of shape (n_held_out, k)."""
+    count = min(NEIGHBOURS, *(len(fitting) for fitting, _ in trial.splits))
+    (scores,) = HEADS["knn"].learner("l2").held_out_scores(trial, [count])
+    return np.concatenate(scores)
+
+
+@dataclass(frozen=True)
+class _Errors:
+    """How often labels are wrong, and what rows are when nothing is known of their labels.
+
+    The true class of a row has probabilities softmax(sum of w_j times the j-th log probabilities),
+    and a row of class c is labelled d with probability confusion[c, d], however its image looks.
+    Weights and confusion have the greatest likelihood of the labels, by expectation and
+    maximisation (Dawid and Skene, "Maximum Likelihood Estimation of Observer Error-Rates Using the
+    EM Algorithm", 1979, of one observer; the true classes have probabilities that depend on the
+    image as in Raykar et al., "Learning From Crowds", 2010). Rows of the confusion are drawn, with
+    the weight of as many images as a class has on average, to one rate at which all labels are
+    wrong in the same way: a class may have few images.
+
+    Attributes
+    ----------
+    classes : float64 array of shape (n, k), probabilities of the true classes
+    confusion : float64 array of shape (k, k), of which every row sums to 1
+    """
+
+    classes: Probabilities
+    confusion: Probabilities
+
+    @classmethod
+    def of(cls, evidence: Sequence[Probabilities], labels: Labels) -> "_Errors":
+        """Estimate them from log probabilities of shape (n, k) each, and labels of shape (n,)."""
+        together = np.stack(evidence)
+        n, k = together.shape[1:]
+        weights, confusion = np.eye(len(evidence))[0], _alike(FIRST_ERROR_RATE, k)
+        with threadpool_limits(1):  # small products, in which threads would wait for each other
+            for _ in range(ROUNDS):
+                weights = _weights(together, labels, confusion, weights)
+                errors = cls(softmax(np.tensordot(weights, together, axes=1), axis=1), confusion)
+                posterior = errors.posterior(labels)
+                counts = np.stack([posterior[labels == d].sum(axis=0) for d in range(k)], axis=1)
+                counts += n / k * _alike(1 - np.trace(counts) / n, k)
+                confusion = counts / counts.sum(axis=1, keepdims=True)
+        return cls(errors.classes, confusion)
+
+    def posterior(self, labels: Labels) -> Probabilities:
+        """Probabilities of the true classes of rows with such labels: shape (n, k)."""
+        joint = self.classes * self.confusion[:, labels].T
+        return np.asarray(joint / joint.sum(axis=1, keepdims=True))
+
+    def contradicted_if_none_is_wrong(self) -> float:
+        """How many labels would be contradicted, were they drawn from the true classes."""
+        n, k = self.classes.shape
+        listed = [
+            _margins(self.posterior(labels), labels) < 0
+            for labels in np.arange(k)[:, None].repeat(n, 1)
+        ]
+        return float(self.classes[np.stack(listed, axis=1)].sum())
+
+
+def _alike(rate: float, k: int) -> Probabilities:
+    """A confusion of k classes at one rate, to every other class alike."""
+    return np.where(np.eye(k, dtype=bool), 1 - rate, rate / (k - 1))
+
+
+def _weights(
+    evidence: Probabilities, labels: Labels, confusion: Probabilities, start: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Find weights of the greatest likelihood, none below 0, for evidence of shape (j, n, k)."""
+    as_labelled = np.log(np.maximum(confusion[:, labels].T, SMALLEST))
+
+    def loss(weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        log_classes = log_softmax(np.tensordot(weights, evidence, axes=1), axis=1)
+        joint = log_classes + as_labelled
+        log_posterior = log_softmax(joint, axis=1)
+        # joint less its posterior is the label's log probability, in every column
+        likelihood = (joint - log_posterior)[:, 0].mean()
+        moved = np.exp(log_posterior) - np.exp(log_classes)
+        return -likelihood, -np.einsum("jnk,nk->j", evidence, moved) / len(labels)
+
+    bounds = [(0, None)] * len(start)
+    found: NDArray[np.float64] = minimize(loss, start, jac=True, bounds=bounds).x
+    return found
+
+
+def _without(posterior: Probabilities, labels: Labels) -> Probabilities:
+    """Probabilities, that of the label being -1."""
+    others = posterior.copy()
+    others[np.arange(len(labels)), labels] = -1
+    return others
+
+
+def _margins(posterior: Probabilities, labels: Labels) -> NDArray[np.float64]:
+    own = posterior[np.arange(len(labels)), labels]
+    return np.asarray(own - _without(posterior, labels).max(axis=1))

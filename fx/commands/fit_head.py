@@ -129,7 +129,8 @@ def _chosen(result: HeadResult) -> str:
 
 
 def _print_doubtful(labels: DoubtfulLabels) -> None:
-    print(f"labels contradicted: {labels.contradicted:,} of {labels.audited:,}")
+    found = f"labels contradicted: {labels.contradicted:,} of {labels.audited:,}"
+    print(f"{found} ({labels.anyway} would be if none were wrong)")
     for one in labels.first[:SHOWN]:
         path, label, other = map(printable, (one.path, one.label, one.suggested))
         print(f"  {path}: {label}, more like {other}")

@@ -64,14 +64,16 @@ def write_doubtful_labels(
         table.writerow(one | {"path": str(root / str(one["path"]))})
     # with the very bytes of the files' names
     write_whole(directory / TABLE, file.getvalue().encode(errors="surrogateescape"))
-    _write_page(directory / PAGE, root, doubtful, [rows[position].key for position in doubts.rows])
-    return DoubtfulLabels(
+    labels = DoubtfulLabels(
         audited=len(doubtful),
         contradicted=sum(one.contradicted for one in doubtful),
+        contradicted_if_none_wrong=round(doubts.expected, 1),
         first=tuple(doubtful[:SHOWN]),
         table=str(directory / TABLE),
         page=str(directory / PAGE),
     )
+    _write_page(directory / PAGE, root, labels, [rows[position].key for position in doubts.rows])
+    return labels
 
 
 def _as_in_table(row: ImageRow, test_was_given: bool) -> dict[str, str]:
@@ -85,16 +87,15 @@ def _as_in_table(row: ImageRow, test_was_given: bool) -> dict[str, str]:
     }
 
 
-def _write_page(
-    path: Path, root: Path, doubtful: Sequence[DoubtfulLabel], keys: Sequence[bytes]
-) -> None:
-    shown = list(zip(doubtful, keys, strict=True))[:SHOWN]
+def _write_page(path: Path, root: Path, labels: DoubtfulLabels, keys: Sequence[bytes]) -> None:
     page = render(
         "labels.html",
         title="fx: labels that may be wrong",
-        audited=len(doubtful),
-        contradicted=sum(one.contradicted for one in doubtful),
+        labels=labels,
         table=TABLE,
-        shown=[(one, thumbnail(root / one.path, key, THUMBNAIL)) for one, key in shown],
+        shown=[
+            (one, thumbnail(root / one.path, key, THUMBNAIL))
+            for one, key in zip(labels.first, keys, strict=False)
+        ],
     )
     write_whole(path, page.encode(errors="xmlcharrefreplace"))

@@ -156,7 +156,11 @@ def fit_head_on_store(
         from fx.stages.doubtful_labels import write_doubtful_labels
 
         doubtful = write_doubtful_labels(
-            run.directory, doubt_labels(_held_out(head)), rows, stored.snapshot, head.classes
+            run.directory,
+            doubt_labels(head, features, labels_of(rows)),
+            rows,
+            stored.snapshot,
+            head.classes,
         )
     assert head.metrics is not None, "measured just now"
     result = HeadResult(
@@ -195,7 +199,8 @@ def _run(options: Options, choices: _Choices, stored: _Stored, audit: bool) -> R
         # not the names of the sets, which are others once damage has been mended or garbage dropped
         "features": [one.digest(keys_of(used_rows(stored.snapshot))) for one in stored.sets],
         "snapshot": stored.snapshot.fingerprint,
-        **({"audit": True} if audit else {}),
+        # a number, since results of earlier audits say something else
+        **({"audit": 2} if audit else {}),
     }
     return Run.of(options.out, f"{choices.kind}-{stored.backbone}", identity)
 

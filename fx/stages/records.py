@@ -59,9 +59,9 @@ class DoubtfulLabel(Record, frozen=True):
     Attributes
     ----------
     path, label, split, group : as in a table of images; "" where nothing is said
-    suggested : the most probable other class
-    margin : probability of the label less that of the other class
-    contradicted : whether the other class is convincing
+    suggested : the likeliest other class
+    margin : probability that the label is right less that of the other class
+    contradicted : whether the other class is likelier
     """
 
     path: str
@@ -79,6 +79,7 @@ class DoubtfulLabels(Record, frozen=True):
     Attributes
     ----------
     audited, contradicted : how many
+    contradicted_if_none_wrong : how many the head's own mistakes would contradict, estimated
     first : the most doubtful ones
     table : to correct, and to give back to an extraction
     page : to look at
@@ -86,9 +87,16 @@ class DoubtfulLabels(Record, frozen=True):
 
     audited: int
     contradicted: int
+    contradicted_if_none_wrong: float
     first: tuple[DoubtfulLabel, ...]
     table: str
     page: str
+
+    @property
+    def anyway(self) -> str:
+        """How many would be contradicted if none were wrong, in words."""
+        count = round(self.contradicted_if_none_wrong)
+        return f"about {count:,}" if count else "less than one"
 
 
 class HeadResult(MeasuredModel, frozen=True, kw_only=True):

@@ -16,7 +16,6 @@ from sklearn.metrics import roc_auc_score
 from extract.errors import FxError
 from extract.images import Snapshot
 from extract.store import FeatureStore
-from heads.doubts import doubt_labels
 from heads.fitting import fit_head
 from heads.kinds import HEADS
 from heads.limits import Limits, groups_needed
@@ -166,19 +165,6 @@ def test_new_groups_are_covered_and_rejected_as_asked(size: int) -> None:
     assert np.mean(rejected) <= 0.1 + 3 * np.std(rejected) / np.sqrt(200)
 
 
-def test_wrong_labels_are_doubted_first() -> None:
-    features, labels = clouds(300, 0)
-    wrong = np.random.default_rng(0).choice(300, 15, replace=False)
-    given = labels.copy()
-    given[wrong] = np.array(["b", "c", "a"])[np.searchsorted(["a", "b", "c"], labels[wrong])]
-    doubts = doubt_labels(fit_head(features, given, kind="logreg").held_out)
-    assert sorted(doubts.rows) == list(range(300))
-    assert (np.diff(doubts.margins) >= 0).all()
-    first = set(doubts.rows[:30].tolist())
-    assert len(first & set(wrong.tolist())) >= 13
-    assert 8 <= doubts.contradicted[:30].sum() <= doubts.contradicted.sum() < 60
-
-
 @pytest.fixture
 def labelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fx: Fx) -> Path:
     """Two classes of 14 images, one of them in the wrong folder."""
@@ -306,24 +292,6 @@ def test_sets_of_labels_cover_nine_tenths_of_fresh_images(
         covered.append(sets[np.arange(len(truth)), np.searchsorted(head.classes, truth)].mean())
     print(f"mean coverage {np.mean(covered):.4f}")
     assert 0.89 <= np.mean(covered) <= 0.92
-
-
-@pytest.mark.slow
-def test_flipped_labels_of_real_images_are_listed_first(
-    cifar_features: Callable[[str], Split],
-) -> None:
-    features, labels = cifar_features("train")
-    rng = np.random.default_rng(0)
-    some = rng.choice(len(labels), 2_000, replace=False)
-    features, given = features[some], labels[some].copy()
-    wrong = rng.choice(2_000, 100, replace=False)
-    classes = np.unique(labels)
-    shift = rng.integers(1, 4, 100)
-    given[wrong] = classes[(np.searchsorted(classes, given[wrong]) + shift) % 4]
-    doubts = doubt_labels(fit_head(features, given, kind="logreg").held_out)
-    found = len(set(doubts.rows[:200].tolist()) & set(wrong.tolist()))
-    print(f"{found} of 100 flipped labels are among the first 200")
-    assert found >= 80
 
 
 @pytest.mark.slow
