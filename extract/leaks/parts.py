@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from joblib import cpu_count
 from numpy.typing import NDArray
 from PIL import Image
 from threadpoolctl import threadpool_limits
@@ -28,8 +29,9 @@ LEAST_SIZE = 96
 # Most pairs whose images are opened, of an image at most so many, and which neighbour's distance
 # theirs is compared with, and how near to it at the most.
 MOST_PAIRS, PAIRS_EACH, FARTHER, MAX_RATIO = 1_000, 3, 11, 0.8
-# Images whose features are in memory: of the one side, and of the other.
-ROWS, OTHERS = 2_048, 8_192
+# Images whose features are in memory: of the one side, of the other, and as they are read. Of
+# features longer than this, such as whole maps, evenly spaced numbers are compared.
+ROWS, OTHERS, READ, LONGEST = 2_048, 4_096, 1_024, 4_096
 
 SIDE = 128  # of thumbnails, pixels
 SMALL = 64  # of those that are aligned finely, and hashed
@@ -65,7 +67,7 @@ def find_parts(
     """
     pairs = _proposed(features, [row.key for row in rows], [row.key for row in others])
     wanted = {rows[i] for i, _ in pairs} | {others[j] for _, j in pairs}
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(cpu_count()) as pool:
         opened = dict(zip(wanted, pool.map(lambda row: _thumbnail(root, row), wanted), strict=True))
     found: dict[int, tuple[int, bool]] = {}
     # matrices this small take several threads many times as long
@@ -83,7 +85,8 @@ def _proposed(
     features: FeatureSet, keys: Sequence[bytes], others: Sequence[bytes]
 ) -> list[tuple[int, int]]:
     """Rows of two sets that may show one image, the most likely first."""
-    ratios, pairs = [], []
+    ratios: list[NDArray[np.floating]] = [np.empty(0, np.float32)]
+    pairs: list[NDArray[np.intp]] = [np.empty((0, 2), np.intp)]
     for start in range(0, len(keys), ROWS):
         cosines, nearest = _neighbours(features, keys[start : start + ROWS], others)
         distances = 1 - cosines
@@ -112,10 +115,17 @@ def _neighbours(
 
 
 def _directions(features: FeatureSet, keys: Sequence[bytes]) -> torch.Tensor:
-    return torch.nn.functional.normalize(torch.from_numpy(features.features(keys)))
+    """Features of length 1: float32 tensor of shape (len(keys), at most LONGEST)."""
+    step = -(-features.dim // LONGEST)
+    read = [
+        # a copy, so that what is left out is freed
+        torch.from_numpy(features.features(keys[start : start + READ])[:, ::step].copy())
+        for start in range(0, len(keys), READ)
+    ]
+    return torch.nn.functional.normalize(torch.cat(read))
 
 
-def _thumbnail(root: Path, row: ImageRow) -> NDArray[np.float32] | None:
+def _thumbnail(root: Path, row: ImageRow) -> NDArray[np.uint8] | None:
     """Read an image as ``is_part`` takes it; None where it is no longer what the row says."""
     try:
         data = read_regular(root / row.path, LARGEST_FILE)
@@ -127,18 +137,17 @@ def _thumbnail(root: Path, row: ImageRow) -> NDArray[np.float32] | None:
     return grey_thumbnail(image)
 
 
-def grey_thumbnail(image: Image.Image) -> NDArray[np.float32]:
+def grey_thumbnail(image: Image.Image) -> NDArray[np.uint8]:
     """Return a whole image as a grey square of (128, 128), as ``is_part`` takes it."""
-    square = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-    return np.asarray(square.convert("L"), dtype=np.float32)
+    return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR).convert("L"))
 
 
-def is_part(one: NDArray[np.float32], other: NDArray[np.float32]) -> bool | None:
+def is_part(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool | None:
     """Say whether one of two images is a part of the other, which may be scaled and stretched.
 
     Parameters
     ----------
-    one, other : float32 arrays of shape (128, 128), from ``grey_thumbnail``
+    one, other : uint8 arrays of shape (128, 128), from ``grey_thumbnail``
 
     Returns
     -------
@@ -182,7 +191,10 @@ _MOVES = np.array([(start, end) for start in (0, -1, 1) for end in (0, -1, 1)])
 
 
 def _means(
-    image: NDArray[np.float32], rows: NDArray[np.float64], columns: NDArray[np.float64], cells: int
+    image: NDArray[np.uint8] | NDArray[np.float32],
+    rows: NDArray[np.float64],
+    columns: NDArray[np.float64],
+    cells: int,
 ) -> NDArray[np.float32]:
     """Divide parts of an image into cells, as many down as across, and average each.
 

@@ -1,5 +1,8 @@
 """Leaks: mirrored copies and parts of training images are found among test images, and no more."""
 
+import hashlib
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +11,33 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from sklearn.neighbors import NearestNeighbors
+from threadpoolctl import threadpool_limits
 
 from extract.backbones import Backbone, load_backbone
 from extract.engines import TorchEngine
 from extract.extraction import ExtractResult, extract
-from extract.images import Snapshot, find_images
-from extract.leaks import find_parts, grey_thumbnail, is_part
-from extract.store import FeatureStore
+from extract.images import Preprocessing, Snapshot, find_images
+from extract.leaks import find_parts, grey_thumbnail, is_part, parts
+from extract.store import ExtractionRun, FeatureStore, Spec
+
+SPEC = Spec(
+    backbone="net",
+    weights="00",
+    layer="pool",
+    size=16,
+    crops=1,
+    preprocessing=Preprocessing(16, 16, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    numerics="fp32",
+)
+RUN = ExtractionRun(engine="test", weights_source="default", taken_ns=1)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As ``find_parts`` has it: such small matrices take several threads many times as long."""
+    with threadpool_limits(1, user_api="blas"):
+        yield
 
 
 def opened(path: Path) -> Image.Image:
@@ -35,7 +58,7 @@ def part(image: Image.Image, left: float, top: float, right: float, bottom: floa
     )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(
     number=st.integers(0, 10_000),
     sides=st.tuples(*[st.floats(0.0, 0.17)] * 4),
@@ -62,9 +85,29 @@ def test_a_part_is_recognised_wherever_it_was_cut_and_however_it_is_stretched(
 
 def test_different_photographs_are_no_parts_of_each_other(photos: Path) -> None:
     thumbnails = [grey_thumbnail(opened(path)) for path in sorted(photos.iterdir())[:40]]
-    grey = np.full((128, 128), 99, np.float32)
+    grey = np.full((128, 128), 99, np.uint8)
     for one, other in zip(thumbnails, [*thumbnails[1:], grey], strict=True):
         assert is_part(one, other) is None
+
+
+def test_neighbours_are_those_of_scikit_learn(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(400, 12)).astype(np.float32)
+    keys = [hashlib.sha256(row.tobytes()).digest() for row in values]
+    store = FeatureStore.create(tmp_path / "f.zarr")
+    with store.lock():
+        writer = store.start([(SPEC, 12)], RUN)
+        writer.append(keys, [values], np.zeros((400, 32), np.uint8))
+        writer.commit()
+    with pytest.MonkeyPatch.context() as patch:
+        # so that they come in several parts
+        for name, value in {"OTHERS": 7, "READ": 3, "LONGEST": 4}.items():
+            patch.setattr(parts, name, value)
+        cosines, nearest = parts._neighbours(store.find(SPEC), keys[:50], keys[50:])
+    expected = NearestNeighbors(n_neighbors=parts.FARTHER, metric="cosine")
+    distances, places = expected.fit(values[50:, ::3]).kneighbors(values[:50, ::3])
+    np.testing.assert_allclose(1 - cosines, distances, atol=1e-5)
+    np.testing.assert_array_equal(nearest, places)
 
 
 def extracted(folder: Path, store: Path, backbone: Backbone) -> ExtractResult:
@@ -74,15 +117,15 @@ def extracted(folder: Path, store: Path, backbone: Backbone) -> ExtractResult:
     )
 
 
-@pytest.fixture
-def planted(photos: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def planted(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Photographs on both sides, and some of the training ones again among the test ones."""
-    root = tmp_path / "data"
+    root = tmp_path_factory.mktemp("planted")
     files = sorted(photos.iterdir())[:24]
     for number, file in enumerate(files):
         folder = root / ("train" if number < 16 else "test") / "ab"[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
-        opened(file).save(folder / f"{number}.png")
+        shutil.copy(file, folder / f"{number}.jpg")
     images = [opened(file) for file in files]
     again = {
         "mirrored": ImageOps.mirror(images[0]),
@@ -98,10 +141,10 @@ def planted(photos: Path, tmp_path: Path) -> Path:
 def test_mirrored_copies_and_crops_are_leaks_of_a_kind(planted: Path, tmp_path: Path) -> None:
     result = extracted(planted, tmp_path / "f.zarr", load_backbone("efficientnet_lite0", size=96))
     assert [(leak.path, leak.near_copy, leak.kind) for leak in result.leaks] == [
-        ("test/a/crop.jpg", "train/b/1.png", "crop"),
-        ("test/a/mirrored crop.jpg", "train/a/2.png", "mirrored crop"),
-        ("test/a/mirrored.jpg", "train/a/0.png", "mirrored"),
-        ("test/a/none.jpg", "train/b/3.png", None),
+        ("test/a/crop.jpg", "train/b/1.jpg", "crop"),
+        ("test/a/mirrored crop.jpg", "train/a/2.jpg", "mirrored crop"),
+        ("test/a/mirrored.jpg", "train/a/0.jpg", "mirrored"),
+        ("test/a/none.jpg", "train/b/3.jpg", None),
     ]
     assert not result.leaks_not_sought
 
@@ -116,13 +159,15 @@ def test_below_96_pixels_crops_are_not_looked_for_and_that_is_said(
 
 
 def test_an_image_that_has_changed_since_is_no_part(planted: Path, tmp_path: Path) -> None:
-    extracted(planted, tmp_path / "f.zarr", load_backbone("efficientnet_lite0", size=96))
+    root = tmp_path / "data"
+    shutil.copytree(planted, root)
+    extracted(root, tmp_path / "f.zarr", load_backbone("efficientnet_lite0", size=96))
     store = FeatureStore(tmp_path / "f.zarr")
     snapshot = Snapshot.from_parquet(*store.read_snapshot())
     rows = snapshot.split("test"), snapshot.split("train")
     features = store.last_extracted()
-    assert len(find_parts(features, planted, *rows)) >= 2
-    for path in (planted / "train").rglob("*.png"):
+    assert len(find_parts(features, root, *rows)) >= 2
+    for path in (root / "train").rglob("*.jpg"):
         path.write_bytes(b"no longer this image")
-    assert not find_parts(features, planted, *rows)
+    assert not find_parts(features, root, *rows)
     assert not find_parts(features, tmp_path / "moved away", *rows)
