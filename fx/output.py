@@ -68,9 +68,9 @@ def print_table(
 def print_comparison(comparison: "Comparison", *, file: TextIO | None = None) -> None:
     """Print a comparison in at most 80 columns: strategies down, training images across.
 
-    A table each of accuracies, log losses and calibration errors, means over the seeds; then the
-    other metrics at the largest size. Of more than six sizes, six are shown that are spread evenly,
-    the largest among them; the seconds are those at the largest.
+    A table each of the metric that decides, accuracies, log losses and calibration errors, means
+    over the seeds; then the other metrics at the largest size. Of more than six sizes, six are
+    shown that are spread evenly, the largest among them; the seconds are those at the largest.
 
     Parameters
     ----------
@@ -89,8 +89,9 @@ def print_comparison(comparison: "Comparison", *, file: TextIO | None = None) ->
     if shown != sizes:
         of += f" ({len(shown)} of {len(sizes)} sizes)"
     at = {name: {point.n_train: point for point in row} for name, row in curves.items()}
-    for name in _BY_SIZE:
-        first = name == _BY_SIZE[0]
+    by_size = dict.fromkeys((comparison.metric, *_BY_SIZE))
+    for name in by_size:
+        first = name == comparison.metric
         columns = ["strategy", *(f"{n:,}" for n in shown), *["seconds"] * first]
         rows: list[list[object]] = []
         for strategy, points in at.items():
@@ -101,7 +102,7 @@ def print_comparison(comparison: "Comparison", *, file: TextIO | None = None) ->
         title = METRICS[name].label + " on the test images" * first
         print_table(columns, rows, title=f"{title}, {of}", file=file)
     last = [(name, points[sizes[-1]]) for name, points in at.items() if sizes[-1] in points]
-    others = [METRICS[name] for name in METRICS if name not in _BY_SIZE]
+    others = [METRICS[name] for name in METRICS if name not in by_size]
     others = [one for one in others if any(p.mean(one.name) is not None for _, p in last)]
     if others:
         columns = ["strategy", *(one.label for one in others)]

@@ -150,20 +150,23 @@ class Skipped(Record, frozen=True):
 
 
 class Estimate(Record, frozen=True):
-    """Accuracy of a strategy at a size, its 95 % interval, and what that interval covers."""
+    """Mean score of a strategy at a size, its 95 % interval, and what that interval covers.
+
+    ``value`` is by the comparison's metric; ``interval`` is None where none can be given.
+    """
 
     strategy: str
     n_train: int
     seeds: int
-    accuracy: float
-    interval: Interval
+    value: float
+    interval: Interval | None
     covers: str
 
 
 class Difference(Record, frozen=True):
-    """Accuracy of strategy ``a`` less that of ``b`` at one size, paired by seed and image.
+    """How much better strategy ``a`` is than ``b`` at one size, paired by seed and image.
 
-    ``p_holm`` is corrected for the number of pairs and sizes.
+    ``interval`` holds for 95 % of single pairs; None where none can be given.
     """
 
     n_train: int
@@ -171,24 +174,8 @@ class Difference(Record, frozen=True):
     b: str
     seeds: int
     difference: float
-    interval: Interval
-    p_value: float
+    interval: Interval | None
     covers: str
-    p_holm: float = 1.0
-
-
-class PairedTest(Record, frozen=True):
-    """Accuracy of two fitted models on the same test images, and whether chance explains it."""
-
-    n_train: int
-    a: str
-    b: str
-    difference: float
-    only_a_right: int
-    only_b_right: int
-    p_value: float
-    test: str
-    p_holm: float = 1.0
 
 
 class PowerLaw(Record, frozen=True):
@@ -200,18 +187,18 @@ class PowerLaw(Record, frozen=True):
 
 
 class Predicted(Record, frozen=True):
-    """Accuracy to expect of so many training images, with its bounds."""
+    """Score to expect of one run on so many training images, with its bounds."""
 
     n_train: int
-    accuracy: float
+    value: float
     low: float
     high: float
 
 
 class Needed(Record, frozen=True):
-    """Training images that an accuracy would take, with bounds; None where it is not reached."""
+    """Training images that a score would take, with bounds; None where it is not reached."""
 
-    accuracy: float
+    value: float
     n_train: int | None
     low: int | None
     high: int | None
@@ -233,16 +220,15 @@ class Forecast(Record, frozen=True, omit_defaults=True):
 
 
 class Crossover(Record, frozen=True):
-    """Size from which on fine-tuning beats heads.
+    """Size from which on fine-tuning beats heads, shown at the largest size.
 
-    ``low`` and ``high`` are None where the interval goes on beyond the largest size; ``share`` is
-    that of the resamples in which it happens within the sizes measured.
+    ``low`` is the largest size at which heads are shown to be ahead, None where they are at none;
+    ``high`` the size from which on fine-tuning is shown to be ahead at every one.
     """
 
     n_train: int
     low: int | None
-    high: int | None
-    share: float
+    high: int
 
 
 class Recommendation(Record, frozen=True):
@@ -266,7 +252,7 @@ class Quadrant(Record, frozen=True):
     many, alike : images; ``alike`` is None where it cannot be told
     distance : from the images that the network was trained on; see ``extract.domain_shift``
     rule : what it names
-    agrees : None where nothing was measured
+    agrees : None where nothing was measured, or the measurement does not decide it
     said : all of it in words
     """
 
@@ -318,12 +304,13 @@ class Comparison(Record, frozen=True, kw_only=True):
     ----------
     images : where they lie
     backbone, weights, size : of the network, or of several between commas
+    metric : name of the one that decides
     snapshot, classes, n_train, n_validation, n_test, class_counts : of the images
     failed, conflicts, leaks : images that could not be read, have two labels, are in two splits
     settings, versions, commands : to repeat it
     strategies : by name, as the results spell it
     results, skipped : cells that were measured, and that were not
-    estimates, differences, pairs, crossover, forecasts : what follows from them
+    estimates, differences, crossover, forecasts : what follows from them
     recommendation, recommended : in words; the strategy's name
     quadrant, flips, notes : what else is to be said
     extraction_seconds : None where the features were there already
@@ -334,6 +321,7 @@ class Comparison(Record, frozen=True, kw_only=True):
     backbone: str = ""
     weights: str = ""
     size: int | None = None
+    metric: str = "accuracy"
     snapshot: str = ""
     classes: tuple[str, ...] = ()
     n_train: int | None = None
@@ -350,7 +338,6 @@ class Comparison(Record, frozen=True, kw_only=True):
     skipped: list[Skipped] = []
     estimates: list[Estimate] = []
     differences: list[Difference] = []
-    pairs: list[PairedTest] = []
     recommendation: str = ""
     recommended: str = ""
     quadrant: Quadrant | None = None

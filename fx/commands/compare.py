@@ -70,7 +70,7 @@ def compare(
     ] = "logreg,svm,finetune:1",
     seeds: Annotated[
         int,
-        typer.Option(min=1, help="Training subsets of each size; fewer of large sizes."),
+        typer.Option(min=1, help="Draws of each size; fewer of more than 5,000 images."),
     ] = 3,
     epochs: Annotated[
         int | None,
@@ -80,15 +80,16 @@ def compare(
         ),
     ] = None,
     class_weight: ClassWeight = None,
+    metric: Annotated[
+        str, typer.Option(help="What decides: accuracy, log-loss or macro-f1.")
+    ] = "accuracy",
     prefer: Annotated[
         str,
-        typer.Option(
-            help="Recommend for accuracy, or cheap: the cheapest that is about as good as the best."
-        ),
+        typer.Option(help="Recommend the best, or cheap: the cheapest that none is shown to beat."),
     ] = "cheap",
     wanted: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Predict how many images this accuracy would take."),
+        typer.Option(min=0, help="Predict how many images such an accuracy, or metric, takes."),
     ] = None,
     budget: Annotated[
         str | None,
@@ -121,7 +122,8 @@ def compare(
     """Measure all strategies and write a report."""
     options = options_in(locals())
     plan = _plan(strategies, sizes, seeds, epochs, class_weight)
-    choice("--prefer", prefer, ("cheap", "accuracy"))
+    choice("--prefer", prefer, ("cheap", "best"))
+    choice("--metric", metric, _deciding_metrics())
     example = "a duration such as 90s, 30m or 2h"
     limit = None if budget is None else with_unit("--budget", budget, SECONDS, example)
     if dry_run:
@@ -138,6 +140,7 @@ def compare(
             images,
             options,
             plan,
+            metric=metric.replace("-", "_"),
             prefer=prefer,
             wanted=wanted,
             budget=limit,
@@ -146,6 +149,13 @@ def compare(
         )
     show(comparison, json_, lambda: _print(comparison))
     return comparison
+
+
+def _deciding_metrics() -> tuple[str, ...]:
+    from heads.metrics import METRICS
+
+    found = (METRICS[name] for name in METRICS)
+    return tuple(one.name.replace("_", "-") for one in found if one.per_image is not None)
 
 
 def _plan(

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from msgspec import to_builtins
 from msgspec.structs import replace
 
@@ -20,22 +21,24 @@ from extract.errors import FxError
 from extract.files import disk_full_as_fx_error, write_whole
 from fx.comparison.cost import CostModel, within_budget
 from fx.comparison.learning_curve import crossover, forecast
-from fx.comparison.measure import measure
+from fx.comparison.measure import PROBABILITIES, measure
 from fx.comparison.networks import Prepared, name_with_network, networks_of, prepare
 from fx.comparison.plan import Plan
-from fx.comparison.recommend import differences, estimates, paired_tests, quadrant_of, recommend
-from fx.comparison.statistics import tables_of
+from fx.comparison.recommend import differences, estimates, quadrant_of, recommend
+from fx.comparison.statistics import Scores
 from fx.comparison.strategies import strategy_of
 from fx.options import Options
 from fx.output import Begin, to_json
 from fx.records import Comparison, FlipDecision, Measurement, Skipped, StrategyInfo
 from fx.report import gather_evidence, learning_curve_png, write_report
 from fx.runs import Run
+from fx.stages.rows import given_groups
+from heads.metrics import METRICS
 
 if TYPE_CHECKING:
-    from extract.images import ImageSource
+    from extract.images import ImageSource, Snapshot
 
-_IN_RESULTS = ("results", "skipped", "estimates", "differences", "pairs", "crossover", "forecasts")
+_IN_RESULTS = ("results", "skipped", "estimates", "differences", "crossover", "forecasts")
 
 
 def compare(
@@ -43,6 +46,7 @@ def compare(
     options: Options,
     plan: Plan,
     *,
+    metric: str = "accuracy",
     prefer: str = "cheap",
     wanted: float | None = None,
     budget: float | None = None,
@@ -59,8 +63,10 @@ def compare(
     images : folder or table of labelled images
     options : backbone, store and the like; of backbones and weights several, between commas
     plan : what is measured
-    prefer : "cheap" recommends the cheapest strategy about as good as the best, "accuracy" the best
-    wanted : accuracy; how many images it would take is predicted
+    metric : decides what is better: one with scores of single images
+    prefer : "cheap" recommends the cheapest strategy that none is shown to beat, "best" the one
+        with the best mean
+    wanted : score by that metric; how many images it would take is predicted
     budget : seconds; only cells that are predicted to fit are measured
     log_to : ``tensorboard`` or ``mlflow``, which gets every cell's numbers
     begin : given what is being done, returns a progress callback
@@ -79,13 +85,12 @@ def compare(
     check_tracker(log_to)
     source = find_images(images, max_image_mb=options.max_image_mb)
     prepared = [prepare(source, *one, begin=begin) for one in networks_of(options, plan)]
-    measured, skipped = _measure_all(prepared, source, budget, begun, begin)
-    if not measured:
+    cells, skipped = _measure_all(prepared, source, budget, begun, begin)
+    if not cells:
         raise FxError(f"nothing was measured: {skipped[0].strategy}: {skipped[0].reason}")
-    tables = tables_of(measured)
-    compared = differences(tables)
-    recommended = recommend(measured, tables, compared, prefer)
-    first = prepared[0]
+    measured, first = [cell for cell, _ in cells], prepared[0]
+    scores, *others = _scores(cells, first.snapshot, metric)
+    recommended = recommend(measured, scores, others, prefer)
     directory = _directory(options.out, prepared)
     comparison = Comparison(
         **_about(images, options, prepared),
@@ -93,20 +98,23 @@ def compare(
         # of single images, and how to read it: kept in the cells' own records
         results=[one.without_images() for one in measured],
         skipped=skipped,
-        estimates=estimates(tables),
-        differences=compared,
-        pairs=paired_tests(tables),
+        metric=metric,
+        estimates=estimates(scores),
+        differences=differences(scores),
         recommendation=recommended.said,
         recommended=recommended.strategy,
         quadrant=quadrant_of(
-            first.backbone, first.snapshot, recommended.strategy, options.max_image_mb
+            first.backbone, first.snapshot, recommended.strategy, scores, options.max_image_mb
         ),
-        crossover=crossover(tables),
-        forecasts=[forecast(strategy, sizes, wanted) for strategy, sizes in tables.items()],
+        crossover=crossover(scores),
+        forecasts=[
+            forecast(name, sizes, wanted, higher_is_better=scores.metric.higher_is_better)
+            for name, sizes in scores.tables.items()
+        ],
         flips=_flips(prepared),
         notes=[BALANCED] if plan.class_weight else [],
         extraction_seconds=_sum([one.extraction_seconds for one in prepared]),
-        commands=[_command(images, options, plan, first.sizes)],
+        commands=[_command(images, options, plan, first.sizes, metric)],
         report=str(directory / "report.html"),
     )
     Run(directory).finish(comparison)
@@ -127,10 +135,10 @@ def _measure_all(
     budget: float | None,
     begun: float,
     begin: Begin,
-) -> tuple[list[Measurement], list[Skipped]]:
+) -> tuple[list[tuple[Measurement, Path]], list[Skipped]]:
     """Measure the cells of all networks that fit; return them, and those that were left out."""
     several = len(prepared) > 1
-    measured: list[Measurement] = []
+    measured: list[tuple[Measurement, Path]] = []
     skipped: list[Skipped] = []
     for number, one in enumerate(prepared):
         todo, reason = one.cells, ""
@@ -146,9 +154,24 @@ def _measure_all(
         def named(strategy: str, network: str = one.backbone.name) -> str:
             return name_with_network(strategy, network, several)
 
-        measured += [replace(cell, strategy=named(cell.strategy)) for cell in found]
+        measured += [
+            (replace(cell, strategy=named(cell.strategy)), folder) for cell, folder in found
+        ]
         skipped += [replace(cell, strategy=named(cell.strategy)) for cell in failed]
     return measured, skipped
+
+
+def _scores(
+    cells: Sequence[tuple[Measurement, Path]], snapshot: Snapshot, metric: str
+) -> list[Scores]:
+    """Score the cells by the metric that decides, then by the others that could have."""
+    groups = given_groups(snapshot.split("test"))
+    metrics = [METRICS[name] for name in METRICS]
+    return [
+        Scores.of(one, [(cell, np.load(folder / PROBABILITIES)) for cell, folder in cells], groups)
+        for one in sorted(metrics, key=lambda one: one.name != metric)
+        if one.per_image is not None
+    ]
 
 
 def _directory(out: Path, prepared: Sequence[Prepared]) -> Path:
@@ -210,7 +233,7 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
-def _command(images: Path, options: Options, plan: Plan, sizes: Sequence[int]) -> str:
+def _command(images: Path, options: Options, plan: Plan, sizes: Sequence[int], metric: str) -> str:
     """Spell the command that measures this again, defaults left out."""
     chosen = dataclasses.asdict(options) | dataclasses.asdict(plan)
     usual = dataclasses.asdict(Options()) | dataclasses.asdict(Plan())
@@ -221,6 +244,8 @@ def _command(images: Path, options: Options, plan: Plan, sizes: Sequence[int]) -
             several = isinstance(value, list | tuple)
             text = ",".join(map(str, value)) if several else str(value)
             words += [f"--{name.replace('_', '-')}", text]
+    if metric != "accuracy":
+        words += ["--metric", metric.replace("_", "-")]
     return shlex.join(words)
 
 

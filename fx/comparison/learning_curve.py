@@ -1,7 +1,7 @@
 """Learning curves: what more images would bring, and where fine-tuning overtakes heads.
 
-An accuracy of n training images is taken to be 1 - (floor + scale * n ** -exponent), a power law
-with an asymptote: of the forms in use the one that fits learning curves of classifiers best (T.
+The error of n training images is taken to be floor + scale * n ** -exponent, a power law with an
+asymptote: of the forms in use the one that fits learning curves of classifiers best (T.
 Viering and M. Loog, "The Shape of Learning Curves: a Review", 2023).
 """
 
@@ -13,102 +13,143 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import least_squares
+from scipy import stats
 
-from fx.comparison.statistics import Tables
+from fx.comparison.statistics import LEAST_DF, Mean, Scores
+from fx.comparison.statistics import LEVEL as CERTAINTY
 from fx.comparison.strategies import find_strategy
 from fx.records import Crossover, Forecast, Needed, PowerLaw, Predicted
 
 FEWEST_SIZES = 5
-RESAMPLES, CROSSOVER_RESAMPLES = 400, 2_000
+RESAMPLES = 400
 LEVEL = 0.9
+MISFIT = 0.05  # chance to decline a curve that does follow the law
 AHEAD = (2, 5)  # times the most images that were measured
-# Five accuracies hardly tell three parameters apart; curves of images on features of networks have
+# Five scores hardly tell three parameters apart; curves of images on features of networks have
 # exponents around a half.
 USUAL_EXPONENT, ITS_DEVIATION = 0.5, 0.25
+EXPONENTS = np.linspace(0.02, 2, 100)
 
 Floats = NDArray[np.float64]
+Tables = Mapping[int, Floats]
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Power laws fitted to resamples of the measured accuracies.
+    """Power laws fitted to resamples of the measured scores.
 
     Attributes
     ----------
     parameters : float array of shape (resamples, 3): floor, scale, exponent
-    noise : float, deviation of a measured accuracy from its curve
+    noise : float array of shape (resamples,), deviation of a single run from its curve
+    higher_is_better : False where the score itself follows the law, not 1 less it
     """
 
     parameters: Floats
-    noise: float
+    noise: Floats
+    higher_is_better: bool = True
 
-    def accuracies(self, n: ArrayLike) -> Floats:
-        """Accuracies at sizes: float array of shape (resamples, sizes)."""
-        return 1 - _error_rate(self.parameters, np.atleast_1d(np.asarray(n, np.float64)))
+    def scores(self, n: ArrayLike) -> Floats:
+        """Scores at sizes: float array of shape (resamples, sizes)."""
+        errors = _error_rate(self.parameters, np.atleast_1d(np.asarray(n, np.float64)))
+        return 1 - errors if self.higher_is_better else errors
 
     def at(self, n: ArrayLike, level: float = LEVEL) -> tuple[Floats, Floats, Floats]:
-        """Predict measured accuracies at sizes: median and bounds, each of shape (sizes,)."""
-        found = self.accuracies(n)
-        noisy = found + np.random.default_rng(0).normal(0, self.noise, found.shape)
+        """Predict what one run gives at sizes: median and bounds, each of shape (sizes,)."""
+        found = self.scores(n)
+        chance = np.random.default_rng(0).normal(size=found.shape)
+        noisy = found + self.noise[:, None] * chance
         low, high = np.quantile(noisy, [(1 - level) / 2, (1 + level) / 2], axis=0)
-        return np.median(found, axis=0), np.clip(low, 0, 1), np.clip(high, 0, 1)
+        most = 1 if self.higher_is_better else None
+        return np.median(found, axis=0), np.clip(low, 0, most), np.clip(high, 0, most)
 
-    def images_for(self, accuracy: float, level: float = LEVEL) -> tuple[float, float, float]:
-        """Images that an accuracy would take: median and bounds, infinite if it is not reached."""
+    def images_for(self, score: float, level: float = LEVEL) -> tuple[float, float, float]:
+        """Images that a score would take: median and bounds, infinite if it is not reached."""
         floor, scale, exponent = self.parameters.T
+        error = 1 - score if self.higher_is_better else score
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            needed = (scale / (1 - accuracy - floor)) ** (1 / exponent)
-        needed = np.where(1 - accuracy > floor, needed, np.inf)
+            needed = (scale / (error - floor)) ** (1 / exponent)
+        needed = np.where(error > floor, needed, np.inf)
         quantiles = [0.5, (1 - level) / 2, (1 + level) / 2]
         # of values, not between them: infinity has no neighbourhood
         median, low, high = np.quantile(needed, quantiles, method="inverted_cdf")
         return float(median), float(low), float(high)
 
 
-def fit_curves(tables: Mapping[int, NDArray[np.int8]], seed: int = 0) -> Curves:
-    """Fit power laws to resamples of seeds and images together.
+def fit_curves(tables: Tables, *, higher_is_better: bool = True, seed: int = 0) -> Curves | None:
+    """Fit power laws to what other draws of the same sizes might have given.
+
+    A mean of few draws is off by Student's t, not by a normal number: each resample draws the
+    deviation between draws anew. Images are not resampled: later runs are measured on the same.
 
     Parameters
     ----------
-    tables : size → int8 array of shape (seeds, images), right or wrong, of the same images
+    tables : size → float64 array of shape (draws, images), scores
+    higher_is_better : False for a loss, which itself follows the law instead of 1 less the score
     seed : of the resampling
+
+    Returns
+    -------
+    curves : None where no power law goes through what was measured
     """
     sizes = np.array(sorted(tables), np.float64)
-    stacked = [tables[int(size)] for size in sizes]
-    images = stacked[0].shape[1]
-    measured = np.array([table.mean() for table in stacked])
+    means = np.array([tables[int(size)].mean() for size in sizes])
+    errors = 1 - means if higher_is_better else means
+    draws = np.array([len(tables[int(size)]) for size in sizes])
+    variance, df = _between_draws(tables)
+    sigma = np.sqrt(variance / draws)
+    fitted = _error_rate(_fit(sizes, errors[None], sigma), sizes)
+    # of three parameters, the exponent is half known
+    free = len(sizes) - 2
+    known = int((draws - 1).sum()) or df
+    if np.square((fitted - errors) / sigma).sum() > free * stats.f.isf(MISFIT, free, known):
+        return None
     rng = np.random.default_rng(seed)
-    # of the seeds alone: all sizes are measured on the same images
-    sigma = np.array([_deviation(table) for table in stacked])
-    start = _fit(sizes, 1 - measured, sigma, None)
-    resampled = []
-    for _ in range(RESAMPLES):
-        chosen = rng.integers(0, images, images)
-        accuracies = [
-            table[rng.integers(0, len(table), len(table))][:, chosen].mean() for table in stacked
-        ]
-        noisy = np.array(accuracies) + rng.normal(0, sigma)
-        resampled.append(_fit(sizes, 1 - noisy, sigma, start))
-    return Curves(np.array(resampled), float(np.median(sigma)))
+    scale = np.sqrt(df / rng.chisquare(df, RESAMPLES))
+    noisy = errors + scale[:, None] * sigma * rng.normal(size=(RESAMPLES, len(sizes)))
+    return Curves(_fit(sizes, noisy, sigma), scale * np.sqrt(variance[-1]), higher_is_better)
+
+
+def _between_draws(tables: Tables) -> tuple[Floats, int]:
+    """Variance between single draws at every size, and its degrees of freedom.
+
+    Of the size and the next smaller ones; of the smallest, of the next larger instead. Never less
+    than that of a single image.
+    """
+    sizes = sorted(tables)
+    found = [
+        Mean.of([tables[n] for n in reversed(sizes[: place + 1])], share=False)
+        for place in range(len(sizes))
+    ]
+    images = next(iter(tables.values())).shape[1]
+    known = [one for one in found if one.df >= LEAST_DF] or [found[-1]]
+    if not known[0].df:
+        # one draw of every size: half of what single images of that accuracy vary by
+        chance = [tables[n].var() / images / 2 for n in sizes]
+        return np.maximum(chance, 1 / images**2), LEAST_DF
+    variances = [one.between if one.df >= LEAST_DF else known[0].between for one in found]
+    return np.maximum(variances, 1 / images**2), min(one.df for one in known)
 
 
 def forecast(
-    strategy: str, tables: Mapping[int, NDArray[np.int8]], wanted: float | None = None
+    strategy: str, tables: Tables, wanted: float | None = None, *, higher_is_better: bool = True
 ) -> Forecast:
     """Say what more images would bring to a strategy, or why that cannot be said.
 
     Parameters
     ----------
     strategy : its name
-    tables : as in ``fit_curves``
-    wanted : accuracy, optional; how many images it would take is said, too
+    tables, higher_is_better : as in ``fit_curves``
+    wanted : score, optional; how many images it would take is said, too
     """
     sizes = tuple(sorted(tables))
     if len(sizes) < FEWEST_SIZES:
         reason = f"{len(sizes)} sizes were measured; a curve with an asymptote takes {FEWEST_SIZES}"
         return Forecast(strategy, sizes, reason)
-    curves = fit_curves(tables)
+    curves = fit_curves(tables, higher_is_better=higher_is_better)
+    if curves is None:
+        reason = f"what was measured of {strategy} does not follow a power law"
+        return Forecast(strategy, sizes, reason)
     ahead = [factor * sizes[-1] for factor in AHEAD]
     needed = None
     if wanted is not None:
@@ -120,8 +161,8 @@ def forecast(
         curve=PowerLaw(*(float(value) for value in np.median(curves.parameters, axis=0))),
         level=LEVEL,
         at=tuple(
-            Predicted(n, float(accuracy), float(low), float(high))
-            for n, accuracy, low, high in zip(ahead, *curves.at(ahead), strict=True)
+            Predicted(n, float(value), float(low), float(high))
+            for n, value, low, high in zip(ahead, *curves.at(ahead), strict=True)
         ),
         wanted=needed,
     )
@@ -133,85 +174,79 @@ def _error_rate(parameters: Floats, n: Floats) -> Floats:
     return rate
 
 
-def _deviation(table: NDArray[np.int8]) -> float:
-    """Deviation of the mean accuracy over the seeds, never less than that of an image in each."""
-    seeds, images = table.shape
-    # of a single seed: its images' alone, which for models of one strategy is a little less
-    if seeds == 1:
-        accuracy = table.mean()
-        deviation = np.sqrt(accuracy * (1 - accuracy) / images / 2)
-    else:
-        deviation = table.mean(axis=1).std(ddof=1) / np.sqrt(seeds)
-    return max(1.0 / float(images), float(deviation))
+def _fit(sizes: Floats, errors: Floats, sigma: Floats) -> Floats:
+    """Fit floor, scale and exponent, the latter drawn to what is usual.
 
+    For every exponent of a grid the other two are found by linear least squares, neither below 0.
 
-def _fit(sizes: Floats, errors: Floats, sigma: Floats, start: Floats | None) -> Floats:
-    """Fit floor, scale and exponent, the latter drawn to what is usual."""
+    Parameters
+    ----------
+    sizes, sigma : float arrays of shape (k,); sigma is the deviation of the errors
+    errors : float array of shape (m, k)
 
-    def residuals(p: Floats) -> Floats:
-        off = (_error_rate(p, sizes) - errors) / sigma
-        return np.append(off, (p[2] - USUAL_EXPONENT) / ITS_DEVIATION)
-
-    if start is None:
-        start = np.array([errors.min() / 2, errors[0] * sizes[0] ** 0.5, USUAL_EXPONENT])
-    low, high = [0, 0, 0.02], [1, np.inf, 3]
-    found: Floats = least_squares(
-        residuals, np.clip(start, np.array(low) + 1e-9, high), bounds=(low, high), x_scale="jac"
-    ).x
-    return found
-
-
-def crossover(tables: Tables, seed: int = 0) -> Crossover | None:
-    """Find from which size on the best fine-tuning beats the best head, and how sure that is.
-
-    Between two measured sizes the size is interpolated in its logarithm. Seeds and images are
-    resampled together; bounds are those of 95 % of the resamples. None where there is nothing to
-    compare or it does not happen.
+    Returns
+    -------
+    float array of shape (m, 3)
     """
-    known = [(find_strategy(name), sizes) for name, sizes in tables.items()]
-    tuned = [sizes for one, sizes in known if one is not None and one.fine_tunes]
-    heads = [sizes for one, sizes in known if one is not None and one.on_features]
-    if not tuned or not heads:
-        return None
-    sizes = sorted(
-        {size for one in heads for size in one} & {size for one in tuned for size in one}
-    )
-    if not sizes:
-        return None
-    measured = _crossing(sizes, _advantage(tuned, heads, sizes, None))
-    if math.isinf(measured):
-        return None
-    rng = np.random.default_rng(seed)
-    found = np.array(
-        [_crossing(sizes, _advantage(tuned, heads, sizes, rng)) for _ in range(CROSSOVER_RESAMPLES)]
-    )
-    low, high = np.quantile(found, [0.025, 0.975], method="inverted_cdf")
-    return Crossover(
-        round(measured),
-        round(low) if math.isfinite(low) else None,
-        round(high) if math.isfinite(high) else None,
-        float(np.isfinite(found).mean()),
-    )
+    weight = sigma**-2
+    powers = sizes ** -EXPONENTS[:, None]
+    of_one, of_power, of_both = weight.sum(), powers @ weight, powers**2 @ weight
+    error = (errors @ weight)[:, None]
+    product = (errors * weight) @ powers.T
+    scale = (of_one * product - of_power * error) / (of_one * of_both - of_power**2)
+    floor = (error - scale * of_power) / of_one
+    scale = np.where(floor < 0, product / of_both, scale)
+    floor = np.where(scale < 0, error / of_one, np.maximum(floor, 0))
+    scale = np.maximum(scale, 0)
+    off = floor[..., None] + scale[..., None] * powers - errors[:, None, :]
+    loss = np.square(off / sigma).sum(axis=-1) + ((EXPONENTS - USUAL_EXPONENT) / ITS_DEVIATION) ** 2
+    best = loss.argmin(axis=1)
+    rows = np.arange(len(errors))
+    return np.stack([floor[rows, best], scale[rows, best], EXPONENTS[best]], axis=1)
 
 
-def _advantage(
-    tuned: Sequence[Mapping[int, NDArray[np.int8]]],
-    heads: Sequence[Mapping[int, NDArray[np.int8]]],
-    sizes: Sequence[int],
-    rng: np.random.Generator | None,
-) -> list[float]:
-    """Accuracy of the best fine-tuning less that of the best head, at every size."""
-    images = next(iter(heads[0].values())).shape[1]
-    chosen = np.arange(images) if rng is None else rng.integers(0, images, images)
-    found = []
-    for size in sizes:
-        both = [[one[size] for one in side if size in one] for side in (tuned, heads)]
-        fewest = min(len(table) for side in both for table in side)
-        # the same draws for all strategies: what they share is no difference
-        seeds = np.arange(fewest) if rng is None else rng.integers(0, fewest, fewest)
-        best = [max(float(t[seeds][:, chosen].mean()) for t in side) for side in both]
-        found.append(best[0] - best[1])
-    return found
+def crossover(scores: Scores) -> Crossover | None:
+    """Find from which size on the best fine-tuning beats the best head.
+
+    Only where it is shown at the largest size: a fine-tuning is better than every head, with an
+    error of 5 % shared by the fine-tunings. Between two measured sizes the size is interpolated in
+    its logarithm. None of a single size.
+    """
+    known = [(find_strategy(name), name) for name in scores.tables]
+    tuned = [name for one, name in known if one is not None and one.fine_tunes]
+    heads = [name for one, name in known if one is not None and one.on_features]
+    sizes = [
+        size
+        for size in scores.sizes
+        if all(size in scores.tables[name] for name in (*tuned, *heads))
+    ]
+    if not tuned or not heads or len(sizes) < 2:
+        return None
+    ahead = [_is_ahead(scores, tuned, heads, size) for size in sizes]
+    if not ahead[-1]:
+        return None
+    first = max((place + 1 for place, shown in enumerate(ahead) if not shown), default=0)
+    behind = [n for n in sizes[:first] if _is_ahead(scores, heads, tuned, n)]
+    sign = 1 if scores.metric.higher_is_better else -1
+
+    def best(names: Sequence[str], size: int) -> float:
+        return max(sign * float(scores.tables[name][size].mean()) for name in names)
+
+    measured = _crossing(sizes, [best(tuned, size) - best(heads, size) for size in sizes])
+    return Crossover(round(measured), behind[-1] if behind else None, sizes[first])
+
+
+def _is_ahead(scores: Scores, some: Sequence[str], others: Sequence[str], size: int) -> bool:
+    """Whether one of some strategies is shown to be better than every other one."""
+    level = 1 - 2 * (1 - CERTAINTY) / len(some)
+    return any(
+        all(
+            (bounds := scores.gain_of(one, other, size).interval(level)) is not None
+            and bounds[0] > 0
+            for other in others
+        )
+        for one in some
+    )
 
 
 def _crossing(sizes: Sequence[int], advantage: Sequence[float]) -> float:

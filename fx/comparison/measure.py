@@ -41,14 +41,20 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+PROBABILITIES = "probabilities.npy"
 TIMED = 64  # test images whose prediction is timed
 _REGISTRIES: tuple[Registry[Any], ...] = (FAMILIES, HEADS, METRICS, STRATEGIES)
 
 
 def measure(
     context: ComparisonContext, cells: Sequence[Cell], *, begin: Begin
-) -> tuple[list[Measurement], list[Skipped]]:
-    """Measure the cells that are not finished; return all, and those that could not be.
+) -> tuple[list[tuple[Measurement, Path]], list[Skipped]]:
+    """Measure the cells that are not finished.
+
+    Returns
+    -------
+    measured : records of all, each with the folder that has its ``probabilities.npy``
+    skipped : those that could not be measured
 
     Raises
     ------
@@ -60,7 +66,7 @@ def measure(
     run: Callable[..., Any] = partial(in_own_process, _with_added, added, begin=begin)
     for spelled in dict.fromkeys(cell.strategy for cell in cells):
         context = strategy_of(spelled).decide(context, run)
-    measured: list[Measurement] = []
+    measured: list[tuple[Measurement, Path]] = []
     skipped: list[Skipped] = []
     prepared: set[str] = set()
     for cell in cells:
@@ -68,14 +74,14 @@ def measure(
             kept = run_of(context, cell)
             if context.options.fresh:
                 kept.forget()
-            if kept.finished:
-                measured.append(kept.result(Measurement))
+            if kept.finished and (kept.directory / PROBABILITIES).exists():
+                measured.append((kept.result(Measurement), kept.directory))
                 continue
             seconds = 0.0
             if strategy_of(cell.strategy).prepares and cell.strategy not in prepared:
                 seconds = run(prepare_cells, context, cell.strategy)
                 prepared.add(cell.strategy)
-            measured.append(run(measure_cell, context, cell, seconds))
+            measured.append((run(measure_cell, context, cell, seconds), kept.directory))
         except CannotWrite:
             raise
         except FxError as error:
@@ -185,12 +191,12 @@ def _array(numbers: list[int]) -> NDArray[np.int64]:
 
 
 def _keep_probabilities(directory: Path, probabilities: NDArray[np.float64]) -> None:
-    """Write ``probabilities.npy``: float32 of shape (test images, classes)."""
+    """Write ``probabilities.npy``: float32 array of shape (test images, classes)."""
     import numpy as np
 
     file = io.BytesIO()
     np.save(file, probabilities.astype(np.float32))
-    write_whole(directory / "probabilities.npy", file.getvalue())
+    write_whole(directory / PROBABILITIES, file.getvalue())
 
 
 def _deployed_bytes(opened: OpenContext, strategy: str, fitted: Fitted, directory: Path) -> int:

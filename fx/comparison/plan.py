@@ -11,6 +11,7 @@ from fx.comparison.strategies import strategy_of
 
 DEFAULT_STRATEGIES = ("logreg", "svm", "finetune:1")
 SIZES = 5  # the fewest that a learning curve is fitted to
+REPEATED = 5_000  # training images up to which every size has all seeds
 FEWEST_PER_CLASS = 5  # images of the smallest default size
 
 
@@ -30,7 +31,7 @@ class Plan:
     ----------
     strategies : as ``fx.comparison.strategies`` spells them
     sizes : training images in all; empty: evenly in the logarithm up to all rows
-    seeds : training subsets that are drawn of each size; see ``seeds_of``
+    seeds : draws of each size; see ``seeds_of``
     epochs : most epochs of a fine-tuning; None for 7, and more where there are few images
     class_weight : ``balanced`` for classes that weigh the same however many images they have
     """
@@ -70,12 +71,13 @@ class Plan:
                         yield Cell(strategy, size, seed + draw)
 
     def seeds_of(self, size: int, available: int) -> int:
-        """Decide how many training subsets of a size are drawn: fewer as they grow.
+        """Decide how many draws there are of a size: fewer as they grow.
 
-        As many as there would be room for side by side, for draws that share most of their images
-        say little of what other images would give; and all images can be drawn in one way only.
+        Each has its own seed and, where not all images are used, its own training subset. Of many
+        images as many subsets as there would be room for side by side: trainings on them take
+        long, and their draws differ little.
         """
-        return min(self.seeds, max(1, available // size))
+        return self.seeds if size <= REPEATED else min(self.seeds, max(1, available // size))
 
 
 def subset_sizes(wanted: Sequence[int], available: int, classes: int) -> list[int]:

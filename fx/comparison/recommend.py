@@ -1,4 +1,4 @@
-"""What a comparison says: intervals, paired tests, what it recommends, and the rule of thumb.
+"""What a comparison says: intervals, differences, what it recommends, and the rule of thumb.
 
 The rule is the one that everybody is taught. Few or many images, like those that the network was
 trained on or not: four quadrants, each with a strategy (as in A. Karpathy, "Transfer learning",
@@ -8,38 +8,25 @@ wherever a quadrant is named.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-import numpy as np
-from numpy.typing import NDArray
-
-from fx.comparison.statistics import (
-    FEWEST_SEEDS,
-    LEVEL,
-    CrossedEffects,
-    Tables,
-    holm,
-    of_images,
-    simultaneous,
-)
+from fx.comparison.statistics import LEVEL, Mean, Scores
 from fx.comparison.strategies import strategy_of
-from fx.records import Difference, Estimate, Measurement, PairedTest, Quadrant, Recommendation
+from fx.records import Difference, Estimate, Measurement, Quadrant, Recommendation
+from heads.evaluation import FEWEST_GROUPS
 
 if TYPE_CHECKING:
     from extract.backbones import Backbone
     from extract.images import ImageSource, Snapshot
 
-BOTH = "other training images, seeds and test images"
-IMAGES = "other test images; not other training images"
-
 MANY = 2_000  # training images
 ALIKE = 0.5  # of ``extract.domain_shift``
+MOST_NEEDED = 100  # times as many images, or draws, as there are, beyond which none is named
 SAMPLED_IMAGES = 64  # training images whose distance is measured
 _RULES = {
     (False, True): ("head", "a linear classifier on frozen features"),
@@ -49,137 +36,136 @@ _RULES = {
 }
 
 
-def estimates(tables: Tables) -> list[Estimate]:
-    """Give every strategy's accuracy at every size, with an interval and what the interval covers.
-
-    With three seeds or more it is over seeds and images together, else of the first seed's model
-    on other images.
-    """
+def estimates(scores: Scores) -> list[Estimate]:
+    """Give every strategy's mean score at every size, with an interval and what that covers."""
     found = []
-    for strategy, sizes in tables.items():
-        for size, table in sizes.items():
-            estimate, covers = _estimate(table)
-            low, high = estimate.proportion_interval()
-            interval = float(low), float(high)
-            mean = float(table.mean())
-            found.append(Estimate(strategy, size, len(table), mean, interval, covers))
+    for strategy, sizes in scores.tables.items():
+        for size in sizes:
+            one = scores.mean_of(strategy, size)
+            found.append(
+                Estimate(strategy, size, one.draws, one.mean, one.interval(), _covers(one))
+            )
     return found
 
 
-def differences(tables: Tables) -> list[Difference]:
-    """Compare strategies pair by pair at every size, paired by seed and image.
+def differences(scores: Scores) -> list[Difference]:
+    """Compare strategies pair by pair at every size, paired by draw and image.
 
-    Intervals hold at once over all pairs of a size (Bonferroni): the best is chosen by looking at
-    all of them. p-values are corrected for the number of pairs and sizes (Holm).
+    Intervals hold for one pair at a time; what holds for all of them together is the
+    recommendation.
     """
     found = []
-    for a, b in combinations(tables, 2):
-        for size in sorted(tables[a].keys() & tables[b].keys()):
-            of_a, of_b = tables[a][size], tables[b][size]
-            if len(of_a) != len(of_b):  # a cell was left out
-                continue
-            estimate, covers = _estimate(of_a.astype(float) - of_b)
-            pairs = math.comb(sum(size in sizes for sizes in tables.values()), 2)
-            low, high = estimate.interval(simultaneous(LEVEL, pairs))
+    for a, b in combinations(scores.tables, 2):
+        for size in sorted(scores.tables[a].keys() & scores.tables[b].keys()):
+            gain = scores.gain_of(a, b, size)
             found.append(
-                Difference(
-                    size,
-                    a,
-                    b,
-                    seeds=len(of_a),
-                    difference=float(estimate.mean),
-                    interval=(float(low), float(high)),
-                    p_value=float(estimate.p_value()),
-                    covers=covers,
-                )
+                Difference(size, a, b, gain.draws, gain.mean, gain.interval(), _covers(gain))
             )
-    corrected = holm([one.p_value for one in found])
-    return [msgspec.structs.replace(one, p_holm=p) for one, p in zip(found, corrected, strict=True)]
+    return found
 
 
-def _estimate(table: NDArray[np.generic]) -> tuple[CrossedEffects, str]:
-    if len(table) >= FEWEST_SEEDS:
-        return CrossedEffects.of(table), BOTH
-    return of_images(table[0]), IMAGES
+def _covers(mean: Mean) -> str:
+    if mean.known:
+        return mean.covers
+    return f"nothing: {mean.units} groups of test images; an interval takes {FEWEST_GROUPS}"
 
 
-def paired_tests(tables: Tables) -> list[PairedTest]:
-    """Compare the fitted models at the largest size, pair by pair, on the same test images.
+@dataclass(frozen=True)
+class Choice:
+    """The strategy that the scores at the largest size speak for.
 
-    Exact McNemar tests (a binomial test of the images that one of the two alone gets right),
-    corrected for their number by Holm's method. They speak of the first seed's models, not of the
-    strategies at large.
+    Attributes
+    ----------
+    strategy : the chosen one
+    order : all that were measured at that size, the cheapest first
+    level : of an interval whose bounds are each right, in all that the choice rests on, with a
+        chance of 95 %
     """
-    from statsmodels.stats.contingency_tables import mcnemar
 
-    largest = max(size for sizes in tables.values() for size in sizes)
-    right = {s: sizes[largest][0] == 1 for s, sizes in tables.items() if largest in sizes}
-    found = []
-    for a, b in combinations(right, 2):
-        only_a, only_b = int((right[a] & ~right[b]).sum()), int((~right[a] & right[b]).sum())
-        test = mcnemar([[0, only_a], [only_b, 0]], exact=True)
-        found.append(
-            PairedTest(
-                largest,
-                a,
-                b,
-                difference=float(right[a].mean() - right[b].mean()),
-                only_a_right=only_a,
-                only_b_right=only_b,
-                p_value=float(test.pvalue),
-                test="exact McNemar",
-            )
-        )
-    corrected = holm([one.p_value for one in found])
-    return [msgspec.structs.replace(one, p_holm=p) for one, p in zip(found, corrected, strict=True)]
+    strategy: str
+    order: tuple[str, ...]
+    level: float
+
+
+def choose(scores: Scores, seconds: Mapping[str, float], prefer: str = "cheap") -> Choice:
+    """Choose a strategy at the largest size.
+
+    The cheapest that no dearer one is shown to beat. Each strategy in turn, from the cheapest on,
+    is compared with all dearer ones, at an error of 5 % shared by those (Bonferroni), and passed
+    over if one is shown to be better; the next is looked at only then. So the chance to pass over
+    one that nothing beats is 5 % for the whole walk (hypotheses tested in a fixed order: W. Maurer,
+    L. Hothorn and W. Lehmacher, 1995).
+
+    Parameters
+    ----------
+    scores : by the metric that decides
+    seconds : of a run at the largest size, by strategy
+    prefer : "cheap", or "best" for the one with the best mean, whatever is shown
+    """
+    size = scores.sizes[-1]
+    order = tuple(sorted(scores.at(size), key=lambda strategy: seconds[strategy]))
+    for place, strategy in enumerate(order):
+        dearer = order[place + 1 :]
+        level = 1 - 2 * (1 - LEVEL) / max(1, len(dearer))
+        if not any(_is_better(scores.gain_of(other, strategy, size), level) for other in dearer):
+            break
+    if prefer == "best":
+        sign = 1 if scores.metric.higher_is_better else -1
+        means = {name: sign * float(table.mean()) for name, table in scores.at(size).items()}
+        # of equal ones the cheapest
+        strategy = max(order, key=lambda name: means[name])
+        level = 1 - 2 * (1 - LEVEL) / max(1, len(order) - 1)
+    return Choice(strategy, order, level)
+
+
+def _is_better(gain: Mean, level: float) -> bool:
+    bounds = gain.interval(level)
+    return bounds is not None and bounds[0] > 0
 
 
 def recommend(
     results: Sequence[Measurement],
-    tables: Tables,
-    compared: Sequence[Difference],
+    scores: Scores,
+    others: Sequence[Scores] = (),
     prefer: str = "cheap",
 ) -> Recommendation:
-    """Recommend a strategy at the largest size.
-
-    The cheapest within one standard error of the best, or, with ``prefer`` "accuracy", the best.
+    """Recommend a strategy at the largest size; see ``choose``.
 
     Parameters
     ----------
-    results : of which the seconds count
-    tables : of the same measurements
-    compared : what ``differences`` gave
-    prefer : "cheap" or "accuracy"
+    results : of which the seconds, and the commonest class count
+    scores : by the metric that decides
+    others : by other metrics; where one would have chosen otherwise, that is said
+    prefer : "cheap" or "best"
     """
-    largest = max(size for sizes in tables.values() for size in sizes)
-    at_largest = {s: sizes[largest] for s, sizes in tables.items() if largest in sizes}
-    found = {strategy: _estimate(table) for strategy, table in at_largest.items()}
-    accuracy = {strategy: float(table.mean()) for strategy, table in at_largest.items()}
-    seconds = _seconds(results, largest)
-    best = max(accuracy, key=lambda strategy: (accuracy[strategy], -seconds[strategy]))
-    error = 0.0 if prefer == "accuracy" else float(found[best][0].error)
-    near = [s for s in accuracy if accuracy[s] >= accuracy[best] - error]
-    chosen = min(near, key=lambda strategy: seconds[strategy])
-    estimate, covers = found[chosen]
-    low, high = estimate.proportion_interval(simultaneous(LEVEL, len(found)))
-    alone = "" if covers == BOTH else ", test images alone"
-    figures = (
-        f"{chosen}: accuracy {accuracy[chosen]:.3f} ({low:.3f} to {high:.3f}{alone}) after "
-        f"{largest:,} training images, in {_duration(seconds[chosen])}"
-    )
-    figures += "." if chosen == best else f", within a standard error of the best, {best}."
-    cheaper = [s for s in found if seconds[s] < seconds[chosen]]
-    dearer = [s for s in found if s != chosen and s not in cheaper]
-    if cheaper:
-        other = max(cheaper, key=lambda strategy: seconds[strategy])
-        relation = "the next cheaper"
-    elif dearer:
-        other = best if best != chosen else max(dearer, key=lambda strategy: accuracy[strategy])
-        relation = "which takes longer"
-    else:
-        return Recommendation(chosen, _headline(chosen), figures)
-    gain = _gain(chosen, other, relation, seconds, compared, largest)
-    return Recommendation(chosen, _headline(chosen), f"{figures} {gain}")
+    size = scores.sizes[-1]
+    seconds = _seconds(results, size)
+    choice = choose(scores, seconds, prefer)
+    chosen, order = choice.strategy, choice.order
+    place = order.index(chosen)
+    told = [_figures(scores, chosen, size, seconds[chosen])]
+    rivals = [
+        max(some, key=lambda other: scores.gain_of(other, chosen, size).mean)
+        for some in (order[:place], order[place + 1 :])
+        if some
+    ]
+    told += [_against(scores, choice, rival, size, seconds) for rival in rivals]
+    told += [
+        f"By {other.metric.label} it would be {found}."
+        for other in others
+        if (found := choose(other, seconds, prefer).strategy) != chosen
+    ]
+    headline = _headline(chosen)
+    if len(order) > 1 and not any(
+        _is_better(scores.gain_of(chosen, other, size), choice.level) for other in order[:place]
+    ):
+        headline = f"Use {chosen}: nothing is shown to be better"
+    if (majority := _no_better_than_majority(results, scores, others, chosen, size)) is not None:
+        headline = (
+            f"Nothing is learned: {chosen} is not shown to be better than always naming the "
+            f"commonest class ({majority:.3f})"
+        )
+    return Recommendation(chosen, headline, " ".join(told))
 
 
 def _headline(strategy: str) -> str:
@@ -187,29 +173,75 @@ def _headline(strategy: str) -> str:
     return strategy_of(strategy).headline + (f" of {network}" if network else "")
 
 
-def _gain(
-    chosen: str,
-    other: str,
-    relation: str,
-    seconds: Mapping[str, float],
-    compared: Sequence[Difference],
+def _no_better_than_majority(
+    results: Sequence[Measurement],
+    scores: Scores,
+    others: Sequence[Scores],
+    strategy: str,
     size: int,
-) -> str:
-    """Say what is gained over another strategy, for how much time, and how sure that is."""
-    pair = next((p for p in compared if p.n_train == size and {p.a, p.b} == {chosen, other}), None)
-    more = seconds[chosen] - seconds[other]
-    time = f"{_duration(abs(more))} {'more' if more > 0 else 'less'}"
-    if pair is None:
-        return f"{other}, {relation}, could not be compared with it at that size."
-    sign = 1 if pair.a == chosen else -1
-    low, high = sorted(100 * sign * bound for bound in pair.interval)
-    # to the decimal that is shown, and no zero with a sign
-    points = round(100 * sign * pair.difference, 1) + 0.0
-    sure = "beyond chance" if low > 0 or high < 0 else "a difference that chance could make"
+) -> float | None:
+    """Accuracy of always naming the commonest class, where a strategy is not shown to beat it."""
+    by_accuracy = next((one for one in (scores, *others) if one.metric.is_share), None)
+    majority = next((one.majority for one in results if one.majority is not None), None)
+    if by_accuracy is None or majority is None:
+        return None
+    bounds = by_accuracy.mean_of(strategy, size).interval()
+    return majority if bounds is not None and bounds[0] <= majority else None
+
+
+def _figures(scores: Scores, strategy: str, size: int, seconds: float) -> str:
+    one = scores.mean_of(strategy, size)
+    bounds = one.interval()
+    between = "" if bounds is None else f" ({bounds[0]:.3f} to {bounds[1]:.3f})"
     return (
-        f"Over {other}, {relation}, it gains {points:+.1f} points ({low:+.1f} to {high:+.1f}: "
-        f"{sure}) for {time}."
+        f"{strategy}: {scores.metric.label} {one.mean:.3f}{between} after {size:,} training "
+        f"images, in {_duration(seconds)}; for {_covers(one)}."
     )
+
+
+def _against(
+    scores: Scores, choice: Choice, rival: str, size: int, seconds: Mapping[str, float]
+) -> str:
+    """Say what is gained over a cheaper strategy, or what a dearer one would gain."""
+    chosen = choice.strategy
+    cheaper = choice.order.index(rival) < choice.order.index(chosen)
+    winner, loser = (chosen, rival) if cheaper else (rival, chosen)
+    gain = scores.gain_of(winner, loser, size)
+    more = f"for {_duration(abs(seconds[winner] - seconds[loser]))} more"
+    what = f"Over {rival} it gains" if cheaper else f"{rival} gains"
+    bounds = gain.interval(choice.level)
+    if bounds is None:
+        said = f"{what} {_amount(scores, gain.mean)} {more}; what holds for other test images"
+        return f"{said} cannot be said of {gain.units} groups ({FEWEST_GROUPS} are needed)."
+    low, high = (_amount(scores, bound) for bound in bounds)
+    if bounds[0] > 0:
+        return f"{what} {_amount(scores, gain.mean)} (at least {low}) {more}."
+    could = _amount(scores, gain.mean - bounds[0])
+    return (
+        f"{what} {_amount(scores, gain.mean)} (at most {high}) {more}, which is not shown: a gain "
+        f"of {could} would have been{_what_settles(gain, choice.level)}."
+    )
+
+
+def _what_settles(gain: Mean, level: float) -> str:
+    """Say how many test images, or else draws, would show a gain as large as the one measured."""
+    if gain.assumed:
+        return ", with draws taken to differ by 2.5 points; `--seeds 3` measures by how much"
+    images, draws = gain.needed(level)
+    if images is not None and images <= MOST_NEEDED * gain.units:
+        rounded = round(images, 2 - len(str(images)))
+        unit = "groups of test images" if gain.grouped else "test images"
+        return f", or this one with about {rounded:,} {unit}"
+    if draws is not None and draws <= MOST_NEEDED * gain.draws:
+        return f", or this one with about {draws} draws (`--seeds`)"
+    return ""
+
+
+def _amount(scores: Scores, gain: float) -> str:
+    """A gain in points, or in units of the metric; no zero with a sign."""
+    if scores.metric.needs_probabilities:
+        return f"{round(gain, 3) + 0.0:+.3f}"
+    return f"{round(100 * gain, 1) + 0.0:+.1f} points"
 
 
 def _seconds(results: Sequence[Measurement], size: int) -> dict[str, float]:
@@ -225,7 +257,7 @@ def _duration(seconds: float) -> str:
 
 
 def quadrant_of(
-    backbone: Backbone, snapshot: Snapshot, recommended: str, max_image_mb: int
+    backbone: Backbone, snapshot: Snapshot, recommended: str, scores: Scores, max_image_mb: int
 ) -> Quadrant:
     """Name the quadrant, what the rule says there, and whether the measurement agrees.
 
@@ -234,6 +266,7 @@ def quadrant_of(
     backbone : with its trained weights
     snapshot : of the images
     recommended : strategy that the measurement recommends
+    scores : of all strategies
     max_image_mb : 2**20 bytes that an image may take as 8-bit RGB
     """
     from extract.images import ImageEntry, ImageSource
@@ -243,7 +276,16 @@ def quadrant_of(
     some = sorted(train, key=lambda row: row.key)[:SAMPLED_IMAGES]
     entries = tuple(ImageEntry(row.path, None, None, None) for row in some)
     source = ImageSource(Path(snapshot.root), "unlabelled", entries, (), max_image_mb)
-    return describe_quadrant(len(train), distance_of_source(backbone, source), recommended)
+    distance = distance_of_source(backbone, source)
+    return describe_quadrant(len(train), distance, recommended, _beaten(scores, recommended))
+
+
+def _beaten(scores: Scores, recommended: str) -> set[str]:
+    """Strategies that the recommended one is shown to beat at the largest size."""
+    size = scores.sizes[-1]
+    others = [name for name in scores.at(size) if name != recommended]
+    level = 1 - 2 * (1 - LEVEL) / max(1, len(others))
+    return {o for o in others if _is_better(scores.gain_of(recommended, o, size), level)}
 
 
 def distance_of_source(backbone: Backbone, source: ImageSource) -> float | None:
@@ -259,8 +301,13 @@ def distance_of_source(backbone: Backbone, source: ImageSource) -> float | None:
     return domain_distance(backbone, batched(pixels, 32))
 
 
-def describe_quadrant(n_train: int, distance: float | None, recommended: str | None) -> Quadrant:
-    """Name the quadrant of a data set; see ``quadrant_of``."""
+def describe_quadrant(
+    n_train: int, distance: float | None, recommended: str | None, beaten: Iterable[str] = ()
+) -> Quadrant:
+    """Name the quadrant of a data set; see ``quadrant_of``.
+
+    ``beaten`` are the strategies that the recommended one is shown to beat.
+    """
     many = n_train >= MANY
     alike = None if distance is None else distance <= ALIKE
     # unlike ones do not change which family the rule names
@@ -276,11 +323,12 @@ def describe_quadrant(n_train: int, distance: float | None, recommended: str | N
     said = f"By the rule of thumb: {size}, {like}: {rule}."
     agrees = None
     if recommended is not None:
-        strategy = strategy_of(recommended)
-        agrees = strategy.on_features == (family == "head")
-        said += (
-            " The measurement agrees."
-            if agrees
-            else (f" The measurement contradicts it: {strategy.spelled}.")
-        )
+        heads = family == "head"
+        if strategy_of(recommended).on_features == heads:
+            agrees, verdict = True, "The measurement agrees."
+        elif any(strategy_of(one).on_features == heads for one in beaten):
+            agrees, verdict = False, f"The measurement contradicts it: {recommended} is better."
+        else:
+            verdict = "The measurement does not decide that."
+        said += f" {verdict}"
     return Quadrant(many, alike, distance, rule, agrees, said)

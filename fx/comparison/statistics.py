@@ -1,156 +1,301 @@
-"""What measured accuracies allow to be said, of fitted models and of strategies.
+"""How sure a mean over training runs and test images is, and a difference of two such means.
 
-Two questions, kept apart. *This fitted model*: which images another draw of test images would
-have held is the only chance in it (Wilson's interval: ``heads.evaluation``; McNemar's test of two
-models). *This strategy at n images*: another draw of training images, too, would have given
-another model. Whether model s was right on image i is then a table of seeds by images, both of
-them draws, crossed: x[s, i] = m + a[s] + b[i] + e[s, i].
+A table holds what every draw of a strategy (a training subset and a seed) scored on every test
+image: x[d, i] = m + a[d] + b[i] + e[d, i]. Other test images would have other b, other draws other
+a; e is the chance of a single image in a single draw. Intervals add both by their squares (G. Y.
+Zou and A. Donner, "Construction of Confidence Limits about Effect Measures", 2008):
+
+- over test images by a score interval, E. B. Wilson's of a share and T. Tango's of a difference of
+  two (1998), which hold for few images too; of groups, as of so many images as they are worth;
+- over draws by Student's t, with the mean square between the draws of this size and, until it has
+  4 degrees of freedom, of the next smaller sizes, whose draws differ more rather than less.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy import stats
+from scipy.optimize import brentq
 
 from fx.records import Measurement
+from heads.evaluation import FEWEST_GROUPS, by_group, wilson_interval
+from heads.metrics import Metric
 
-FEWEST_SEEDS = 3  # of fewer, how much seeds differ is not known
 LEVEL = 0.95
+LEAST_DF = 4
+# Deviation between draws that is assumed where a comparison has one draw of everything, in parts
+# of one: three times what logistic regression has with 180 training images.
+ASSUMED_DEVIATION, ASSUMED_UP_TO = 0.025, 180
+
+IMAGES = "other test images; not other training images or seeds"
+BOTH = "other training images, seeds and test images"
+ASSUMED = "other test images, and draws with an assumed deviation of 2.5 points"
 
 Floats = NDArray[np.float64]
-# strategy → size → int8 array of shape (seeds, images), 1 where the true class was predicted
-Tables = Mapping[str, Mapping[int, NDArray[np.int8]]]
 
 
 @dataclass(frozen=True)
-class CrossedEffects:
-    """Mean of tables of seeds by images, and how sure it is.
+class Scores:
+    """What every draw of every strategy scored on every test image, by one metric.
 
     Attributes
     ----------
-    mean : float array of the leading shape
-    error : its standard error, over seeds and images together
-    df : degrees of freedom of the error (Satterthwaite)
-    images : in a table
+    metric : what is averaged
+    tables : strategy → training images → float64 array of shape (draws, images), the smallest
+        size first
+    groups : int array of shape (images,), numbered from 0; None where images stand alone
     """
 
-    mean: Floats
-    error: Floats
-    df: Floats
-    images: int
+    metric: Metric
+    tables: Mapping[str, Mapping[int, Floats]]
+    groups: NDArray[np.intp] | None = None
 
     @classmethod
-    def of(cls, table: ArrayLike) -> CrossedEffects:
-        """Estimate from tables.
-
-        The error is that of a mean in a random model of two crossed factors without replication:
-        (MS_seeds + MS_images - MS_rest) / (seeds * images), and no less than either factor
-        gives alone. Degrees of freedom after F. E. Satterthwaite, "An Approximate Distribution of
-        Estimates of Variance Components" (1946).
+    def of(
+        cls,
+        metric: Metric,
+        measurements: Iterable[tuple[Measurement, NDArray[np.floating[Any]]]],
+        groups: NDArray[np.intp] | None = None,
+    ) -> Scores:
+        """Score measurements.
 
         Parameters
         ----------
-        table : float array of shape (..., seeds, images), of right (1) or wrong (0), or of
-            differences of two such; at least 3 seeds and 2 images
+        metric : one with ``per_image``
+        measurements : cells of a comparison, all of the same test images, each with its
+            probabilities: a float array of shape (images, classes)
+        groups : int array of shape (images,), numbered from 0; None where images stand alone
         """
-        x = np.asarray(table, np.float64)
-        seeds, images = x.shape[-2:]
-        if seeds < FEWEST_SEEDS or images < 2:
-            raise ValueError(f"a table needs 3 seeds and 2 images, got {x.shape[-2:]}")
-        mean = x.mean(axis=(-2, -1))
-        of_seed, of_image = x.mean(axis=-1), x.mean(axis=-2)
-        ms_seeds = images * of_seed.var(axis=-1, ddof=1)
-        ms_images = seeds * of_image.var(axis=-1, ddof=1)
-        rest = x - of_seed[..., None] - of_image[..., None, :] + mean[..., None, None]
-        df_rest = (seeds - 1) * (images - 1)
-        ms_rest = np.square(rest).sum(axis=(-2, -1)) / df_rest
-        # a factor that seems to take chance away has none: what is left is the other alone
-        both = np.maximum(ms_seeds + ms_images - ms_rest, np.maximum(ms_seeds, ms_images))
-        squares = ms_seeds**2 / (seeds - 1) + ms_images**2 / (images - 1) + ms_rest**2 / df_rest
-        with np.errstate(invalid="ignore", divide="ignore"):
-            df = np.where(squares > 0, both**2 / squares, images - 1)
-        variance = both / (seeds * images)
-        return cls(mean, np.sqrt(variance), df, images)
+        assert metric.per_image is not None, "checked when it was chosen"
+        found: dict[str, dict[int, list[tuple[int, Floats]]]] = defaultdict(
+            lambda: defaultdict(list)
+        )
+        for one, probabilities in measurements:
+            values = metric.per_image(np.asarray(one.truth), probabilities.astype(np.float64))
+            found[one.strategy][one.n_train].append((one.seed, values))
+        tables = {
+            strategy: {
+                size: np.stack([values for _, values in sorted(draws, key=lambda draw: draw[0])])
+                for size, draws in sorted(sizes.items())
+            }
+            for strategy, sizes in found.items()
+        }
+        return cls(metric, tables, groups)
 
-    def quantile(self, level: float = LEVEL) -> Floats:
-        """Return how many standard errors an interval reaches to either side."""
-        quantile: Floats = stats.t.ppf((1 + level) / 2, self.df)
-        return quantile
+    @property
+    def sizes(self) -> list[int]:
+        """Training images of any strategy, the fewest first."""
+        return sorted({size for sizes in self.tables.values() for size in sizes})
 
-    def interval(self, level: float = LEVEL) -> tuple[Floats, Floats]:
-        """Bounds of a mean difference: mean ± t * error."""
-        half = self.quantile(level) * self.error
-        return self.mean - half, self.mean + half
+    def at(self, size: int) -> dict[str, Floats]:
+        """Tables of the strategies that were measured at a size."""
+        return {name: sizes[size] for name, sizes in self.tables.items() if size in sizes}
 
-    def proportion_interval(self, level: float = LEVEL) -> tuple[Floats, Floats]:
-        """Bounds of an accuracy: Wilson's, as of so many images as the error is worth.
+    def mean_of(self, strategy: str, size: int) -> Mean:
+        """The mean score of a strategy at a size."""
+        sizes = self.tables[strategy]
+        smaller = [sizes[n] for n in sorted(sizes, reverse=True) if n <= size]
+        return Mean.of(smaller, self.groups, share=self.metric.is_share)
 
-        Where every answer was right, or wrong, the error is 0 and the images count as they are.
-        After E. L. Korn and B. I. Graubard, "Confidence Intervals for Proportions with Small
-        Expected Number of Positive Counts Estimated from Survey Data" (1998), who take the
-        effective number in the same way.
+    def gain_of(self, a: str, b: str, size: int) -> Mean:
+        """How much better a strategy is than another at a size, over the draws that both have."""
+        of_a, of_b = self.tables[a], self.tables[b]
+        sign = 1 if self.metric.higher_is_better else -1
+        paired = []
+        for n in sorted(of_a.keys() & of_b.keys(), reverse=True):
+            if n <= size:
+                draws = min(len(of_a[n]), len(of_b[n]))
+                paired.append(sign * (of_a[n][:draws] - of_b[n][:draws]))
+        found = Mean.of(paired, self.groups, share=self.metric.is_share, difference=True)
+        if found.df or self.metric.needs_probabilities:
+            return found
+        deviation = ASSUMED_DEVIATION * max(1, ASSUMED_UP_TO / size) ** 0.5
+        return replace(found, assumed=2 * deviation**2)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over draws and units, with what it takes to say how sure it is.
+
+    Attributes
+    ----------
+    mean : over draws and units
+    draws, units : test images, or groups of them
+    unit_variance : variance of the mean over other units alone
+    between : mean square between means of draws; it holds chance of single images too
+    chance : that part of it
+    df : degrees of freedom of `between`; 0 where no size has two draws
+    grouped : whether the units are groups
+    share, difference : whether scores are 0 or 1; whether they are differences of two such
+    discordant : of differences of 0 and 1, the share of images in which the two differ
+    assumed : variance between draws that is assumed where there are no two; 0 for none
+    """
+
+    mean: float
+    draws: int
+    units: int
+    unit_variance: float
+    between: float
+    chance: float
+    df: int
+    grouped: bool
+    share: bool
+    difference: bool
+    discordant: float
+    assumed: float = 0.0
+
+    @classmethod
+    def of(
+        cls,
+        tables: Sequence[Floats],
+        groups: NDArray[np.intp] | None = None,
+        *,
+        share: bool,
+        difference: bool = False,
+    ) -> Mean:
+        """Estimate from tables.
+
+        Parameters
+        ----------
+        tables : float arrays of shape (draws, images): the one of which the mean is asked, then
+            those of smaller sizes, the next first
+        groups : int array of shape (images,), numbered from 0; None where images stand alone
+        share, difference : see the attributes
         """
-        variance = self.error**2
-        with np.errstate(invalid="ignore", divide="ignore"):
-            worth = np.where(variance > 0, self.mean * (1 - self.mean) / variance, self.images)
-        z = self.quantile(level)
-        centre = (self.mean + z**2 / (2 * worth)) / (1 + z**2 / worth)
-        spread = self.mean * (1 - self.mean) / worth + (z / (2 * worth)) ** 2
-        half = z / (1 + z**2 / worth) * np.sqrt(spread)
-        return np.maximum(0, centre - half), np.minimum(1, centre + half)
+        x = tables[0] if groups is None else by_group(tables[0], groups)
+        draws, units = x.shape
+        squares, chances, df = 0.0, 0.0, 0
+        for scores in tables:
+            if df < LEAST_DF and len(scores) > 1:
+                table = scores if groups is None else by_group(scores, groups)
+                of_draw = table.mean(axis=1)
+                rest = table - of_draw[:, None] - table.mean(axis=0) + table.mean()
+                more = len(table) - 1
+                squares += more * of_draw.var(ddof=1)
+                chances += np.square(rest).sum() / (table.shape[1] - 1) / table.shape[1]
+                df += more
+        return cls(
+            mean=float(x.mean()),
+            draws=draws,
+            units=units,
+            unit_variance=float(x.mean(axis=0).var(ddof=1) / units) if units > 1 else np.inf,
+            between=squares / max(df, 1),
+            chance=chances / max(df, 1),
+            df=df,
+            grouped=groups is not None,
+            share=share,
+            difference=difference,
+            discordant=float(np.square(tables[0]).mean()),
+        )
 
-    def p_value(self) -> Floats:
-        """Two-sided probability of a mean as far from 0, if the true one is 0."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            t = np.where(self.error > 0, np.abs(self.mean) / self.error, 0)
-        p: Floats = 2 * stats.t.sf(t, self.df)
-        return p
+    @property
+    def covers(self) -> str:
+        """The population that ``interval`` speaks of."""
+        if self.df:
+            return BOTH
+        return ASSUMED if self.assumed else IMAGES
+
+    @property
+    def known(self) -> bool:
+        """Whether there are enough units for an interval."""
+        return self.units >= (FEWEST_GROUPS if self.grouped else 2)
+
+    def interval(self, level: float = LEVEL) -> tuple[float, float] | None:
+        """Bounds, each missed with a chance of (1 - level) / 2; None of too few groups.
+
+        Never narrower than over other units alone: few draws may agree by chance.
+        """
+        if not self.known:
+            return None
+        units, draws = self._shares(level)
+        below, above = (abs(self.mean - bound) for bound in self._over_units(level))
+        below, above = (max(one, np.sqrt(units * one**2 + draws)) for one in (below, above))
+        return float(self.mean - below), float(self.mean + above)
+
+    def needed(self, level: float = LEVEL) -> tuple[int | None, int | None]:
+        """Units, or else draws, with which the interval of such a mean would not reach 0.
+
+        None where no number of them does it alone.
+        """
+        low, _ = self._over_units(level)
+        units, draws = self._shares(level)
+        over_units, whole = units * (self.mean - low) ** 2, self.mean**2
+        if self.mean <= 0:
+            return None, None
+        more_units = self.units * over_units / (whole - draws) if whole > draws else None
+        more_draws = self.draws * draws / (whole - over_units) if whole > over_units else None
+        return (
+            None if more_units is None else ceil(more_units),
+            None if more_draws is None else ceil(more_draws),
+        )
+
+    def _shares(self, level: float) -> tuple[float, float]:
+        """Part of the units' variance that counts, and the draws' square of a half-width."""
+        tail = (1 - level) / 2
+        if not self.df:
+            return 1.0, float(stats.norm.isf(tail) ** 2 * self.assumed / self.draws)
+        draws = float(stats.t.isf(tail, self.df) ** 2 * self.between / self.draws)
+        # what single images add to the difference of draws is in that already
+        rest = self.unit_variance - self.chance / self.draws
+        return max(0.0, rest / self.unit_variance) if self.unit_variance > 0 else 1.0, draws
+
+    def _over_units(self, level: float) -> tuple[float, float]:
+        """Bounds over other units alone."""
+        tail = (1 - level) / 2
+        quantile = stats.norm.isf(tail)
+        if self.grouped or not self.share:
+            quantile = stats.t.isf(tail, self.units - 1)
+        if not self.share:
+            half = quantile * np.sqrt(self.unit_variance)
+            return self.mean - half, self.mean + half
+        # the mean square of right or wrong is its mean, but for rounding
+        square = self.discordant if self.difference else self.mean
+        single = square - self.mean**2
+        sure = self.unit_variance < 1e-12
+        worth = float(self.units) if sure else single / self.unit_variance
+        if self.difference:
+            return tango_interval(self.mean, self.discordant, worth, quantile)
+        low, high = wilson_interval(self.mean, worth, quantile)
+        return float(low), float(high)
 
 
-def of_images(table: ArrayLike) -> CrossedEffects:
-    """Estimate of one seed's model: over other images alone.
+def tango_interval(
+    difference: float, discordant: float, images: float, quantile: float
+) -> tuple[float, float]:
+    """Score interval of a difference of two shares that were measured on the same images.
+
+    T. Tango, "Equivalence test and confidence interval for the difference in proportions for the
+    paired-sample design" (1998).
 
     Parameters
     ----------
-    table : float array of shape (images,), as the rows of ``CrossedEffects.of``
+    difference : of the two shares
+    discordant : share of images in which the two differ
+    images : how many, or how many independent ones they are worth
+    quantile : standard errors to either side
     """
-    x = np.asarray(table, np.float64)
-    images = len(x)
-    error = x.std(ddof=1) / np.sqrt(images)
-    return CrossedEffects(np.asarray(x.mean()), np.asarray(error), np.asarray(images - 1.0), images)
+    n = images
+    b, c = n * (discordant + difference) / 2, n * (discordant - difference) / 2
 
+    def excess(delta: float) -> float:
+        """Standard errors from the difference, its error being that of a true one of `delta`."""
+        linear = -b - c + (2 * n - b + c) * delta
+        constant = -c * delta * (1 - delta)
+        only_c = (np.sqrt(linear**2 - 8 * n * constant) - linear) / (4 * n)
+        variance = n * (2 * only_c + delta * (1 - delta))
+        return float((b - c - n * delta) / np.sqrt(max(variance, 1e-12)))
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for their number (S. Holm, 1979)."""
-    from statsmodels.stats.multitest import multipletests
-
-    if not p_values:
-        return []
-    return [float(p) for p in multipletests(p_values, method="holm")[1]]
-
-
-def simultaneous(level: float, count: int) -> float:
-    """Level of each of several intervals that shall all hold at once (Bonferroni)."""
-    return 1 - (1 - level) / max(1, count)
-
-
-def tables_of(measurements: Iterable[Measurement]) -> dict[str, dict[int, NDArray[np.int8]]]:
-    """Say of every strategy and size which images each seed got right, in the seeds' order."""
-    found: dict[str, dict[int, list[Measurement]]] = defaultdict(lambda: defaultdict(list))
-    for one in measurements:
-        found[one.strategy][one.n_train].append(one)
-    return {
-        strategy: {size: _right(of_size) for size, of_size in sorted(sizes.items())}
-        for strategy, sizes in found.items()
-    }
-
-
-def _right(measurements: list[Measurement]) -> NDArray[np.int8]:
-    ordered = sorted(measurements, key=lambda one: one.seed)
-    right = [np.asarray(one.predicted) == np.asarray(one.truth) for one in ordered]
-    return np.stack(right).astype(np.int8)
+    # at either end the error is 0: what is looked for lies before it, or is the end
+    low, high = -1.0, 1.0
+    if difference > -1:
+        low = brentq(lambda delta: excess(delta) - quantile, -1, difference)
+    if difference < 1:
+        high = brentq(lambda delta: excess(delta) + quantile, difference, 1)
+    return float(low), float(high)

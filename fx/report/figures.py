@@ -5,6 +5,7 @@ light, dark and print. The series' colours are legible on both grounds.
 """
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from fx.records import Measurement, Point
 from fx.report.images import MapPoint
 from fx.report.page import Figure
 from fx.report.styles import Style, palette
+from heads.metrics import Metric
 
 _MAX_NAMED_SIZES = 8
 _MAX_IN_LEGEND = 20
@@ -22,33 +24,35 @@ _CALIBRATED = Style("#009E73", "dashdot", "triangle-up")
 
 
 def learning_curve(
-    curves: Mapping[str, list[Point]], styles: Mapping[str, Style], crossing: int | None
+    curves: Mapping[str, list[Point]],
+    styles: Mapping[str, Style],
+    metric: Metric,
+    crossing: int | None,
 ) -> Figure:
-    """Accuracy against training images: a line, a 95 % band and the single seeds per strategy."""
+    """A metric against training images: a line, a 95 % band and the single seeds per strategy."""
     sizes = sorted({point.n_train for row in curves.values() for point in row})
     data: list[dict[str, Any]] = []
     for strategy, row in curves.items():
-        data += _curve(strategy, row, styles[strategy])
-    layout = _layout("training images", "accuracy on the test images")
+        data += _curve(strategy, row, styles[strategy], metric.name)
+    layout = _layout("training images", f"{metric.label} on the test images")
     layout["xaxis"] |= {"type": "log", "hoverformat": ",d"}
     layout["hovermode"] = "x unified"
     if len(sizes) <= _MAX_NAMED_SIZES:
         layout["xaxis"] |= {"tickvals": sizes, "ticktext": [f"{size:,}" for size in sizes]}
     if crossing is not None:
         layout["shapes"] = [_upright(crossing)]
-    return {"data": data, "layout": layout, "alt": _curve_in_words(curves)}
+    return {"data": data, "layout": layout, "alt": _curve_in_words(curves, metric)}
 
 
-def cost(curves: Mapping[str, list[Point]], styles: Mapping[str, Style]) -> Figure:
-    """Accuracy against seconds: a point per strategy and size, larger with more images."""
+def cost(curves: Mapping[str, list[Point]], styles: Mapping[str, Style], metric: Metric) -> Figure:
+    """A metric against seconds: a point per strategy and size, larger with more images."""
     sizes = sorted({point.n_train for row in curves.values() for point in row})
     data: list[dict[str, Any]] = []
     for strategy, row in curves.items():
         points = [
-            (seconds, accuracy, point.n_train)
+            (seconds, value, point.n_train)
             for point in row
-            if (seconds := point.mean("seconds"))
-            and (accuracy := point.mean("accuracy")) is not None
+            if (seconds := point.mean("seconds")) and (value := point.mean(metric.name)) is not None
         ]
         style = styles[strategy]
         marker_sizes = [8 + 8 * (sizes.index(n) + 1) / len(sizes) for _, _, n in points]
@@ -58,7 +62,7 @@ def cost(curves: Mapping[str, list[Point]], styles: Mapping[str, Style]) -> Figu
                 "mode": "lines+markers",
                 "name": html.escape(strategy),
                 "x": [seconds for seconds, _, _ in points],
-                "y": [accuracy for _, accuracy, _ in points],
+                "y": [value for _, value, _ in points],
                 "customdata": [f"{n:,} images" for _, _, n in points],
                 "hovertemplate": "%{customdata}: %{y:.3f} in %{x:.3~g} s",
                 "line": {"color": style.colour, "dash": style.dash, "width": 1},
@@ -66,23 +70,27 @@ def cost(curves: Mapping[str, list[Point]], styles: Mapping[str, Style]) -> Figu
                 | {"size": marker_sizes, "opacity": 1, "line": {"width": 0}},
             }
         )
-    front = _pareto([point for trace in data for point in zip(trace["x"], trace["y"], strict=True)])
+    measured = [point for trace in data for point in zip(trace["x"], trace["y"], strict=True)]
+    front = _pareto(measured, metric.higher_is_better)
     data.append(
         {
             "type": "scatter",
             "mode": "lines",
             "name": "Pareto front",
             "x": [seconds for seconds, _ in front],
-            "y": [accuracy for _, accuracy in front],
+            "y": [value for _, value in front],
             "hoverinfo": "skip",
             "line": {"color": _FRONT, "dash": "dot", "width": 3, "shape": "hv"},
         }
     )
-    layout = _layout("seconds, per run", "accuracy on the test images")
-    # 1, 2 and 5 of each decade: all nine would run into one another
-    layout["xaxis"] |= {"type": "log", "tickformat": "~g", "dtick": "D2"}
+    layout = _layout("seconds, per run", f"{metric.label} on the test images")
+    layout["xaxis"] |= {"type": "log", "tickformat": "~g"}
+    if measured:
+        seconds_of = [seconds for seconds, _ in measured]
+        layout["xaxis"] |= {"tickvals": _ticks(min(seconds_of), max(seconds_of))}
     layout["hovermode"] = "closest"
-    alt = "Accuracy against seconds; the table of results gives the same numbers."
+    label = metric.label[:1].upper() + metric.label[1:]
+    alt = f"{label} against seconds; the tables of results give the same numbers."
     return {"data": data, "layout": layout, "alt": alt}
 
 
@@ -208,24 +216,37 @@ def training(run: Measurement, quantity: str, name: str) -> Figure:
     return {"data": data, "layout": layout, "alt": alt}
 
 
-def _pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Points of (seconds, accuracy) that no quicker one equals."""
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers on a logarithmic axis: three at least, and few enough to stand apart."""
+    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
+    for steps in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)):
+        ticks = [step * 10.0**decade for decade in decades for step in steps]
+        # the axis reaches a little beyond the points
+        ticks = [tick for tick in ticks if low / 1.2 <= tick <= 1.2 * high]
+        if len(ticks) > 2:
+            break
+    return ticks
+
+
+def _pareto(points: list[tuple[float, float]], higher_is_better: bool) -> list[tuple[float, float]]:
+    """Points of (seconds, score) that no quicker one equals."""
+    sign = 1 if higher_is_better else -1
     front: list[tuple[float, float]] = []
-    for seconds, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not front or accuracy > front[-1][1]:
-            front.append((seconds, accuracy))
+    for seconds, value in sorted(points, key=lambda point: (point[0], -sign * point[1])):
+        if not front or sign * value > sign * front[-1][1]:
+            front.append((seconds, value))
     return front
 
 
-def _curve(strategy: str, row: Sequence[Point], style: Style) -> list[dict[str, Any]]:
-    known = [(point, accuracy) for point in row if (accuracy := point.mean("accuracy")) is not None]
+def _curve(strategy: str, row: Sequence[Point], style: Style, metric: str) -> list[dict[str, Any]]:
+    known = [(point, value) for point in row if (value := point.mean(metric)) is not None]
     bounds = [(point.n_train, *point.interval) for point, _ in known if point.interval]
     seeds = [
-        (point.n_train, a)
+        (point.n_train, value)
         for point, _ in known
         if len(point.runs) > 1
         for run in point.runs
-        if (a := run.number("accuracy")) is not None
+        if (value := run.number(metric)) is not None
     ]
     group = html.escape(strategy)
     line = {
@@ -234,7 +255,7 @@ def _curve(strategy: str, row: Sequence[Point], style: Style) -> list[dict[str, 
         "name": group,
         "legendgroup": group,
         "x": [point.n_train for point, _ in known],
-        "y": [accuracy for _, accuracy in known],
+        "y": [value for _, value in known],
         "customdata": [_in_brackets(point) for point, _ in known],
         "hovertemplate": "%{y:.3f}%{customdata}",
         "line": {"color": style.colour, "dash": style.dash, "width": 2},
@@ -257,7 +278,7 @@ def _curve(strategy: str, row: Sequence[Point], style: Style) -> list[dict[str, 
     dots = silent | {
         "mode": "markers",
         "x": [n for n, _ in seeds],
-        "y": [accuracy for _, accuracy in seeds],
+        "y": [value for _, value in seeds],
         "opacity": 0.6,
         "marker": {"color": style.colour, "symbol": style.symbol, "size": 4},
     }
@@ -271,16 +292,17 @@ def _in_brackets(point: Point) -> str:
     return f" ({', '.join(parts)})" if parts else ""
 
 
-def _curve_in_words(curves: Mapping[str, list[Point]]) -> str:
+def _curve_in_words(curves: Mapping[str, list[Point]], metric: Metric) -> str:
     lines = []
     for strategy, row in curves.items():
         points = [
-            f"{accuracy:.3f} at {point.n_train:,}"
+            f"{value:.3f} at {point.n_train:,}"
             for point in row
-            if (accuracy := point.mean("accuracy")) is not None
+            if (value := point.mean(metric.name)) is not None
         ]
         lines.append(f"{strategy} {', '.join(points) or 'without a result'}")
-    return f"Accuracy by number of training images: {'; '.join(lines)}."
+    label = metric.label[:1].upper() + metric.label[1:]
+    return f"{label} by number of training images: {'; '.join(lines)}."
 
 
 def _upright(x: float) -> dict[str, Any]:

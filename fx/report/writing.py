@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from extract.files import write_whole
-from fx.records import Comparison, Measurement
+from fx.records import Comparison, Measurement, Point
 from fx.report import figures as draw
 from fx.report.images import Evidence
 from fx.report.page import Figures, number, render
 from fx.report.styles import Style, styles_of
-from heads.metrics import METRICS
+from heads.metrics import METRICS, Metric
 
 _MAX_CLASSES_IN_TABLE = 20
 _MAX_CLASSES_IN_PLOT = 200
@@ -94,7 +94,8 @@ def write_report(
     points = [point for row in curves.values() for point in row]
     figures = _main_figures(comparison, evidence)
     confusions, trainings = _confusions(comparison, figures), _trainings(comparison, figures)
-    named = [METRICS[name] for name in METRICS if name != "accuracy"]
+    decides = METRICS[comparison.metric]
+    named = [METRICS[name] for name in METRICS if name != decides.name]
     metrics = [one for one in named if any(p.mean(one.name) is not None for p in points)]
     headline, figures_of_it = _headline(comparison.recommendation)
     document = render(
@@ -108,6 +109,8 @@ def write_report(
         figures_of_it=figures_of_it,
         facts=_facts(comparison),
         curves=curves,
+        metric=decides,
+        metric_label=decides.label[:1].upper() + decides.label[1:],
         bands=_what_bands_cover(comparison),
         several_seeds=any(len(point.runs) > 1 for point in points),
         fine_tunes=any(one.fine_tunes for one in comparison.strategies.values()),
@@ -116,7 +119,7 @@ def write_report(
             for name, one in comparison.strategies.items()
             if one.description
         ],
-        points=sorted(points, key=lambda p: (-p.n_train, -(p.mean("accuracy") or 0))),
+        points=sorted(points, key=lambda point: _place(point, decides)),
         metrics=metrics,
         metric_labels=[one.label[:1].upper() + one.label[1:] for one in metrics],
         confusions=confusions,
@@ -131,17 +134,24 @@ def write_report(
     return path
 
 
+def _place(point: Point, metric: Metric) -> tuple[int, float]:
+    """Where a point stands in a table: of many images first, then the best."""
+    value = point.mean(metric.name) or 0.0
+    return -point.n_train, -value if metric.higher_is_better else value
+
+
 def _main_figures(comparison: Comparison, evidence: Evidence | None) -> Figures:
     """Draw what is there once; a list is empty where there is nothing to draw."""
     curves, styles = comparison.curves(), _styles(comparison)
+    metric = METRICS[comparison.metric]
     points = [point for row in curves.values() for point in row]
     bins = {name: found for name, row in curves.items() if (found := row[-1].best.reliability)}
     crossing = comparison.crossover.n_train if comparison.crossover else None
     timed = any(point.mean("seconds") for point in points)
     mapped = evidence.map if evidence else []
     return {
-        "learning-curve": [draw.learning_curve(curves, styles, crossing)] if curves else [],
-        "cost-curve": [draw.cost(curves, styles)] if timed else [],
+        "learning-curve": [draw.learning_curve(curves, styles, metric, crossing)] if curves else [],
+        "cost-curve": [draw.cost(curves, styles, metric)] if timed else [],
         "reliability-curve": [draw.reliability(bins, styles)] if bins else [],
         "feature-map": [draw.feature_map(mapped)] if mapped else [],
     }
@@ -247,7 +257,7 @@ def _counts(comparison: Comparison) -> _Counts:
 
 
 def learning_curve_png(path: Path, comparison: Comparison) -> Path:
-    """Draw accuracy against training images, with 95 % intervals, as a PNG of 1,200 by 720 pixels.
+    """Draw the metric by training images, with 95 % intervals, as a PNG of 1,200 by 720 pixels.
 
     Parameters
     ----------
@@ -261,6 +271,7 @@ def learning_curve_png(path: Path, comparison: Comparison) -> Path:
     from heads.plots import new_figure, save_png
 
     curves, sizes = comparison.curves(), comparison.sizes
+    metric = METRICS[comparison.metric]
     styles = _styles(comparison)
     figure = new_figure(path.parent, figsize=(7.5, 4.5), layout="constrained")
     from matplotlib.ticker import NullLocator
@@ -268,12 +279,12 @@ def learning_curve_png(path: Path, comparison: Comparison) -> Path:
     axes = figure.add_subplot()
     for strategy, points in curves.items():
         style = styles[strategy]
-        known = [(c.n_train, a) for c in points if (a := c.mean("accuracy")) is not None]
+        known = [(c.n_train, v) for c in points if (v := c.mean(metric.name)) is not None]
         bounds = [(c.n_train, *c.interval) for c in points if c.interval]
         line = {"color": style.colour, "linestyle": _LINESTYLES[style.dash]}
         axes.plot(
             [n for n, _ in known],
-            [accuracy for _, accuracy in known],
+            [value for _, value in known],
             **line,
             marker=_MARKERS[style.symbol],
             # matplotlib takes $…$ for mathematics
@@ -291,7 +302,7 @@ def learning_curve_png(path: Path, comparison: Comparison) -> Path:
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
         axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("training images")
-    axes.set_ylabel("accuracy on the test images")
+    axes.set_ylabel(f"{metric.label} on the test images")
     axes.grid(color="#d5dbe1", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     if curves:

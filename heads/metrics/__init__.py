@@ -27,6 +27,9 @@ class Metric:
         of shape (n, k) with rows that sum to one; gives the value, NaN where it is not defined
     higher_is_better : bool
     needs_probabilities : bool, False where the most probable class is all that counts
+    per_image : called like `function`; gives float64 scores of shape (n,), whose mean is the value
+        and whose spread is its error. Without it, nothing can be decided by the metric
+    is_share : bool, whether these scores are 0 or 1
     """
 
     name: str
@@ -34,6 +37,8 @@ class Metric:
     function: Callable[[NDArray[np.intp], NDArray[np.float64]], float]
     higher_is_better: bool = True
     needs_probabilities: bool = False
+    per_image: Callable[[NDArray[np.intp], NDArray[np.float64]], NDArray[np.float64]] | None = None
+    is_share: bool = False
 
 
 METRICS: Registry[Metric] = Registry(__name__, "METRIC", "metric")

@@ -6,8 +6,12 @@ from numpy.typing import NDArray
 from heads.metrics import Metric
 
 
+def _right(labels: NDArray[np.intp], probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(probabilities.argmax(axis=1) == labels, np.float64)
+
+
 def _accuracy(labels: NDArray[np.intp], probabilities: NDArray[np.float64]) -> float:
-    return float((probabilities.argmax(axis=1) == labels).mean())
+    return float(_right(labels, probabilities).mean())
 
 
-METRIC = Metric("accuracy", "accuracy", _accuracy)
+METRIC = Metric("accuracy", "accuracy", _accuracy, per_image=_right, is_share=True)

@@ -11,4 +11,16 @@ def _log_loss(labels: NDArray[np.intp], probabilities: NDArray[np.float64]) -> f
     return float(log_loss(labels, probabilities, labels=np.arange(probabilities.shape[1])))
 
 
-METRIC = Metric("log_loss", "log loss", _log_loss, higher_is_better=False, needs_probabilities=True)
+def _per_image(labels: NDArray[np.intp], probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    true = probabilities[np.arange(len(labels)), labels]
+    return np.asarray(-np.log(np.maximum(true, np.finfo(probabilities.dtype).eps)), np.float64)
+
+
+METRIC = Metric(
+    "log_loss",
+    "log loss",
+    _log_loss,
+    higher_is_better=False,
+    needs_probabilities=True,
+    per_image=_per_image,
+)

@@ -339,7 +339,7 @@ def test_json_has_the_names_of_the_contract(here: Path, fx: Fx) -> None:
     compared = answered(
         "compare", "--sizes", "8,16", "--epochs", 1, "--strategies", "logreg,finetune:all,scratch"
     )
-    assert {"results", "pairs", "recommendation", "crossover", "report"} <= set(compared)
+    assert {"results", "differences", "recommendation", "crossover", "report"} <= set(compared)
     names = "strategy n_train seed accuracy macro_f1 log_loss seconds trainable_parameters"
     for record in compared["results"]:
         assert set((names + " peak_memory_mb").split()) <= set(record)

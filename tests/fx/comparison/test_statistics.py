@@ -1,129 +1,161 @@
-"""Intervals and tests of the comparison: simulations with known truth, and other libraries."""
+"""Intervals and choices of the comparison: simulations with known truth, and other libraries."""
+
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
 
-from fx.comparison.statistics import CrossedEffects, holm, simultaneous
+from fx.comparison.recommend import choose
+from fx.comparison.statistics import Mean, Scores, tango_interval
+from heads.metrics import METRICS
 
-RUNS = 5_000
-BATCH = 250  # of runs simulated at once, for the memory's sake
-SETTINGS = [  # seeds, images, accuracy, deviation of the seeds' true accuracies
-    (3, 400, 0.9, 0.005),
-    (3, 1000, 0.85, 0.005),
-    (5, 1000, 0.9, 0.01),
-    (3, 400, 0.97, 0.003),
-    (5, 2000, 0.7, 0.01),
-]
+SIMULATIONS = runpy.run_path(str(Path(__file__).parents[3] / "benchmarks" / "simulations.py"))
+World = SIMULATIONS["World"]
+REPETITIONS = 100
 
 
-def simulated(
-    rng: np.random.Generator, seeds: int, images: int, accuracy: float, deviation: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draw tables of two equally good strategies.
-
-    An image has a difficulty, a seed its own accuracy; the two strategies share the difficulty.
-    """
-    alike = 1 / 0.6 - 1  # 0.6 of what two seeds do on an image is the image's
-    ease = rng.beta(accuracy * alike, (1 - accuracy) * alike, (BATCH, 1, images))
-    shift = rng.normal(0, deviation, (2, BATCH, seeds, 1))
-    # moved on the scale of the uniform draws, so that an image of any ease is moved
-    p = np.clip(ease + shift, 0, 1)
-    tables = (rng.random((2, BATCH, seeds, images)) < p).astype(np.int8)
-    return tables[0], tables[1]
+def error(share: float) -> float:
+    """Three Monte-Carlo errors of a share."""
+    return 3 * (share * (1 - share) / REPETITIONS) ** 0.5
 
 
-@pytest.fixture(scope="module", params=SETTINGS)
-def drawn(request: pytest.FixtureRequest) -> dict[str, np.ndarray | float]:
-    rng = np.random.default_rng(7)
-    of_a, difference = [], []
-    for _ in range(RUNS // BATCH):
-        a, b = simulated(rng, *request.param)
-        of_a.append(CrossedEffects.of(a))
-        difference.append(CrossedEffects.of(a.astype(float) - b))
-    seeds = request.param[0]
-    return {"a": joined(of_a), "difference": joined(difference), "seeds": seeds}
+@pytest.mark.parametrize(
+    ("world", "metric"),
+    [
+        (World(), "accuracy"),
+        (World(draws=(3, 3, 3, 3, 1), deviation=0.01), "accuracy"),
+        (World(draws=(2, 2, 2, 2, 2), deviation=0.02), "accuracy"),
+        (World(draws=(3,), deviation=0.0), "accuracy"),
+        (World(images=40), "accuracy"),
+        (World(members=20), "accuracy"),
+        (World(), "log_loss"),
+        (World(images=400), "macro_f1"),
+    ],
+    ids=str,
+)
+def test_intervals_hold_the_truth(world, metric: str) -> None:
+    found = SIMULATIONS["intervals"](world, REPETITIONS, metric)
+    assert found["mean covered"] >= 0.93 - error(0.93)
+    assert found["gain covered"] >= 0.93 - error(0.93)
 
 
-def joined(parts: list[CrossedEffects]) -> CrossedEffects:
-    return CrossedEffects(
-        np.concatenate([one.mean for one in parts]),
-        np.concatenate([one.error for one in parts]),
-        np.concatenate([one.df for one in parts]),
-        parts[0].images,
-    )
+@pytest.mark.parametrize("accuracies", [(0.9,) * 2, (0.9,) * 3, (0.9,) * 5])
+@pytest.mark.parametrize("draws", [(3, 3, 3, 3, 3), (3, 3, 3, 1), (3,), (1, 1)])
+def test_of_equal_strategies_the_cheapest_is_chosen_and_no_crossing_told(
+    accuracies: tuple[float, ...], draws: tuple[int, ...]
+) -> None:
+    world = World(accuracies, draws, deviation=0.01)
+    found = SIMULATIONS["choices"](world, REPETITIONS)
+    assert found["not the cheapest"] <= 0.06 + error(0.06)
+    assert found["a crossing told"] <= 0.05 + error(0.05)
 
 
-def test_intervals_of_a_strategy_cover_the_truth_and_are_not_wide(drawn: dict) -> None:
-    a: CrossedEffects = drawn["a"]
-    # of so many runs, the mean and the deviation are the truth to within a fiftieth
-    truth, deviation = a.mean.mean(), a.mean.std()
-    low, high = a.proportion_interval()
-    assert ((low <= truth) & (truth <= high)).mean() >= 0.93
-    best = 2 * stats.norm.ppf(0.975) * deviation
-    assert (high - low).mean() <= 1.3 * best
+def test_a_strategy_that_is_better_is_chosen() -> None:
+    by_two = World((0.9, 0.92), images=4000)
+    assert SIMULATIONS["choices"](by_two, REPETITIONS)["the last"] >= 0.95 - error(0.95)
+    # three draws, and nothing else to tell how much draws differ
+    for accuracy, power in ((0.92, 0.34), (0.95, 0.87)):
+        world = World((0.9, accuracy), (3,), deviation=0.01)
+        assert SIMULATIONS["choices"](world, REPETITIONS)["the last"] >= power - error(power)
 
 
-def test_equal_strategies_are_rarely_called_different(drawn: dict) -> None:
-    p = drawn["difference"].p_value()
-    assert (p < 0.05).mean() <= 0.06
-    low, high = drawn["difference"].interval()
-    assert ((low <= 0) & (high >= 0)).mean() >= 0.93
-
-
-def test_three_points_are_found_with_the_power_of_the_theory(drawn: dict) -> None:
-    difference: CrossedEffects = drawn["difference"]
-    moved = CrossedEffects(
-        difference.mean + 0.03, difference.error, difference.df, difference.images
-    )
-    found = (moved.p_value() < 0.05).mean()
-    # paired t-test over the seeds, all that is left of chance where images cancel: the power is
-    # of its noncentral distribution (three seeds find few differences: the theory, not the code)
-    df, z = drawn["seeds"] - 1, 0.03 / difference.mean.std()
-    bound = stats.t.ppf(0.975, df)
-    theory = stats.nct.sf(bound, df, z) + stats.nct.cdf(-bound, df, z)
-    assert found >= theory - 0.05
+def test_the_bounds_of_a_crossing_hold_it() -> None:
+    world = World((0.9, 0.9, 0.93), steps=(0.0, 0.0, 0.02), images=1000)
+    found = SIMULATIONS["crossings"](world, REPETITIONS)
+    assert found["told"] > 0.5
+    assert found["bounds hold it"] >= 0.93 - error(0.93)
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(0, 2**32 - 1), st.integers(3, 6), st.integers(2, 40))
-def test_mean_squares_are_those_of_the_textbooks_sums(seed: int, seeds: int, images: int) -> None:
-    x = np.random.default_rng(seed).integers(0, 2, (seeds, images)).astype(float)
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(1, 200))
+def test_tangos_interval_holds_zero_where_mcnemars_test_does_not_reject(
+    b: int, c: int, rest: int
+) -> None:
+    images = b + c + rest
+    low, high = tango_interval((b - c) / images, (b + c) / images, images, stats.norm.isf(0.025))
+    assert -1 <= low <= (b - c) / images <= high <= 1
+    if b + c:
+        # the score test of no difference is McNemar's, without a correction for continuity
+        p = mcnemar([[0, b], [c, rest]], exact=False, correction=False).pvalue
+        assert (low > 0 or high < 0) == (p < 0.05)
+
+
+def test_tangos_interval_is_the_published_one() -> None:
+    # Tango (1998), example 2: 43 and 1 of 44 pairs of cross-over soft-lens solutions agree
+    low, high = tango_interval(1 / 44, 1 / 44, 44, stats.norm.isf(0.025))
+    assert (low, high) == pytest.approx((-0.0594, 0.1181), abs=1e-4)
+
+
+def test_where_all_answers_are_right_the_interval_is_wilsons() -> None:
+    low, high = Mean.of([np.ones((3, 200))], share=True).interval()
+    z = stats.norm.isf(0.025)
+    assert low == pytest.approx(200 / (200 + z**2))
+    assert high == 1
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 5), st.integers(5, 40))
+def test_mean_squares_are_those_of_the_textbooks_sums(seed: int, draws: int, images: int) -> None:
+    x = np.random.default_rng(seed).integers(0, 2, (draws, images)).astype(float)
     total = x.sum() ** 2 / x.size
-    between_seeds = (x.sum(axis=1) ** 2).sum() / images - total
-    between_images = (x.sum(axis=0) ** 2).sum() / seeds - total
-    rest = (x**2).sum() - total - between_seeds - between_images
-    ms_seeds, ms_images = between_seeds / (seeds - 1), between_images / (images - 1)
-    ms_rest = rest / ((seeds - 1) * (images - 1))
-    variance = max(ms_seeds + ms_images - ms_rest, ms_seeds, ms_images) / x.size
-    found = CrossedEffects.of(x)
-    assert found.mean == pytest.approx(x.mean())
-    assert found.error**2 == pytest.approx(variance, abs=1e-12)
+    between_draws = (x.sum(axis=1) ** 2).sum() / images - total
+    between_images = (x.sum(axis=0) ** 2).sum() / draws - total
+    rest = (x**2).sum() - total - between_draws - between_images
+    found = Mean.of([x], share=True)
+    assert found.between == pytest.approx(between_draws / (draws - 1) / images, abs=1e-12)
+    assert found.chance == pytest.approx(rest / (draws - 1) / (images - 1) / images, abs=1e-12)
+    assert found.unit_variance == pytest.approx(x.mean(axis=0).var(ddof=1) / images)
 
 
-def test_where_all_answers_are_right_the_interval_is_wilsons_of_the_images() -> None:
-    low, high = CrossedEffects.of(np.ones((3, 200))).proportion_interval()
-    # the t quantile of 199 degrees of freedom stands in for the normal one
-    z = stats.t.ppf(0.975, 199)
-    assert float(low) == pytest.approx(200 / (200 + z**2))
-    assert float(high) == 1
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 60), st.integers(2, 6))
+def test_scores_of_images_average_to_the_metric(seed: int, images: int, classes: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels, p = rng.integers(0, classes, images), rng.dirichlet(np.ones(classes), images)
+    deciding = [METRICS[name] for name in METRICS if METRICS[name].per_image]
+    assert {one.name for one in deciding} == {"accuracy", "log_loss", "macro_f1"}
+    for one in deciding:
+        values = one.per_image(labels, p)
+        assert values.shape == (images,)
+        assert values.mean() == pytest.approx(one.function(labels, p))
 
 
-def test_equal_tables_do_not_differ() -> None:
-    nothing = CrossedEffects.of(np.zeros((3, 50)))
-    assert float(nothing.p_value()) == 1
-    assert [float(bound) for bound in nothing.interval()] == [0, 0]
+def test_the_spread_of_macro_f1_is_the_bootstraps() -> None:
+    rng = np.random.default_rng(0)
+    labels, p = rng.choice(3, 600, p=(0.7, 0.2, 0.1)), rng.dirichlet(np.ones(3), 600)
+    p[np.arange(600), labels] += 0.4
+    metric = METRICS["macro_f1"]
+    values = metric.per_image(labels, p)
+    resampled = [metric.function(labels[i], p[i]) for i in rng.integers(0, 600, (500, 600))]
+    assert values.std() / 600**0.5 == pytest.approx(np.std(resampled), rel=0.15)
 
 
-def test_two_seeds_do_not_tell_how_much_seeds_differ() -> None:
-    with pytest.raises(ValueError, match="3 seeds"):
-        CrossedEffects.of(np.ones((2, 50)))
+def test_more_draws_or_images_than_are_needed_show_a_gain() -> None:
+    world = World((0.9, 0.91), images=1000)
+    scores = world.scores(np.random.default_rng(1))
+    gain = scores.gain_of("svm", "logreg", scores.sizes[-1])
+    assert gain.interval()[0] <= 0
+    images, _ = gain.needed()
+    assert images > 1000
+    # the same means, of so many images
+    times = 2 * images // 1000
+    tables = {
+        name: {size: np.tile(table, times) for size, table in sizes.items()}
+        for name, sizes in scores.tables.items()
+    }
+    assert (
+        Scores(scores.metric, tables).gain_of("svm", "logreg", scores.sizes[-1]).interval()[0] > 0
+    )
 
 
-def test_several_intervals_share_the_error() -> None:
-    assert simultaneous(0.95, 10) == pytest.approx(0.995)
-    assert simultaneous(0.95, 0) == pytest.approx(0.95)
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([]) == []
+def test_the_best_mean_is_chosen_where_that_is_asked_for() -> None:
+    scores = World((0.9, 0.904), images=400).scores(np.random.default_rng(3))
+    seconds = {"logreg": 1.0, "svm": 2.0}
+    assert choose(scores, seconds).strategy == "logreg"
+    means = {name: sizes[scores.sizes[-1]].mean() for name, sizes in scores.tables.items()}
+    assert choose(scores, seconds, "best").strategy == max(means, key=lambda name: means[name])
