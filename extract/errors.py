@@ -28,3 +28,9 @@ class NoImages(FxError):
     def __init__(self, message: str, path: Path) -> None:
         super().__init__(message)
         self.path = path
+
+
+def one_line(error: Exception | None) -> str:
+    """What an exception says, in a line of at most 300 characters; of a file, the reason alone."""
+    said = getattr(error, "strerror", None) or str(error)
+    return " ".join(said.split())[:300] or type(error).__name__

@@ -19,7 +19,7 @@ from torch.func import functional_call
 from extract.backbones.by_name import build, cut_points, load_weights
 from extract.backbones.layers import POOL, ConcatFeatures, Layers
 from extract.backbones.weights import weights_hash
-from extract.errors import FxError
+from extract.errors import FxError, one_line
 from extract.images import Preprocessing
 from extract.store import CHANNELS, Spec
 
@@ -206,9 +206,8 @@ def _shapes(module: nn.Module, size: int) -> list[tuple[int, ...]]:
         raise
     # whatever a network raises whose feature maps shrink to nothing, or whose size is fixed
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
         raise FxError(
-            f"the backbone does not run on images of {size}x{size} pixels ({reason}); "
+            f"the backbone does not run on images of {size}x{size} pixels ({one_line(error)}); "
             "give another `size`"
         ) from error
     return [tuple(part.shape) for part in (made if isinstance(made, tuple) else (made,))]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from extract.backbones.compiler import without_compiler
-from extract.errors import FxError
+from extract.errors import FxError, one_line
 
 POOL = "pool"
 FLATTEN = ":flatten"
@@ -73,10 +73,9 @@ def _tap(module: nn.Module, layers: Sequence[str]) -> tuple[nn.Module, dict[str,
             _, (_, *nodes) = get_graph_node_names(module)
         # whatever a network's own code raises when its tensors are stand-ins
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise FxError(
-                f"the inner layers of {type(module).__name__} cannot be reached ({reason}); "
-                f"take `layer={POOL}`"
+                f"the inner layers of {type(module).__name__} cannot be reached "
+                f"({one_line(error)}); take `layer={POOL}`"
             ) from error
         # the name of a module means the last node inside it
         wanted = {layer: _last_within(layer.removesuffix(FLATTEN), nodes) for layer in layers}

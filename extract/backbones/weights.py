@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from extract.backbones.weight_files import few
-from extract.errors import FxError
-from extract.files import is_regular, open_regular, stored_entries
+from extract.errors import FxError, one_line
+from extract.files import open_regular, stored_entries
 
 # bytes: of a file, of which little is in memory; of what tells of its tensors; and of a file that
 # is read as a whole, besides four times the tensors that are looked for
@@ -41,6 +41,11 @@ _HARMLESS = re.compile(
     r"|(builtins|__builtin__) (set|complex)"
 )
 
+# of names of tensors, and what a state dict may lie under
+_PREFIXES, _WRAPPERS = (
+    ("module.", "_orig_mod.", "model."),
+    ("state_dict", "model_state_dict", "model"),
+)
 _FINETUNED = ("backbone.", "classifier.")  # what fine-tuning calls the two parts of a network
 # classifiers that torchvision's GoogLeNet and Inception v3 have besides the final one
 _AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
@@ -68,9 +73,6 @@ def read_state_dict(path: Path, *, needed: int = 2**28) -> dict[str, torch.Tenso
     FxError
         If the file is not there, is damaged, or holds more than tensors and plain values.
     """
-    if not is_regular(path):
-        what = "no file of weights at" if not path.exists() else "no file, of weights or other:"
-        raise FxError(f"{what} {path}; check the path")
     try:
         return _tensors_of(_content(path, needed), path)
     except FxError:
@@ -82,9 +84,8 @@ def read_state_dict(path: Path, *, needed: int = 2**28) -> dict[str, torch.Tenso
         ) from error
     # what a damaged file makes the readers raise has no common type
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise FxError(
-            f"cannot read weights from {path} ({reason}); it may be damaged: get it again"
+            f"cannot read weights from {path} ({one_line(error)}); it may be damaged: get it again"
         ) from error
 
 
@@ -143,7 +144,9 @@ def _check_pickles(data: bytes, count: int) -> None:
 def _tensors_of(content: Any, path: Path) -> dict[str, torch.Tensor]:
     """Find the state dict in what a file holds, and give its tensors their own names."""
     for _ in range(DEEPEST):
-        content = _wrapped(content) or content
+        if isinstance(content, Mapping):
+            inner = (content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping))
+            content = next(inner, content)
     tensors = (
         {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
         if isinstance(content, Mapping)
@@ -156,13 +159,11 @@ def _tensors_of(content: Any, path: Path) -> dict[str, torch.Tensor]:
         if not plain or tensor.is_complex() or tensor.is_quantized:
             raise FxError(f"{few([name])} in {path} is no tensor of plain numbers; save such")
     for _ in range(DEEPEST):
-        prefix = _common_prefix(tensors)
+        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), "")
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     if all(name.startswith(_FINETUNED) for name in tensors):
-        backbone, _ = _FINETUNED
-        tensors = {
-            n.removeprefix(backbone): t for n, t in tensors.items() if n.startswith(backbone)
-        }
+        (prefix, _), whole = _FINETUNED, tensors
+        tensors = {n.removeprefix(prefix): t for n, t in whole.items() if n.startswith(prefix)}
     return tensors
 
 
@@ -216,8 +217,7 @@ def fit_state_dict(
     try:
         module.load_state_dict(own)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise FxError(f"the tensors of {source} cannot be loaded ({reason})") from error
+        raise FxError(f"the tensors of {source} cannot be loaded ({one_line(error)})") from error
 
 
 def weights_hash(module: nn.Module) -> str:
@@ -233,20 +233,6 @@ def weights_hash(module: nn.Module) -> str:
             plain = tensor.detach().cpu().contiguous().reshape(-1)
             digest.update(plain.view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _wrapped(content: Any) -> Mapping[Any, Any] | None:
-    if isinstance(content, Mapping):
-        for key in ("state_dict", "model_state_dict", "model"):
-            if isinstance(content.get(key), Mapping):
-                inner: Mapping[Any, Any] = content[key]
-                return inner
-    return None
-
-
-def _common_prefix(names: Mapping[str, Any]) -> str:
-    prefixes = ("module.", "_orig_mod.", "model.")
-    return next((p for p in prefixes if all(name.startswith(p) for name in names)), "")
 
 
 def _is_counter(name: str) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from extract.errors import one_line
 from extract.files import open_regular
 from extract.images.decoding import MB, UnreadableImage, read_pixels
 from extract.images.decoding_memory import BYTES_AT_ONCE, memory_for
@@ -80,10 +81,7 @@ def _of(one: LoadedImage | Callable[[], LoadedImage]) -> LoadedImage:
 
 
 def _unchanged(
-    entry: ImageEntry,
-    root: Path,
-    stored: set[bytes],
-    known: dict[str, tuple[FileStats, bytes]],
+    entry: ImageEntry, root: Path, stored: set[bytes], known: dict[str, tuple[FileStats, bytes]]
 ) -> LoadedImage | None:
     before = known.get(entry.path)
     if before is None or before[1] not in stored:
@@ -125,8 +123,7 @@ def _load_image(
                     memory.enter_context(memory_for(BYTES_AT_ONCE))
                 data = file.read(largest)
         except OSError as error:
-            reason = error.strerror or str(error) or type(error).__name__
-            return LoadedImage(_row(entry, b"", reason, None))
+            return LoadedImage(_row(entry, b"", one_line(error), None))
         except MemoryError:
             return LoadedImage(_row(entry, b"", "not enough memory to read it", None))
         key = hashlib.sha256(data).digest()
@@ -172,13 +169,10 @@ def mean_of_crops(
     batches: Iterator[NDArray[np.float32]], crops: int
 ) -> Iterator[NDArray[np.float32]]:
     """Average the features of each image's crops, which may lie in two batches."""
-    rest: NDArray[np.float32] | None = None
+    rest: list[NDArray[np.float32]] = []
     for features in batches:
-        if crops == 1:
-            yield features
-            continue
-        joined = features if rest is None else np.concatenate([rest, features])
+        joined = np.concatenate([*rest, features])
         whole = len(joined) // crops * crops
-        rest = joined[whole:]
+        rest = [joined[whole:]]
         if whole:
             yield joined[:whole].reshape(-1, crops, joined.shape[1]).mean(axis=1)

@@ -9,7 +9,8 @@ import hashlib
 import io
 import itertools
 import json
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from extract.errors import FxError
+from extract.errors import FxError, one_line
 from extract.files import decoded
 from extract.images.entries import FileStats, ImageRow
 from extract.images.parquet import cells, open_parquet
@@ -72,7 +73,7 @@ class Snapshot:
     rows: tuple[ImageRow, ...]
     split_seed: int
     taken_ns: int
-    name: str = field(default="")
+    name: str = ""
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -97,14 +98,12 @@ class Snapshot:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Rows per split and class."""
-        result: dict[str, dict[str, int]] = {}
-        for name in SPLITS:
-            rows = self.split(name)
-            if rows:
-                result[name] = {
-                    label: sum(row.label == label for row in rows) for label in self.classes
-                }
-        return result
+        found = {name: Counter(row.label for row in self.split(name)) for name in SPLITS}
+        return {
+            name: {label: counts[label] for label in self.classes}
+            for name, counts in found.items()
+            if counts
+        }
 
     @property
     def test_was_given(self) -> bool:
@@ -154,9 +153,8 @@ class Snapshot:
             with open_parquet(io.BytesIO(data)) as file:
                 return _read(name, file, len(data))
         except Exception as error:  # damaged files fail in as many ways as there are bytes
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise FxError(
-                f"snapshot {name} cannot be read ({reason}); extract the images"
+                f"snapshot {name} cannot be read ({one_line(error)}); extract the images"
             ) from error
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import csv
 
-from extract.errors import FxError
+from extract.errors import FxError, one_line
 from extract.images.entries import SPLIT_NAMES, ImageEntry, ImageSource, shown
 from extract.images.parquet import MOST_ROWS, cells, check_size, open_parquet
 
@@ -23,23 +23,6 @@ _COLUMNS = ("path", "label", "split", "group")
 SHOWN = 20
 # bytes, of which only those of known columns are in memory
 LARGEST_CSV = 2**29
-_TEXTS = [
-    pa.types.is_string,
-    pa.types.is_large_string,
-    pa.types.is_string_view,
-    pa.types.is_binary,
-    pa.types.is_large_binary,
-    pa.types.is_binary_view,
-    pa.types.is_fixed_size_binary,
-]
-_NUMBERS = [
-    pa.types.is_boolean,
-    pa.types.is_floating,
-    pa.types.is_decimal,
-    pa.types.is_date,
-    pa.types.is_time,
-    pa.types.is_timestamp,
-]
 
 
 def from_table(table: Path) -> ImageSource:
@@ -96,9 +79,8 @@ def _read_table(table: Path, root: Path) -> dict[str, list[str | None]]:
     except FxError:
         raise
     except Exception as error:  # damaged files fail in as many ways as there are bytes
-        text = " ".join(str(error).split())[:500] or type(error).__name__
         raise FxError(
-            f"{shown(table)} cannot be read as a {table.suffix[1:]} table: {text}"
+            f"{shown(table)} cannot be read as a {table.suffix[1:]} table: {one_line(error)}"
         ) from error
     return {name: column or [None] * count for name, column in found.items()}
 
@@ -136,10 +118,11 @@ def _csv(table: Path) -> _Parts:
 def _check_type(table: Path, name: str, kind: pa.DataType) -> None:
     """Refuse a column of what is neither text nor a number."""
     inner = kind.value_type if pa.types.is_dictionary(kind) else kind
-    allowed = [*_TEXTS, pa.types.is_integer, pa.types.is_null]
-    if name != "path":
-        allowed += _NUMBERS
-    if not any(is_of(inner) for is_of in allowed):
+    others = [pa.types.is_nested, pa.types.is_duration, pa.types.is_interval]
+    if name == "path":
+        others += [pa.types.is_boolean, pa.types.is_floating]
+        others += [pa.types.is_decimal, pa.types.is_temporal]
+    if isinstance(inner, pa.BaseExtensionType) or any(is_of(inner) for is_of in others):
         raise FxError(f"{shown(table)}: column {name!r} holds {str(kind)[:80]}; write it as text")
 
 

@@ -9,7 +9,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from extract.errors import FxError
+from extract.errors import FxError, one_line
 from extract.files import read_regular, write_whole
 
 SUFFIXES = (".xml", ".bin")
@@ -56,9 +56,8 @@ class StoredNetwork:
             file = folder / f"network{suffix}"
             try:
                 found.append(read_regular(file, largest))
-            except FileNotFoundError as error:
-                raise FxError(f"{file} is missing; fit the head again") from error
             except OSError as error:
-                reason = error.strerror or error
-                raise FxError(f"{file} cannot be read ({reason}); fit the head again") from error
+                raise FxError(
+                    f"{file} cannot be read ({one_line(error)}); fit the head again"
+                ) from error
         return cls(*found)

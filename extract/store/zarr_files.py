@@ -12,6 +12,7 @@ from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
 
+from extract.errors import one_line
 from extract.files import is_regular, sync
 
 # bytes of a file that is read into memory: a shard has 8 MB, of an old store up to half a gigabyte
@@ -108,11 +109,11 @@ def metadata_damage(folder: Path) -> str:
 
 def in_short(error: Exception) -> str:
     """Say in a few words what a reader of Zarr found wrong."""
-    text = " ".join(str(error).split())[:200]
+    text = one_line(error)
     if text.startswith("Stored and computed checksum"):
         return "its checksum does not match"
     if isinstance(error, json.JSONDecodeError | UnicodeDecodeError | RecursionError):
         return "it is no whole JSON file"
-    if isinstance(error, OSError) and text:
+    if isinstance(error, OSError):
         return text
     return f"{type(error).__name__}: {text}"

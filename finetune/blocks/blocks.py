@@ -70,10 +70,7 @@ def find_blocks(module: nn.Module, size: int, cut_points: Sequence[str] = ()) ->
 
 
 def cut(
-    module: nn.Module,
-    size: int,
-    unfreeze: int | Literal["all"],
-    cut_points: Sequence[str] = (),
+    module: nn.Module, size: int, unfreeze: int | Literal["all"], cut_points: Sequence[str] = ()
 ) -> tuple[nn.Module, nn.Module]:
     """Split a backbone into the part that stays frozen and the part that trains.
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from extract.backbones import import_compiler, without_compiler
-from extract.errors import FxError
+from extract.errors import FxError, one_line
 
 with without_compiler():
     import timm.layers
@@ -59,7 +59,7 @@ def trace(module: nn.Module) -> torch.fx.GraphModule:
             graph = _Tracer().trace(module.eval())
         # whatever a network's own code raises when its tensors are stand-ins
         except Exception as error:
-            raise FxError(refusal.format(f"tracing it fails ({first_line(error)})")) from error
+            raise FxError(refusal.format(f"tracing it fails ({one_line(error)})")) from error
     if str(in_training) != str(graph):
         raise FxError(refusal.format("outside its layers it does other things in training"))
     return torch.fx.GraphModule(module, graph)
@@ -113,10 +113,6 @@ def run_without_data(graph_module: torch.fx.GraphModule, size: int, count_flops:
     except Exception as error:
         raise FxError(
             f"the network does not run on images of {size}x{size} pixels "
-            f"({first_line(error)}); give a larger `size`"
+            f"({one_line(error)}); give a larger `size`"
         ) from error
     return recorder
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

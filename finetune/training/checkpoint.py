@@ -17,14 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from extract.backbones import Backbone, load_backbone
-from extract.errors import FxError
-from extract.files import (
-    check_room,
-    open_regular,
-    read_record,
-    whole_file,
-    write_whole,
-)
+from extract.errors import FxError, one_line
+from extract.files import check_room, open_regular, read_record, whole_file, write_whole
 from extract.images import Preprocessing
 from finetune.network import Network
 from finetune.settings import TunedSettings
@@ -187,9 +181,8 @@ def load_model(directory: Path) -> FinetunedModel:
         if record.metrics is not None:
             Evaluation.from_dict(record.metrics)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
         raise FxError(
-            f"{file} is no model of fx ({reason}); give the folder of a fine-tuning"
+            f"{file} is no model of fx ({one_line(error)}); give the folder of a fine-tuning"
         ) from error
     tensors = directory / MODEL_TENSORS
     try:
@@ -198,9 +191,8 @@ def load_model(directory: Path) -> FinetunedModel:
             if record.model_sha256 not in (None, _sha256(opened)):
                 raise RuntimeError(f"it does not fit {MODEL_RECORD}")
     except (OSError, SafetensorError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise FxError(
-            f"{tensors} cannot be read ({reason}); fine-tune again with `fresh`"
+            f"{tensors} cannot be read ({one_line(error)}); fine-tune again with `fresh`"
         ) from error
     return FinetunedModel(network.eval(), record.preprocessing, record.classes)
 
@@ -213,25 +205,22 @@ def _read_network(file: Path, record: ModelRecord) -> Network:
     """Build a network, once the file is known to have its classifier, and read its tensors."""
     with safe_open(file, framework="pt") as opened:
         names = opened.keys()
-        kept = {name: tuple(opened.get_slice(name).get_shape()) for name in names}
-    if (found := kept.get("classifier.weight", ())[:1]) != (len(record.classes),):
-        raise RuntimeError(f"a classifier of {found} for {len(record.classes)} classes")
-    backbone = load_backbone(
-        record.backbone,
-        weights="random",
-        size=record.preprocessing.size,
-        channels=record.channels,
-    )
-    network = Network(backbone.module, nn.Linear(backbone.dim, len(record.classes)))
-    # into the network's own dictionary: MNASNet looks for the version that only that one holds
-    own = network.state_dict()
-    if own.keys() != kept.keys():
-        raise RuntimeError(f"{len(own.keys() ^ kept.keys())} tensors too many or too few")
-    for name, tensor in own.items():
-        if tuple(tensor.shape) != kept[name]:
-            raise RuntimeError(f"{name} has the shape {kept[name]}, not {tuple(tensor.shape)}")
-    own.update(load_file(file))
-    network.load_state_dict(own)
+        shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in names}
+        if (found := shapes.get("classifier.weight", ())[:1]) != (len(record.classes),):
+            raise RuntimeError(f"a classifier of {found} for {len(record.classes)} classes")
+        size, channels = record.preprocessing.size, record.channels
+        backbone = load_backbone(record.backbone, weights="random", size=size, channels=channels)
+        network = Network(backbone.module, nn.Linear(backbone.dim, len(record.classes)))
+        own = network.state_dict()
+        if own.keys() != shapes.keys():
+            raise RuntimeError(f"{len(own.keys() ^ shapes.keys())} tensors too many or too few")
+        for name, tensor in own.items():
+            if tuple(tensor.shape) != shapes[name]:
+                raise RuntimeError(
+                    f"{name} has the shape {shapes[name]}, not {tuple(tensor.shape)}"
+                )
+            # it is the network's own memory
+            tensor.copy_(opened.get_tensor(name))
     return network
 
 
@@ -286,8 +275,9 @@ def load_training_state(
             if _shapes(found) != _shapes(_below("part.", trained)):
                 raise RuntimeError("the tensors of the best epoch are another network's")
     except (OSError, SafetensorError, RuntimeError, LookupError, ValueError, TypeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise FxError(f"{file} cannot be read ({reason}); begin again with `fresh`") from error
+        raise FxError(
+            f"{file} cannot be read ({one_line(error)}); begin again with `fresh`"
+        ) from error
     return state
 
 
@@ -323,7 +313,7 @@ def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Ten
 
 def bytes_of(tensors: Mapping[str, torch.Tensor]) -> int:
     """Bytes that tensors take in a file."""
-    return sum(value.numel() * value.element_size() for value in tensors.values())
+    return sum(value.nbytes for value in tensors.values())
 
 
 def _write_tensors(file: Path, tensors: Tensors, metadata: dict[str, str]) -> None:

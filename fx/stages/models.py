@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from extract.engines import Engine
+    from extract.store import Spec
 
 
 # sets of features whose networks are open at once
@@ -83,7 +84,7 @@ def _open_head(folder: Path, options: Options) -> OpenModel:
         ) from error
     engines, found, dim = [], [], 0
     for spec, weights in wanted:
-        layer, crops = spec.layer, int(spec.crops)
+        layer, crops = spec.layer, spec.crops
         backbone = load_backbone(
             spec.backbone, weights=weights, size=spec.size, channels=spec.channels
         ).at_layers([layer])
@@ -113,27 +114,13 @@ def _open_head(folder: Path, options: Options) -> OpenModel:
     return OpenModel(engines, head.predict_proba, head.classes)
 
 
-class _Spec(msgspec.Struct, frozen=True):
-    """What of a head's spec is needed to compute its features."""
-
-    backbone: str
-    layer: str
-    size: int
-    crops: Literal[1, 5, 10]
-    numerics: str
-    channels: Literal[1, 3] = 3
-
-
-def _wanted(spec: dict[str, Any], weights: Sequence[str]) -> list[tuple[_Spec, str]]:
+def _wanted(spec: dict[str, Any], weights: Sequence[str]) -> list[tuple[Spec, str]]:
     """Pair the specs of a head with their weights; raises ValueError where they are none."""
-    from extract.images import MAX_SIZE
+    from extract.store import Spec
 
-    specs = msgspec.convert(spec.get("features", [spec]), list[_Spec])
+    specs = msgspec.convert(spec.get("features", [spec]), list[Spec])
     if not 0 < len(specs) <= MOST_SETS:
         raise ValueError(f"{len(specs)} sets of features, where 1 to {MOST_SETS} can be joined")
-    for one in specs:
-        if not 16 <= one.size <= MAX_SIZE:
-            raise ValueError(f"images of {one.size} pixels, where 16 to {MAX_SIZE} are possible")
     return list(zip(specs, weights, strict=True))
 
 

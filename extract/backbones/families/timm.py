@@ -9,7 +9,7 @@ from extract.backbones.compiler import without_compiler
 from extract.backbones.families._family import Architecture, Family, unknown_backbone
 from extract.backbones.weight_files import cached_on_hub, cached_url, fetch_from_hub, fetch_url
 from extract.backbones.weights import read_state_dict
-from extract.errors import FxError
+from extract.errors import FxError, one_line
 from extract.images import Preprocessing
 
 PREFIX = "timm/"
@@ -60,9 +60,8 @@ class Timm(Family):
         try:
             whole = timm.create_model(own, pretrained=True, pretrained_cfg_overlay=overlay)
         except (RuntimeError, KeyError) as error:
-            reason = str(error).splitlines()[0]
             raise FxError(
-                f"{path} does not fit {name} ({reason}); remove it and try again"
+                f"{path} does not fit {name} ({one_line(error)}); remove it and try again"
             ) from error
         architecture.load_tensors(whole.state_dict(), source=str(path))
 
