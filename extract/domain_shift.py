@@ -21,28 +21,6 @@ from extract.backbones import Backbone
 from extract.engines import normalise
 
 
-class _Moments:
-    """Mean and mean square of every channel over all that was seen."""
-
-    def __init__(self, channels: int) -> None:
-        self.count = 0
-        self.sums = torch.zeros(2, channels, dtype=torch.float64)
-
-    def add(self, inputs: torch.Tensor) -> None:
-        self.count += inputs.numel() // inputs.shape[1]
-        seen = inputs.detach().double()
-        self.sums[0] += seen.sum(dim=(0, 2, 3)).cpu()
-        self.sums[1] += seen.square().sum(dim=(0, 2, 3)).cpu()
-
-    @property
-    def mean(self) -> torch.Tensor:
-        return self.sums[0] / self.count
-
-    @property
-    def deviation(self) -> torch.Tensor:
-        return (self.sums[1] / self.count - self.mean.square()).clamp(min=0).sqrt()
-
-
 def domain_distance(backbone: Backbone, batches: Iterable[NDArray[np.uint8]]) -> float | None:
     """Measure how far images are from those that a network was trained on.
 
@@ -62,14 +40,18 @@ def domain_distance(backbone: Backbone, batches: Iterable[NDArray[np.uint8]]) ->
     """
     layers = [m for m in backbone.module.modules() if isinstance(m, nn.BatchNorm2d)]
     layers = [layer for layer in layers if layer.running_mean is not None]
-    moments = [_Moments(layer.num_features) for layer in layers]
+    # of every channel: how many values were seen, their sum, and that of their squares
+    sums = [torch.zeros(3, layer.num_features, dtype=torch.float64) for layer in layers]
 
-    def seen(_: nn.Module, inputs: tuple[torch.Tensor], *, of: _Moments) -> None:
-        of.add(inputs[0])
+    def seen(_: nn.Module, inputs: tuple[torch.Tensor], *, of: torch.Tensor) -> None:
+        values = inputs[0].detach().double()
+        of[0] += values.numel() // values.shape[1]
+        of[1] += values.sum(dim=(0, 2, 3)).cpu()
+        of[2] += values.square().sum(dim=(0, 2, 3)).cpu()
 
     hooks = [
         layer.register_forward_pre_hook(partial(seen, of=one))
-        for layer, one in zip(layers, moments, strict=True)
+        for layer, one in zip(layers, sums, strict=True)
     ]
     try:
         with torch.inference_mode():
@@ -80,16 +62,18 @@ def domain_distance(backbone: Backbone, batches: Iterable[NDArray[np.uint8]]) ->
     finally:
         for hook in hooks:
             hook.remove()
-    distances = [
-        _distance(layer, one) for layer, one in zip(layers, moments, strict=True) if one.count
-    ]
+    pairs = zip(layers, sums, strict=True)
+    distances = [_distance(layer, *one) for layer, one in pairs if one[0].all()]
     return float(np.mean(distances)) if distances else None
 
 
-def _distance(layer: nn.BatchNorm2d, seen: _Moments) -> float:
+def _distance(
+    layer: nn.BatchNorm2d, count: torch.Tensor, values: torch.Tensor, squares: torch.Tensor
+) -> float:
     assert layer.running_mean is not None
     assert layer.running_var is not None
     kept = (layer.running_var.double().cpu() + layer.eps).sqrt()
-    squares = (seen.mean - layer.running_mean.double().cpu()).square()
-    squares += (seen.deviation - kept).square()
-    return float((squares.sqrt() / kept).median())
+    mean = values / count
+    deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
+    distances = (mean - layer.running_mean.double().cpu()).square() + (deviation - kept).square()
+    return float((distances.sqrt() / kept).median())

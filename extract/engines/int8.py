@@ -93,19 +93,15 @@ def quantised_network(
                     return found
     report = begin("quantising") if begin else lambda done, total: None
     report(0, 1)
-    made = quantise(backbone, _calibration_images(source, backbone))
+    # some images, spread evenly over all of them
+    step = max(1, len(source.entries) // CALIBRATION_IMAGES)
+    some = replace(source, entries=source.entries[::step][:CALIBRATION_IMAGES])
+    loaded = load_images(some, backbone.preprocessing)
+    made = quantise(backbone, [image.pixels for image in loaded if image.pixels is not None])
     with store.lock():
         store.write_network(made)
     report(1, 1)
     return made
-
-
-def _calibration_images(source: ImageSource, backbone: Backbone) -> list[NDArray[np.uint8]]:
-    """Read some images, spread evenly over all of them."""
-    step = max(1, len(source.entries) // CALIBRATION_IMAGES)
-    some = replace(source, entries=source.entries[::step][:CALIBRATION_IMAGES])
-    loaded = load_images(some, backbone.preprocessing)
-    return [image.pixels for image in loaded if image.pixels is not None]
 
 
 def quantise(backbone: Backbone, pixels: Sequence[NDArray[np.uint8]]) -> StoredNetwork:

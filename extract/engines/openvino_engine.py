@@ -60,29 +60,17 @@ class OpenVINOEngine(Engine):
         """Compute features batch by batch, in order; see ``Engine.run``."""
         batches = iter(batches)
         # asked for before the network is compiled: there may be nothing to compute
-        first = next(batches, None)
-        if first is not None:
-            yield from self._run(first, batches)
-
-    def _run(
-        self, first: NDArray[np.uint8], rest: Iterator[NDArray[np.uint8]]
-    ) -> Iterator[NDArray[np.float32]]:
-        compiled = (
-            import_openvino()
-            .Core()
-            .compile_model(
-                self.graph(),
-                "CPU",
-                {
-                    "PERFORMANCE_HINT": "THROUGHPUT",
-                    "INFERENCE_PRECISION_HINT": HINTS.get(self.precision, "f32"),
-                },
-            )
-        )
+        pixels = next(batches, None)
+        if pixels is None:
+            return
+        hints = {
+            "PERFORMANCE_HINT": "THROUGHPUT",
+            "INFERENCE_PRECISION_HINT": HINTS.get(self.precision, "f32"),
+        }
+        compiled = import_openvino().Core().compile_model(self.graph(), "CPU", hints)
         count = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") + WAITING
         free = deque(compiled.create_infer_request() for _ in range(count))
         running: deque[tuple[Any, NDArray[np.uint8], NDArray[np.uint8]]] = deque()
-        pixels: NDArray[np.uint8] | None = first
         while pixels is not None or running:
             if pixels is None or not free:
                 request, asked, _ = running.popleft()
@@ -96,7 +84,7 @@ class OpenVINOEngine(Engine):
                 # not copied: `running` keeps it alive
                 request.start_async({0: given}, share_inputs=True)
                 running.append((request, pixels, given))
-                pixels = next(rest, None)
+                pixels = next(batches, None)
 
     def graph(self) -> openvino.Model:
         """Return the network to run: kept from an earlier start, or converted."""

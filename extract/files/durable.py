@@ -170,12 +170,19 @@ def why_not_written(error: Exception, path: Path, *, needs: int = 0) -> CannotWr
 
     Parameters are those of ``disk_full_as_fx_error``. None for any other error.
     """
-    number = _error_number(error)
+    number, there = _error_number(error), path.absolute()
     if number in _FULL:
         return NoRoom(_no_room(path, needs, number))
+    named, name = path, getattr(error, "filename", None)
+    if isinstance(name, str | bytes):
+        named = Path(os.fsdecode(name).removesuffix(UNFINISHED))
+    below = named.absolute().is_relative_to(there)
     # a file of the user's that may not be read is another matter, and has its own name
-    if number == errno.EROFS or (number in _DENIED and _is_below(error, path)):
-        return CannotWrite(_cannot_write(_place(error, path), os.strerror(number)))
+    if number == errno.EROFS or (
+        number in _DENIED and (below or named.absolute() in there.parents)
+    ):
+        # a file in it may be a temporary one, whose name says nothing
+        return CannotWrite(_cannot_write(path if below else named, os.strerror(number)))
     return None
 
 
@@ -216,14 +223,9 @@ def reserve(file: Path) -> None:
     """
     with file.open("rb+") as opened:
         size = os.fstat(opened.fileno()).st_size
-        try:
+        if hasattr(os, "posix_fallocate"):  # not every system has it
             os.posix_fallocate(opened.fileno(), 0, size)
             return
-        except AttributeError:  # not every system has it
-            pass
-        except OSError as error:  # nor every file system
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
-                raise
         for begin in range(0, size, _AT_ONCE):
             opened.seek(begin)
             content = opened.read(_AT_ONCE)
@@ -293,24 +295,3 @@ def _error_number(error: Exception) -> int:
     found = re.search(r"(?:Errno|errno:?) (\d+)", str(error))
     # a permission that is denied there may be one to use the network
     return int(found[1]) if found and int(found[1]) not in _DENIED else 0
-
-
-def _is_below(error: Exception, path: Path) -> bool:
-    name = getattr(error, "filename", None)
-    if not isinstance(name, str | bytes):
-        return True
-    named, path = Path(os.fsdecode(name)).absolute(), path.absolute()
-    return (
-        named.is_relative_to(path)
-        or named in path.parents
-        or named == path.with_name(path.name + UNFINISHED)
-    )
-
-
-def _place(error: Exception, path: Path) -> Path:
-    name = getattr(error, "filename", None)
-    if not isinstance(name, str | bytes):
-        return path
-    named = Path(os.fsdecode(name).removesuffix(UNFINISHED))
-    # a file in it may be a temporary one, whose name says nothing
-    return path if named.absolute().is_relative_to(path.absolute()) else named

@@ -19,10 +19,7 @@ if TYPE_CHECKING:
 
 CROPS = (1, 5, 10)
 
-_RESAMPLING = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
+_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 def prepare(
@@ -56,8 +53,6 @@ def prepare(
     """
     if image.mode != "RGB":
         raise ValueError(f"the image's mode must be RGB, got {image.mode}")
-    if crops not in CROPS:
-        raise ValueError(f"crops must be one of {CROPS}, got {crops}")
     width, height = extent = extent or image.size
     shorter = min(width, height)
     size, resize = preprocessing.size, preprocessing.resize

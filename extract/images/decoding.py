@@ -58,10 +58,7 @@ _MAX_SCANS = 500
 _MAX_TILE = 2**24  # pixels of a TIFF's tile that is larger than the image
 _JPEG = ("JPEG", "MPO")
 _START_OF_SCAN = b"\xff\xda"
-_SMALL = 2**23  # pixels, whose memory need not be known exactly
 MB = 2**20
-# how often a pixel's three bytes count
-_WEIGHTS = {"WEBP": 4}
 _PILLOW_WARNS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
@@ -100,8 +97,6 @@ def decode(
         If there is no whole image in `data`, or one that would take more than `max_image_mb`, of
         more than 2**20 pixels on a side, or of more than 500 scans.
     """
-    if at_least is not None and at_least < 1:
-        raise ValueError(f"at_least must be at least 1 pixel, got {at_least}")
     with ExitStack() as memory:
         return _decoded(data, at_least, max_image_mb, memory, remainder=False)[0]
 
@@ -175,25 +170,7 @@ def _decoded(
     Other images wait for its memory until `memory` is left; None where they wait already.
     """
     with _pillow():
-        image, turn, extent = _read(data, at_least, remainder, max_image_mb, memory)
-        if turn is None:
-            return image, extent
-        image = image.transpose(turn)
-        return image, image.size
-
-
-def _read(
-    data: bytes,
-    at_least: int | None,
-    remainder: bool,
-    max_image_mb: int,
-    memory: ExitStack | None,
-) -> tuple[Image.Image, Image.Transpose | None, tuple[float, float]]:
-    """Return the image, how it is to be turned, and what it shows in its own pixels.
-
-    The caller turns it, once the file's own pixels are freed.
-    """
-    with _opened(io.BytesIO(data)) as image:
+        image = _opened(io.BytesIO(data))
         _refuse_bombs(image, data, max_image_mb)
         extent: tuple[float, float] = image.size
         encoded = image.width * image.height
@@ -219,12 +196,18 @@ def _read(
         if not is_jpeg:
             # of a PNG it may lie behind the pixels, and Pillow turns a TIFF itself
             turn = _UPRIGHT.get(_orientation(image))
-        return _to_rgb(image), turn, extent
+        result = _to_rgb(image)
+        # the file's own pixels are freed before others are made
+        del image
+        if turn is not None:
+            result = result.transpose(turn)
+            extent = result.size
+        return result, extent
 
 
 def _refuse_bombs(image: Image.Image, data: bytes, max_image_mb: int) -> None:
     """Refuse what a few bytes would make cost gigabytes or minutes."""
-    weight = _WEIGHTS.get(str(image.format), 1)
+    weight = 4 if image.format == "WEBP" else 1
     taken = 3 * weight * image.width * image.height
     if taken > max_image_mb * MB:
         raise UnreadableImage(
@@ -266,7 +249,7 @@ def _bytes_taken(
     if image.format == "TIFF":
         turned = _orientation(image) in _UPRIGHT
     else:  # a PNG that may be is counted as turned
-        turned = turn is not None or (encoded > _SMALL and b"eXIf" in data)
+        turned = turn is not None or b"eXIf" in data
     plain = image.mode == "RGB" and not image.has_transparency_data and not turned
     taken = (4 if plain else 8) * pixels
     if image.format == "TIFF":
@@ -275,10 +258,8 @@ def _bytes_taken(
         width, height = _tile(image)
         taken += width * height * max(4, sum(bits) // 8)
     elif image.format in _JPEG:
-        # all coefficients are kept until the last scan; of small images that is nothing
-        several = image.info.get("progressive") or (
-            encoded > _SMALL and data.count(_START_OF_SCAN) > 1
-        )
+        # all coefficients are kept until the last scan
+        several = image.info.get("progressive") or data.count(_START_OF_SCAN) > 1
         taken += 2 * len(image.getbands()) * encoded if several else 0
     return taken
 

@@ -39,8 +39,7 @@ def open_parquet(source: Path | BinaryIO) -> parquet.ParquetFile:
     _check_footer(source)
     with parquet.ParquetFile(source) as file:
         columns = [file.schema.column(number) for number in range(len(file.schema))]
-        flat = [c for c in columns if c.path == c.name and not c.max_repetition_level]
-        texts = [column.name for column in flat if column.physical_type == "BYTE_ARRAY"]
+        texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
         metadata = file.metadata
     if metadata.num_rows > MOST_ROWS:
         raise ValueError(f"{metadata.num_rows:,} rows, where {MOST_ROWS:,} are most")

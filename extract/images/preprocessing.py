@@ -1,6 +1,5 @@
 """What turns a decoded image into a network's input: it belongs to the weights."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -69,8 +68,3 @@ class Preprocessing:
     def to_dict(self) -> dict[str, Any]:
         """Return the values as plain JSON types."""
         return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
-        """Return what `to_dict` was called on."""
-        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})

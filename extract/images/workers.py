@@ -142,11 +142,7 @@ _places: NDArray[np.uint8]
 
 
 def _prepare_process(
-    work: Work,
-    places: NDArray[np.uint8],
-    turn: Synchroniser,
-    parts: Synchroniser,
-    parent: int,
+    work: Work, places: NDArray[np.uint8], turn: Synchroniser, parts: Synchroniser, parent: int
 ) -> None:
     """Prepare a forked process to read images, and to end with the thread that forked it."""
     global _work, _places

@@ -9,6 +9,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -552,8 +553,9 @@ def test_pixels_are_those_of_torchvision_at_any_shape(
     width: int, height: int, size: int, larger: int, interpolation: str
 ) -> None:
     image = scene(width, height)
-    preprocessing = Preprocessing.from_dict(
-        BILINEAR.to_dict() | {"size": size, "resize": size + larger, "interpolation": interpolation}
+    preprocessing = Preprocessing(
+        **BILINEAR.to_dict()
+        | {"size": size, "resize": size + larger, "interpolation": interpolation}
     )
     (pixels,) = prepare(image, preprocessing)
     assert pixels.shape == (size, size, 3)
@@ -640,8 +642,6 @@ def test_a_side_that_leaves_a_remainder_is_decoded_smaller_in_its_place(
 
 def test_only_a_jpeg_is_decoded_smaller() -> None:
     assert decode(FILES["png"], at_least=1).size == SCENE.size
-    with pytest.raises(ValueError, match="at least 1 pixel, got 0"):
-        decode(FILES["png"], at_least=0)
 
 
 def test_a_large_upright_jpeg_is_turned_when_decoded_smaller() -> None:
@@ -660,7 +660,7 @@ def test_preprocessing_keeps_its_ratio_at_another_size() -> None:
 
 def test_preprocessing_survives_json_types() -> None:
     assert BILINEAR.to_dict()["mean"] == [0.485, 0.456, 0.406]
-    assert Preprocessing.from_dict(BILINEAR.to_dict()) == BILINEAR
+    assert msgspec.convert(BILINEAR.to_dict(), Preprocessing) == BILINEAR
 
 
 @pytest.mark.parametrize(
@@ -677,4 +677,4 @@ def test_preprocessing_survives_json_types() -> None:
 )
 def test_impossible_preprocessing_is_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Preprocessing.from_dict(BICUBIC.to_dict() | change)
+        Preprocessing(**BICUBIC.to_dict() | change)
