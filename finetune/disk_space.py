@@ -53,50 +53,32 @@ def check_room_for_training(
     CannotWrite
         If nothing can be written there.
     """
-    kept = (directory / "training.safetensors").exists()
-    reserved = _bytes_written(split, auxiliaries, len(training), settings, kept)
-    # of an interrupted run they may be there already
-    activations = 0 if resources.cache.exists() else _least_kept(split, rows, training, settings)
-    check_room(directory, reserved + activations)
-    return reserved
-
-
-def _bytes_written(
-    split: SplitNetwork,
-    auxiliaries: nn.Module | None,
-    images: int,
-    settings: FinetuneSettings,
-    kept: bool,
-) -> int:
     delivered = nn.ModuleList([split.tail, split.classifier])
     along = nn.ModuleList([] if auxiliaries is None else [auxiliaries])
     trained = [one for part in (delivered, along) for one in part.parameters() if one.requires_grad]
-    moments = 2 * sum(one.numel() * one.element_size() for one in trained)
+    moments = 2 * sum(one.nbytes for one in trained)
     size = SMALLEST_STEP if settings.batch_size == AUTO else settings.step_size
-    epochs = replace(settings, batch_size=size).epochs_for(images)
-    steps = epochs * -(-images // size)
+    images = len(training)
+    steps = replace(settings, batch_size=size).epochs_for(images) * -(-images // size)
     # with the best epoch's tensors and their average beside the last one's
     state = 3 * bytes_of(delivered.state_dict()) + bytes_of(along.state_dict()) + moments
     state += steps * STEP_BYTES
     model = bytes_of(split.backbone.module.state_dict()) + bytes_of(split.classifier.state_dict())
     model += 4 * split.backbone.dim * min(MAX_ROWS, images)  # limits
     # each state is written beside the last one, and the model beside a state
-    return max(state, model) + (0 if kept else state) + SMALL_FILES
-
-
-def _least_kept(
-    split: SplitNetwork,
-    rows: Sequence[ImageRow],
-    training: Sequence[ImageRow],
-    settings: FinetuneSettings,
-) -> int:
-    """Bytes of the activations, or of the pixels, which are kept where they are fewer."""
+    kept = (directory / "training.safetensors").exists()
+    reserved = max(state, model) + (0 if kept else state) + SMALL_FILES
+    # of an interrupted run the activations may be there already
+    if resources.cache.exists():
+        check_room(directory, reserved)
+        return reserved
+    # pixels are kept where they are fewer
     side = split.backbone.preprocessing.size
-    pixels = 3 * side**2 * len(rows)
-    if split.trunk is None:
-        return pixels
-    with torch.inference_mode():
-        # in float16
-        activations: int = 2 * split.trunk(torch.zeros(1, 3, side, side)).numel()
-    views = settings.kept_views * len(training)
-    return min(pixels, activations * (len(rows) + views))
+    least = 3 * side**2 * len(rows)
+    if split.trunk is not None:
+        with torch.inference_mode():
+            # in float16
+            activations = 2 * split.trunk(torch.zeros(1, 3, side, side)).numel()
+        least = min(least, activations * (len(rows) + settings.kept_views * images))
+    check_room(directory, reserved + least)
+    return reserved

@@ -279,7 +279,12 @@ def finetune(
     )
     if accelerator.is_main_process:
         if settings.augment != "none":
-            _write_contact_sheet(directory, images, backbone, settings, resources.max_image_mb)
+            some = _at_most(images.train, CONTACT_SHEET_IMAGES)
+            found = pixels_of(some, images.root, backbone.preprocessing, resources.max_image_mb)
+            pixels = np.concatenate(list(found))
+            write_contact_sheet(
+                directory / "augmented.png", pixels, settings.augment, settings.seed
+            )
         write_steps(directory, state.steps)
         if delivered.limits is not None:
             delivered.limits.save(directory)
@@ -353,13 +358,7 @@ def _start_as_head(
     if settings.augment != AUTO:
         return None
     found = try_flips(
-        head,
-        split.backbone,
-        features,
-        images.train,
-        images.validation,
-        images.root,
-        resources,
+        head, split.backbone, features, images.train, images.validation, images.root, resources
     )
     # all processes go by the first one's trial
     return cast("FlipTrial", broadcast_object_list([found])[0])
@@ -445,16 +444,3 @@ def _groups(rows: Sequence[ImageRow]) -> NDArray[np.str_]:
 def _at_most(rows: Sequence[ImageRow], count: int) -> Sequence[ImageRow]:
     """Take no more than `count` rows, evenly spaced."""
     return rows[:: -(-len(rows) // count)]
-
-
-def _write_contact_sheet(
-    directory: Path,
-    images: _Images,
-    backbone: Backbone,
-    settings: FinetuneSettings,
-    max_image_mb: int,
-) -> None:
-    some = _at_most(images.train, CONTACT_SHEET_IMAGES)
-    found = pixels_of(some, images.root, backbone.preprocessing, max_image_mb)
-    pixels = np.concatenate(list(found))
-    write_contact_sheet(directory / "augmented.png", pixels, settings.augment, settings.seed)

@@ -6,7 +6,7 @@ classifies it as well as the image itself where left and right mean nothing, and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -103,35 +103,27 @@ def try_flips(
     root : folder that the rows' paths are relative to
     resources : where and with what the backbone runs
     """
-    if len(validation) >= MIN_VALIDATION_ROWS:
-        rows = validation[:: -(-len(validation) // MAX_ROWS)]
-        names, seen = _names(rows), features([row.key for row in rows])
-        of_mirrored = head.predict(_mirrored_features(backbone, rows, root, resources))
-        right, mirrored_right = head.predict(seen) == names, of_mirrored == names
-        return FlipTrial.of(right, mirrored_right, "validation images")
-    assert head.held_out is not None, "a head that was just fitted"
-    rows = by_path(training)
-    names, seen = _names(rows), features([row.key for row in rows])
+    few = len(validation) < MIN_VALIDATION_ROWS
+    rows = by_path(training) if few else validation
+    names, seen = np.array([str(row.label) for row in rows]), features([row.key for row in rows])
     tried = np.arange(len(rows))[:: -(-len(rows) // MAX_ROWS)]
-    turned = _mirrored_features(backbone, [rows[i] for i in tried], root, resources)
-    right, mirrored_right = np.zeros((2, len(tried)), dtype=np.bool_)
-    learner = head.learner
-    for fitting, rest in head.held_out.splits:
-        fitted = learner.fit(seen[fitting], names[fitting], head.c, jobs=1)
-        here = np.isin(tried, rest)
-        right[here] = fitted.predict(seen[tried[here]]) == names[tried[here]]
-        mirrored_right[here] = fitted.predict(turned[here]) == names[tried[here]]
-    return FlipTrial.of(right, mirrored_right, "training images of held-out folds")
-
-
-def _names(rows: Sequence[ImageRow]) -> NDArray[np.str_]:
-    return np.array([str(row.label) for row in rows])
-
-
-def _mirrored_features(
-    backbone: Backbone, rows: Sequence[ImageRow], root: Path, resources: Resources
-) -> NDArray[np.float32]:
     engine = resources.engine_of(backbone.module, backbone.preprocessing, backbone.identity)
-    found = pixels_of(rows, root, backbone.preprocessing, resources.max_image_mb)
+    some = [rows[i] for i in tried]
+    found = pixels_of(some, root, backbone.preprocessing, resources.max_image_mb)
     turned = batched((mirrored(one) for one in found), engine.batch_size)
-    return np.concatenate(list(engine.run(turned)))
+    shown = seen[tried], np.concatenate(list(engine.run(turned)))
+    # heads, and the rows that did not fit them
+    fitted: Iterable[tuple[Any, NDArray[np.intp]]] = [(head, np.arange(len(rows)))]
+    if few:
+        assert head.held_out is not None, "a head that was just fitted"
+        fitted = (
+            (head.learner.fit(seen[fitting], names[fitting], head.c, jobs=1), rest)
+            for fitting, rest in head.held_out.splits
+        )
+    right = np.zeros((2, len(tried)), dtype=np.bool_)
+    for one, rest in fitted:
+        here = np.isin(tried, rest)
+        for told, given in zip(right, shown, strict=True):
+            told[here] = one.predict(given[here]) == names[tried[here]]
+    what = "training images of held-out folds" if few else "validation images"
+    return FlipTrial.of(right[0], right[1], what)

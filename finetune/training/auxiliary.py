@@ -73,7 +73,7 @@ class Auxiliaries(nn.Module):
     Attributes
     ----------
     classifiers : nn.ModuleList, input side first; they have parameters of their own to train
-    weights : tuple of float, of their losses
+    places : where each is attached, and how its loss is weighted
     """
 
     def __init__(self, module: nn.Module, places: tuple[_Place, ...], classes: int) -> None:
@@ -81,8 +81,7 @@ class Auxiliaries(nn.Module):
         self.classifiers = nn.ModuleList(
             place.classifier(place.channels, classes) for place in places
         )
-        self.weights = tuple(place.weight for place in places)
-        self._sides = tuple(place.side for place in places)
+        self.places = places
         self._taps = [_Tap(open_=True) for _ in places]
         self._hooks = [
             module.get_submodule(place.layer).register_forward_hook(tap)
@@ -130,26 +129,19 @@ class Auxiliaries(nn.Module):
         # also where the network's own batch norm keeps its statistics: this one begins with none
         self.train()
         parts = []
-        for tap, classifier, side, weight in zip(
-            self._taps, self.classifiers, self._sides, self.weights, strict=True
-        ):
+        for tap, classifier, place in zip(self._taps, self.classifiers, self.places, strict=True):
             kept, tap.kept = tap.kept, None
             if kept is None:
                 raise RuntimeError("no pass in training mode since the last losses")
             # float: the network may compute in another precision
-            logits = classifier(_enlarge(kept.float(), side))
-            parts.append(weight * loss_function(logits.float(), targets))
+            maps = kept.float()
+            height, width = (max(side, place.side) for side in maps.shape[-2:])
+            # repeats values; where none are missing, it changes nothing
+            logits = classifier(nn.functional.adaptive_avg_pool2d(maps, (height, width)))
+            parts.append(place.weight * loss_function(logits.float(), targets))
         return torch.stack(parts).sum()
 
     def close(self) -> None:
         """Take the hooks off the network."""
         for hook in self._hooks:
             hook.remove()
-
-
-def _enlarge(maps: torch.Tensor, side: int) -> torch.Tensor:
-    """Repeat the values of maps (n, c, h, w) until no side is shorter than `side`."""
-    height, width = maps.shape[-2:]
-    if min(height, width) >= side:
-        return maps
-    return nn.functional.adaptive_avg_pool2d(maps, (max(height, side), max(width, side)))

@@ -185,7 +185,10 @@ def train(
     """
     part = trainer.part
     if state_file.exists():
-        state = _resume(trainer, state_file)
+        # where a run was interrupted
+        state = load_training_state(state_file, trainer.step_module, trainer.optimiser)
+        trainer.settings = trainer.settings.with_found(state.found)
+        trainer.notes = state.notes
     else:
         state = _begin(trainer, training, validation)
     plan = _Plan.of(trainer.settings, training, validation if set_aside else None)
@@ -227,14 +230,6 @@ def _begin(trainer: Trainer, training: Rows, validation: Rows) -> TrainingState:
     if not trainer.settings.from_scratch:
         state.best_loss = start.calibration.log_loss_after
         state.head_losses = start.losses.tolist()
-    return state
-
-
-def _resume(trainer: Trainer, state_file: Path) -> TrainingState:
-    """Put the trainer where a run was interrupted."""
-    state = load_training_state(state_file, trainer.step_module, trainer.optimiser)
-    trainer.settings = trainer.settings.with_found(state.found)
-    trainer.notes = state.notes
     return state
 
 

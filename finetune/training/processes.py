@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object
 
 from extract.errors import FxError
 from extract.files import disk_full_as_fx_error, why_not_written
@@ -101,8 +102,6 @@ def gather_rows(accelerator: Accelerator, mine: torch.Tensor, total: int) -> tor
     """
     if accelerator.num_processes == 1:
         return mine
-    from accelerate.utils import gather_object
-
     everything = torch.empty((total, *mine.shape[1:]), dtype=mine.dtype)
     parts: list[Any] = gather_object([(accelerator.process_index, mine)])
     for index, part in parts:

@@ -60,7 +60,7 @@ def test_the_losses_are_those_of_torchvisions_own_network_weighted(
     expected += 0.3 * cross_entropy(made.aux_logits2, TARGETS)
     googlenet(images(64))
     torch.testing.assert_close(hung.losses(TARGETS, cross_entropy), expected)
-    assert hung.weights == (0.3, 0.3)
+    assert [place.weight for place in hung.places] == [0.3, 0.3]
 
 
 def test_the_gradient_reaches_the_layers_before_and_none_behind(
