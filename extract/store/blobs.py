@@ -7,11 +7,11 @@ renames that this takes, the old one is still found.
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 
 from extract.errors import FxError
@@ -26,42 +26,31 @@ OLD, NEW = f".old{UNFINISHED}", f".new{UNFINISHED}"
 
 def write_blob(store: Path, kind: str, name: str, data: bytes, **attributes: Any) -> None:
     """Keep bytes under ``kind/name``; the caller holds the store's lock."""
-    values = np.frombuffer(data, dtype=np.uint8)
-    attributes = {**attributes, "checksum": checksum_of(values)}
-    with disk_full_as_fx_error(store, needs=len(data)):
-        _write_blob(store, kind, name, values, attributes)
-
-
-def _write_blob(
-    store: Path, kind: str, name: str, values: NDArray[np.uint8], attributes: dict[str, Any]
-) -> None:
-    if kind_damage(store, kind):
-        remove(store / kind / "zarr.json")
-    group = open_group(store, "r+").require_group(kind)
-    folder = store / kind / name
+    values, folder = np.frombuffer(data, dtype=np.uint8), store / kind / name
     new, old = folder.with_name(name + NEW), folder.with_name(name + OLD)
-    try:
-        array = group.create_array(
-            new.name,
-            shape=values.shape,
-            chunks=(max(1, len(values)),),
-            dtype=values.dtype,
-            compressors=[Crc32cCodec()],
-            attributes=attributes,
-            overwrite=True,
-            config={"write_empty_chunks": True},
-        )
-        array[:] = values
-        sync(*new.rglob("*"))
-    except BaseException:
-        # the disk may be full of it
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-    if folder.exists():
-        folder.replace(old)
-    new.replace(folder)
-    shutil.rmtree(old, ignore_errors=True)
-    sync(folder)
+    with disk_full_as_fx_error(store, needs=len(data)):
+        if kind_damage(store, kind):
+            remove(store / kind / "zarr.json")
+        try:
+            open_group(store, "r+").require_group(kind).create_array(
+                new.name,
+                data=values,
+                chunks=(max(1, len(values)),),
+                compressors=[Crc32cCodec()],
+                attributes={**attributes, "checksum": checksum_of(values)},
+                overwrite=True,
+                config={"write_empty_chunks": True},
+            )
+            sync(*new.rglob("*"))
+        except BaseException:
+            # the disk may be full of it
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+        if folder.exists():
+            folder.replace(old)
+        new.replace(folder)
+        shutil.rmtree(old, ignore_errors=True)
+        sync(folder)
 
 
 def read_blob(store: Path, kind: str, name: str) -> bytes:
@@ -117,19 +106,15 @@ def blob_names(store: Path, kind: str) -> list[str]:
     return sorted(name for name in names if not name.endswith(UNFINISHED))
 
 
-def blob_attribute(store: Path, kind: str, name: str, attribute: str) -> Any:
-    """Return an attribute of a blob, None where it cannot be read."""
-    try:
-        return open_array(_folder(store, kind, name)).attrs.get(attribute)
-    except Exception:  # as in read_blob: damage is reported when the bytes are read
-        return None
-
-
 def snapshots_by_age(store: Path) -> list[str]:
     """Names of the snapshots, oldest first; damaged ones before all others."""
-    names = blob_names(store, SNAPSHOTS)
-    taken = {name: blob_attribute(store, SNAPSHOTS, name, "taken_ns") for name in names}
-    return sorted(names, key=lambda name: taken[name] if isinstance(taken[name], int) else 0)
+
+    def taken(name: str) -> int:
+        with suppress(Exception):  # as in read_blob: damage is reported when the bytes are read
+            return int(open_array(_folder(store, SNAPSHOTS, name)).attrs["taken_ns"])  # type: ignore[arg-type]
+        return 0
+
+    return sorted(blob_names(store, SNAPSHOTS), key=taken)
 
 
 def kind_damage(store: Path, kind: str) -> str:

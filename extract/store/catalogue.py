@@ -26,7 +26,7 @@ from extract.store.records import (
     Spec,
     split_generation,
 )
-from extract.store.writer import FeatureWriter, Publish, copy_rows, create_set
+from extract.store.writer import FeatureWriter, copy_rows, create_set
 from extract.store.zarr_files import in_short, metadata_damage, open_group, set_attributes
 
 
@@ -49,11 +49,9 @@ class Catalogue:
 
     def names(self) -> list[str]:
         """Names of all feature sets, those that cannot be read among them."""
-        names = []
-        for folder in sorted(self.path.glob("*-*")):
-            if re.fullmatch(r".+-[0-9a-f]{12}(\.g\d+)?", folder.name) and folder.is_dir():
-                names.append(folder.name)
-        return names
+        found = (folder for folder in self.path.glob("*-*") if folder.is_dir())
+        pattern = re.compile(r".+-[0-9a-f]{12}(\.g\d+)?")
+        return sorted(folder.name for folder in found if pattern.fullmatch(folder.name))
 
     def open(self, name: str, *, write: bool = False) -> FeatureSet:
         """Open a set.
@@ -144,7 +142,7 @@ class Catalogue:
             if copied is not None:
                 fresh = FeatureSet(group, self.path / unfinished, None)
                 wanted = copied.rows if keys is None else keys
-                copy_rows(copied, FeatureWriter([fresh], _publish_within(fresh.path), run), wanted)
+                copy_rows(copied, FeatureWriter([fresh], self.write_commits, run), wanted)
                 fresh.close()
             (self.path / unfinished).replace(self.path / name)
         except BaseException:
@@ -153,6 +151,11 @@ class Catalogue:
             raise
         sync(self.path / name)
         return name
+
+    def write_commits(self, changes: dict[str, Commit]) -> None:
+        """Write what commits decided on to the sets themselves."""
+        for name, commit in changes.items():
+            set_attributes(self.path / name, msgspec.to_builtins(commit))
 
     def drop(self, name: str) -> bool:
         """Delete a set unless it is being read: readers hold a shared lock on its folder."""
@@ -203,13 +206,3 @@ def read_root(store: Path) -> RootAttributes:
 
 def _number(name: str) -> int:
     return split_generation(name)[1]
-
-
-def _publish_within(folder: Path) -> Publish:
-    """Publish to a set that no reader can see yet."""
-
-    def publish(changes: dict[str, Commit]) -> None:
-        for commit in changes.values():
-            set_attributes(folder, msgspec.to_builtins(commit))
-
-    return publish

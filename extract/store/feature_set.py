@@ -23,9 +23,6 @@ from extract.store.zarr_files import LARGEST, in_short
 ROW_ARRAYS = ("features", "keys", "hashes")
 KEY_BYTES = 32
 DTYPES = ("float32", "float16")
-CRC_BYTES = 4
-# of a shard's index: where each of its chunks begins, and how long it is
-INDEX_BYTES = 16
 
 
 def checksum_of(rows: NDArray[Any], before: int = 0) -> int:
@@ -143,12 +140,10 @@ class FeatureSet:
             return f"{file} is missing"
         if not is_regular(file):
             return f"{file} is damaged (it is no regular file)"
-        shard, chunk = self.rows_per_chunk(name), array.chunks[0]
-        rows = min(shard, self.committed - number * shard)
-        width = array.shape[1] * array.dtype.itemsize
-        least = -(-rows // chunk) * (chunk * width + CRC_BYTES)
-        if array.shards:
-            least += shard // chunk * INDEX_BYTES + CRC_BYTES
+        step = self.rows_per_chunk(name)
+        rows = min(step, self.committed - number * step)
+        # they are not compressed
+        least = rows * array.shape[1] * array.dtype.itemsize
         size = file.stat().st_size
         return f"{file} is damaged (it has {size:,} bytes of {least:,})" if size < least else ""
 
@@ -315,12 +310,10 @@ class FeatureSet:
 
     def measured_checksums(self) -> Checksums:
         """Read every committed row and compute its chunk's checksum; raises FxError on damage."""
-
-        def of(name: str) -> list[int]:
-            chunks = range(self.chunks(name))
-            return [checksum_of(self.read_chunk(name, number)) for number in chunks]
-
-        return {name: of(name) for name in ROW_ARRAYS}
+        return {
+            name: [checksum_of(self.read_chunk(name, n)) for n in range(self.chunks(name))]
+            for name in ROW_ARRAYS
+        }
 
 
 def _row_array(group: zarr.Group, name: str) -> zarr.Array[Any]:

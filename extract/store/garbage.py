@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
@@ -51,7 +51,11 @@ def find_garbage(store: FeatureStore, *, keep: int | None = None) -> Garbage:
     keep : int, newest snapshots of each folder to keep; None keeps all
     """
     taken, damaged = _read_snapshots(store)
-    older = _older_snapshots(taken, keep)
+    older, of_root = dict[str, str](), Counter[str]()
+    for snapshot in taken:
+        of_root[snapshot.root] += 1
+        if keep is not None and of_root[snapshot.root] > keep:
+            older[snapshot.name] = f"older than the last {keep}"
     keys = _keys_of([snapshot for snapshot in taken if snapshot.name not in older])
     last_ns = max((snapshot.taken_ns for snapshot in taken), default=0)
     # without what could be done about them instead
@@ -139,18 +143,6 @@ def _read_snapshots(store: FeatureStore) -> tuple[list[Snapshot], dict[str, str]
             reason = str(error).removeprefix(f"snapshot {name}: ")
             damaged[name] = reason.rpartition("; ")[0]
     return found, damaged
-
-
-def _older_snapshots(newest_first: list[Snapshot], keep: int | None) -> dict[str, str]:
-    """Name the snapshots that are not among the last ``keep`` of their folder, with the reason."""
-    by_root: dict[str, list[Snapshot]] = defaultdict(list)
-    for snapshot in newest_first:
-        by_root[snapshot.root].append(snapshot)
-    return {
-        snapshot.name: f"older than the last {keep}"
-        for snapshots in by_root.values()
-        for snapshot in ([] if keep is None else snapshots[keep:])
-    }
 
 
 def _keys_of(snapshots: list[Snapshot]) -> set[bytes]:

@@ -17,13 +17,7 @@ from extract.store.blobs import SNAPSHOTS, blob_names, snapshots_by_age
 from extract.store.catalogue import Catalogue, read_root
 from extract.store.feature_set import FeatureSet
 from extract.store.records import Commit, RootAttributes
-from extract.store.zarr_files import (
-    RegularFiles,
-    in_short,
-    metadata_damage,
-    open_group,
-    set_attributes,
-)
+from extract.store.zarr_files import RegularFiles, in_short, metadata_damage, set_attributes
 
 # 2: commits name the checksums of their chunks; stores of layout 1 are read, and become of layout 2
 # when they are next written to
@@ -62,77 +56,67 @@ class StoreMetadata:
         FxError
             If it is.
         """
-        if self.is_empty():
-            return
-        try:
-            layout = open_group(self.path).attrs.asdict().get("fx_layout")
-        except PermissionError:
-            raise
-        except Exception as error:  # zarr raises a different class for each way to be none
-            if not self._catalogue.names() and not blob_names(self.path, SNAPSHOTS):
-                raise FxError(
-                    f"{self.path} is not a feature store ({type(error).__name__}); "
-                    "give the folder that an extraction wrote"
-                ) from error
-            # what it holds can be read, and the next writer writes the root anew
-            layout = LAYOUT
-        if layout is None and self._catalogue.sets():
-            layout = LAYOUT  # as above: a flipped bit may cost only the attributes
-        if layout is None:
+        root, damage = self._read()
+        if damage and not self._catalogue.names() and not blob_names(self.path, SNAPSHOTS):
+            raise FxError(
+                f"{self.path} is not a feature store: {damage}; "
+                "give the folder that an extraction wrote"
+            )
+        if root.fx_layout is None:
             raise FxError(
                 f"{self.path} is a Zarr group, but not a feature store; "
                 "give the folder that an extraction wrote"
             )
-        if layout not in LAYOUTS:
+        if root.fx_layout not in LAYOUTS:
             raise FxError(
-                f"{self.path} is not a feature store of this version; got layout {layout!r}, "
-                f"expected {LAYOUT}; extract into a new store"
+                f"{self.path} is not a feature store of this version; got layout "
+                f"{root.fx_layout!r}, expected {LAYOUT}; extract into a new store"
             )
 
     def attributes(self) -> RootAttributes:
         """Attributes of the root; where it is damaged, what follows from what lies below."""
+        return self._read()[0]
+
+    def damage(self) -> str:
+        """Say what is wrong with the root's metadata; nothing if nothing is."""
+        return self._read()[1]
+
+    def _read(self) -> tuple[RootAttributes, str]:
+        """Attributes, and what is wrong with them: they then follow from what lies below."""
         if self.is_empty():
-            return RootAttributes(fx_layout=LAYOUT)
-        if not self.damage():
-            return read_root(self.path)
+            return RootAttributes(fx_layout=LAYOUT), ""
+        file, damage = self.path / "zarr.json", metadata_damage(self.path)
+        if not damage:
+            try:
+                root = read_root(self.path)
+            except ValueError as error:
+                damage = f"{file} is damaged ({in_short(error)})"
+            else:
+                if root.fx_layout is not None or not self._catalogue.sets():
+                    return root, ""
+                damage = f"{file} is damaged (its attributes are lost)"
         newest = self._catalogue.newest()
         last = {} if newest is None else as_last_extracted(newest)
         snapshots = snapshots_by_age(self.path)
-        return RootAttributes(
-            fx_layout=LAYOUT, last_snapshot=snapshots[-1] if snapshots else None, **last
-        )
+        last_snapshot = snapshots[-1] if snapshots else None
+        return RootAttributes(fx_layout=LAYOUT, last_snapshot=last_snapshot, **last), damage
 
     def update(self, **attributes: Any) -> None:
         """Set some attributes by one write; the caller holds the lock."""
         attributes = msgspec.to_builtins(attributes)
-        if self.is_empty() or self.damage():
-            known = msgspec.to_builtins(self.attributes())
+        root, damage = self._read()
+        if damage or self.is_empty():
+            known = msgspec.to_builtins(root)
             remove(self.path / "zarr.json")
             zarr.create_group(RegularFiles(self.path), attributes=known | attributes)
             sync(self.path / "zarr.json")
         else:
             set_attributes(self.path, attributes)
 
-    def damage(self) -> str:
-        """Say what is wrong with the root's metadata; nothing if nothing is."""
-        if self.is_empty():
-            return ""
-        if damage := metadata_damage(self.path):
-            return damage
-        file = self.path / "zarr.json"
-        try:
-            root = read_root(self.path)
-        except (msgspec.ValidationError, ValueError) as error:
-            return f"{file} is damaged ({in_short(error)})"
-        if root.fx_layout is None and self._catalogue.sets():
-            return f"{file} is damaged (its attributes are lost)"
-        return ""
-
     def publish(self, changes: dict[str, Commit]) -> None:
         """Make commits of several sets count all at once: the root names them first."""
         self.update(commit=changes)
-        for name, commit in changes.items():
-            set_attributes(self.path / name, msgspec.to_builtins(commit))
+        self._catalogue.write_commits(changes)
 
 
 def as_last_extracted(feature_set: FeatureSet) -> dict[str, Any]:

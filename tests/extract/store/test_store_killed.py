@@ -27,7 +27,7 @@ from extract.extraction import extract
 from extract.images import find_images
 from extract.images import workers as readers
 from extract.store import FeatureStore, FeatureWriter
-from extract.store import metadata as metadata_module
+from extract.store import catalogue as catalogue_module
 from extract.store import writer as writer_module
 from extract.store.catalogue import Catalogue
 from extract.store.metadata import StoreMetadata
@@ -299,8 +299,8 @@ def extract_until(images: str, store: str, log: str, moment: str) -> None:
         StoreMetadata.update = dying(StoreMetadata.update, lambda _, **a: [*a] == ["commit"], 2)
     elif moment == "the attributes of one are written":
         # each commit writes the attributes of both
-        metadata_module.set_attributes = dying(
-            metadata_module.set_attributes, lambda path, _: path.name in names_of(store), 3
+        catalogue_module.set_attributes = dying(
+            catalogue_module.set_attributes, lambda path, _: path.name in names_of(store), 3
         )
     extract_two_layers(images, store, log, interval=-1.0)
 
