@@ -4,15 +4,11 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from extract.files import write_whole
 from heads.plots import new_figure, save_png
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 class EpochRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,14 +77,20 @@ def _draw(path: Path, history: Sequence[EpochRow]) -> None:
     figure = new_figure(path.parent, figsize=(9, 3.6), layout="constrained")
     from matplotlib.ticker import MaxNLocator
 
+    epochs = [row.epoch for row in history]
     for position, quantity in enumerate(("loss", "accuracy"), start=1):
         axes = figure.add_subplot(1, 2, position)
         # Okabe and Ito's colours, and markers that differ too
-        _plot(axes, history, f"train_{quantity}", "training", "#0072B2", "o-")
-        _plot(axes, history, f"validation_{quantity}", "validation", "#D55E00", "s--")
+        lines = [
+            (f"train_{quantity}", "training", "#0072B2", "o-"),
+            (f"validation_{quantity}", "validation", "#D55E00", "s--"),
+        ]
         if quantity == "loss":
-            name = "validation, calibrated"
-            _plot(axes, history, "calibrated_loss", name, "#009E73", "^-.")
+            lines.append(("calibrated_loss", "validation, calibrated", "#009E73", "^-."))
+        for column, label, colour, line in lines:
+            found = [getattr(row, column) for row in history]
+            values = [float("nan") if value is None else value for value in found]
+            axes.plot(epochs, values, line, color=colour, markersize=4, label=label)
         axes.set_xlabel("epoch")
         axes.set_ylabel(quantity)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -96,17 +98,3 @@ def _draw(path: Path, history: Sequence[EpochRow]) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
     save_png(figure, path, dpi=150)
-
-
-def _plot(
-    axes: "Axes", history: Sequence[EpochRow], column: str, label: str, colour: str, line: str
-) -> None:
-    values = [getattr(row, column) for row in history]
-    axes.plot(
-        [row.epoch for row in history],
-        [float("nan") if value is None else value for value in values],
-        line,
-        color=colour,
-        markersize=4,
-        label=label,
-    )
