@@ -45,10 +45,12 @@ class Measurement(Record, frozen=True, omit_defaults=True):
     n_train, seed : images that it was fitted on; which of the subsets of that size they are
     scores : by the metric's name
     accuracy_ci : 95 % interval of the accuracy, over other test images alone
-    majority, n_test, measured_by, per_class, confusion : see ``heads.evaluation``
+    majority, n_test, n_groups, measured_by, per_class, confusion : see ``heads.evaluation``
     reliability, reliability_uncalibrated : mean confidence, accuracy and images of each bin
     classes : in the order of the probabilities' columns
     predicted, confidence, truth : of each test image the class, its probability, the true class
+    fold : of each test image, the outer fold that it was held out in; None without folds, else
+        what is said of a fit is said of the first fold's
     n_fitted : images that the delivered weights were fitted on
     c : inverse penalty of a head, or its number of neighbours
     calibration : temperature, log loss and calibration error before and after
@@ -67,6 +69,7 @@ class Measurement(Record, frozen=True, omit_defaults=True):
     accuracy_ci: Interval | None = None
     majority: float | None = None
     n_test: int | None = None
+    n_groups: int | None = None
     measured_by: str | None = None
     per_class: list[dict[str, str | int | float | None]] | None = None
     confusion: list[list[int]] | None = None
@@ -76,6 +79,7 @@ class Measurement(Record, frozen=True, omit_defaults=True):
     predicted: list[int] | None = None
     confidence: list[float] | None = None
     truth: list[int] | None = None
+    fold: list[int] | None = None
     n_fitted: int | None = None
     c: float | None = None
     calibration: dict[str, float | str | None] | None = None
@@ -109,7 +113,7 @@ class Measurement(Record, frozen=True, omit_defaults=True):
     def without_images(self) -> Measurement:
         """Leave out what is of single images."""
         return msgspec.structs.replace(
-            self, classes=None, predicted=None, confidence=None, truth=None
+            self, classes=None, predicted=None, confidence=None, truth=None, fold=None
         )
 
     def number(self, name: str) -> float | None:

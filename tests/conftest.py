@@ -90,6 +90,19 @@ def write_classes(root: Path, per_class: int = 8, classes: tuple[str, ...] = ("a
     return root
 
 
+def write_splits(
+    root: Path, per_class: int = 8, tests: int = 5, classes: tuple[str, ...] = ("a", "b")
+) -> Path:
+    """Write folders train and test of class folders: a comparison then needs no outer folds."""
+    for split, count, first in (("train", per_class, 0), ("test", tests, 500)):
+        for colour, label in enumerate(classes):
+            folder = root / split / label
+            folder.mkdir(parents=True, exist_ok=True)
+            for number in range(first, first + count):
+                make_image(colour, 1000 * colour + number).save(folder / f"{number:03d}.png")
+    return root
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Two classes of eight images."""

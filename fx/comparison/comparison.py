@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from extract.errors import FxError
 from extract.files import disk_full_as_fx_error, write_whole
+from fx.comparison.context import tested_rows
 from fx.comparison.cost import CostModel, within_budget
 from fx.comparison.learning_curve import crossover, forecast
 from fx.comparison.measure import PROBABILITIES, measure
@@ -32,11 +33,13 @@ from fx.output import Begin, to_json
 from fx.records import Comparison, FlipDecision, Measurement, Skipped, StrategyInfo
 from fx.report import gather_evidence, learning_curve_png, write_report
 from fx.runs import Run
-from fx.stages.rows import given_groups
+from fx.stages.rows import given_groups, needs_folds
 from heads.metrics import METRICS
 
 if TYPE_CHECKING:
-    from extract.images import ImageSource, Snapshot
+    from numpy.typing import NDArray
+
+    from extract.images import ImageSource
 
 _IN_RESULTS = ("results", "skipped", "estimates", "differences", "crossover", "forecasts")
 
@@ -79,7 +82,6 @@ def compare(
     from extract.images import find_images
     from extract.store import FeatureStore
     from finetune.training import check_tracker
-    from heads.fitting import BALANCED
 
     begun = time.perf_counter()
     check_tracker(log_to)
@@ -89,7 +91,8 @@ def compare(
     if not cells:
         raise FxError(f"nothing was measured: {skipped[0].strategy}: {skipped[0].reason}")
     measured, first = [cell for cell, _ in cells], prepared[0]
-    scores, *others = _scores(cells, first.snapshot, metric)
+    tested = tested_rows(first.snapshot, first.context.folds)
+    scores, *others = _scores(cells, given_groups(tested), metric)
     recommended = recommend(measured, scores, others, prefer)
     directory = _directory(options.out, prepared)
     comparison = Comparison(
@@ -112,7 +115,7 @@ def compare(
             for name, sizes in scores.tables.items()
         ],
         flips=_flips(prepared),
-        notes=[BALANCED] if plan.class_weight else [],
+        notes=_notes(first, plan),
         extraction_seconds=_sum([one.extraction_seconds for one in prepared]),
         commands=[_command(images, options, plan, first.sizes, metric)],
         report=str(directory / "report.html"),
@@ -120,7 +123,7 @@ def compare(
     Run(directory).finish(comparison)
     title = f"fx compare: {images}"
     features = FeatureStore(options.store).open_set(first.extracted.spec)
-    shown = gather_evidence(measured, first.snapshot, features)
+    shown = gather_evidence(measured, first.snapshot, features, tested)
     write_report(directory / "report.html", comparison, title=title, evidence=shown)
     learning_curve_png(directory / "learning_curve.png", comparison)
     _write_results(directory, comparison)
@@ -162,16 +165,30 @@ def _measure_all(
 
 
 def _scores(
-    cells: Sequence[tuple[Measurement, Path]], snapshot: Snapshot, metric: str
+    cells: Sequence[tuple[Measurement, Path]], groups: NDArray[np.intp] | None, metric: str
 ) -> list[Scores]:
     """Score the cells by the metric that decides, then by the others that could have."""
-    groups = given_groups(snapshot.split("test"))
     metrics = [METRICS[name] for name in METRICS]
     return [
         Scores.of(one, [(cell, np.load(folder / PROBABILITIES)) for cell, folder in cells], groups)
         for one in sorted(metrics, key=lambda one: one.name != metric)
         if one.per_image is not None
     ]
+
+
+def _notes(prepared: Prepared, plan: Plan) -> list[str]:
+    from heads.fitting import BALANCED
+
+    folds, images = prepared.context.folds, prepared.dataset_size.images
+    notes = [BALANCED] if plan.class_weight else []
+    if folds > 1:
+        notes.append(
+            f"Each of {images:,} images was a test image once, in {folds} outer folds; seconds "
+            "are those of one fit"
+        )
+    elif needs_folds(prepared.snapshot):
+        notes.append("A class has too few images for outer folds: one split says little")
+    return notes
 
 
 def _directory(out: Path, prepared: Sequence[Prepared]) -> Path:
@@ -213,9 +230,9 @@ def _about(images: Path, options: Options, prepared: Sequence[Prepared]) -> dict
         "size": first.backbone.preprocessing.size,
         "snapshot": snapshot.name,
         "classes": snapshot.classes,
-        "n_train": len(snapshot.split("train")),
-        "n_validation": len(snapshot.split("val")),
-        "n_test": len(snapshot.split("test")),
+        "n_train": first.dataset_size.training,
+        "n_validation": first.dataset_size.validation,
+        "n_test": len(tested_rows(snapshot, first.context.folds)),
         "failed": to_builtins(extracted.failed),
         "conflicts": extracted.conflicts,
         "leaks": to_builtins(extracted.leaks),

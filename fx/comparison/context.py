@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fx.options import Options, read_snapshot
 from fx.output import Begin
+from fx.stages.rows import groups_of, keys_of, labels_of, used_rows
 
 if TYPE_CHECKING:
     from extract.images import ImageRow, Snapshot
@@ -32,6 +35,7 @@ class ComparisonContext:
     snapshot : name of the snapshot
     directory : of the comparison
     augment : of fine-tunings, once it has been decided
+    folds : outer folds by which every image is a test image once; 1 for the snapshot's own split
     """
 
     options: Options
@@ -41,6 +45,7 @@ class ComparisonContext:
     snapshot: str
     directory: Path
     augment: str = AUTO
+    folds: int = 1
 
     @property
     def cache(self) -> Path:
@@ -55,8 +60,10 @@ class DatasetSize:
     Attributes
     ----------
     images : in all
-    training, test, validation : of them; validation 0 where it is taken from the training rows
+    training, test, validation : of them in a fit; validation 0 where it is taken from the training
+        rows
     classes : of their labels
+    folds : outer folds, of which each is a fit
     """
 
     images: int
@@ -64,6 +71,7 @@ class DatasetSize:
     test: int
     validation: int
     classes: int
+    folds: int = 1
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,45 @@ class OpenContext:
     features: FeatureSet
     snapshot: Snapshot
     begin: Begin
+
+    @property
+    def tested_rows(self) -> list[ImageRow]:
+        """Rows that all cells are measured on, in the order of their probabilities."""
+        return tested_rows(self.snapshot, self.context.folds)
+
+    @property
+    def trainable_rows(self) -> list[ImageRow]:
+        """Rows that any cell may train on."""
+        return used_rows(self.snapshot) if self.context.folds > 1 else self.snapshot.split("train")
+
+    def of_folds(self, seed: int) -> list[OpenContext]:
+        """Split the images anew by outer folds: each is a test image in one of them.
+
+        Groups and near-copies stay together.
+        """
+        from heads.fitting import make_folds
+
+        rows = used_rows(self.snapshot)
+        classes = self.snapshot.classes
+        splits, _ = make_folds(
+            np.array([classes.index(label) for label in labels_of(rows)]),
+            classes=classes,
+            folds=self.context.folds,
+            groups=groups_of(rows, self.features.hashes(keys_of(rows))),
+            seed=seed,
+        )
+        found = []
+        for _, held_out in splits:
+            tested = {rows[place].path for place in held_out}
+            split = tuple(
+                dataclasses.replace(row, split="test" if row.path in tested else "train")
+                if row.split
+                else row
+                for row in self.snapshot.rows
+            )
+            snapshot = dataclasses.replace(self.snapshot, rows=split)
+            found.append(dataclasses.replace(self, snapshot=snapshot))
+        return found
 
 
 @dataclass(frozen=True)
@@ -86,6 +133,11 @@ class Subset:
     rows: list[ImageRow]
     seed: int
     directory: Path
+
+
+def tested_rows(snapshot: Snapshot, folds: int) -> list[ImageRow]:
+    """Test rows of a snapshot, or, with outer folds, all that are in a split."""
+    return used_rows(snapshot) if folds > 1 else snapshot.split("test")
 
 
 def open_context(context: ComparisonContext, begin: Begin) -> OpenContext:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,13 +14,20 @@ from typing import TYPE_CHECKING
 from extract.errors import FxError
 from fx.comparison.context import ComparisonContext, DatasetSize
 from fx.comparison.measure import TIMED
-from fx.comparison.networks import check_strategies, name_with_network, networks_of, settled
+from fx.comparison.networks import (
+    check_strategies,
+    name_with_network,
+    networks_of,
+    of_folds,
+    settled,
+)
 from fx.comparison.plan import Cell, Plan, subset_sizes
 from fx.comparison.strategies import strategy_of
 from fx.options import Options, open_backbone, open_engine
 from fx.output import Begin
 from fx.records import PlannedCell, Preview
 from fx.stages.predict import seconds_per_image
+from fx.stages.rows import FEW
 
 if TYPE_CHECKING:
     from extract.backbones import Backbone
@@ -74,7 +82,8 @@ class CostModel:
     def cell(self, cell: Cell) -> float:
         """Seconds of one cell."""
         fixed = START_SECONDS + 2 * TIMED * self.seconds_an_image
-        return fixed + strategy_of(cell.strategy).seconds(self, cell.n_train)
+        folds = self.dataset_size.folds
+        return fixed + folds * strategy_of(cell.strategy).seconds(self, cell.n_train)
 
     def disk(self, strategies: Sequence[str], dim: int) -> int:
         """Bytes of the features, of what several cells share, and of the largest models."""
@@ -194,7 +203,7 @@ def preview(
     return Preview(
         images=str(images),
         n_train=dataset_size.training,
-        n_test=dataset_size.test,
+        n_test=dataset_size.test if dataset_size.folds == 1 else dataset_size.images,
         cells=[cell for one in found for cell in one.cells],
         skipped=[cell for one in found for cell in one.skipped],
         extraction_seconds=sum(one.extraction_seconds for one in found),
@@ -222,7 +231,7 @@ def _preview_network(
     )
     cost_model = CostModel(context, source, dataset_size)
     sizes = subset_sizes(plan.sizes, dataset_size.training, dataset_size.classes)
-    cells = list(plan.cells(sizes, dataset_size.training, options.seed))
+    cells = list(plan.cells(sizes, dataset_size.training, options.seed, dataset_size.folds))
     chosen = cells
     if left is not None:
         chosen = within_budget(cells, cost_model, (left - cost_model.extraction()) / sharers, [])
@@ -254,6 +263,7 @@ def _preview_network(
 def dataset_size_of(source: ImageSource) -> DatasetSize:
     """Predict how many images there will be of each use."""
     from extract.images import TEST_SHARE
+    from heads.fitting import MIN_PER_CLASS, OUTER_FOLDS
 
     labelled = [entry for entry in source.entries if entry.label is not None]
     if len(source.labels) < 2:
@@ -264,6 +274,10 @@ def dataset_size_of(source: ImageSource) -> DatasetSize:
     of_split = dict.fromkeys(("train", "val", "test"), 0)
     for entry in labelled:
         of_split[entry.split or "train"] += 1
+    rarest = min(Counter(entry.label for entry in labelled).values())
+    given = of_split["test"] + of_split["val"]
+    if not given and len(labelled) < FEW and rarest >= MIN_PER_CLASS:
+        return of_folds(len(labelled), len(source.labels), OUTER_FOLDS)
     if not of_split["test"]:
         of_split["test"] = round(TEST_SHARE * of_split["train"])
         of_split["train"] -= of_split["test"]

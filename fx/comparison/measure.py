@@ -13,6 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from msgspec.structs import replace
+
 from extract.backbones import FAMILIES
 from extract.errors import CannotWrite, FxError
 from extract.files import check_room, disk_full_as_fx_error, write_whole
@@ -33,13 +36,14 @@ from fx.output import Begin
 from fx.records import Measurement, Skipped
 from fx.runs import Run
 from fx.stages.predict import milliseconds_per_image
-from fx.stages.rows import labels_of
+from fx.stages.rows import given_groups, labels_of
 from heads.kinds import HEADS
 from heads.metrics import METRICS
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
+
+    from extract.images import ImageRow
 
 PROBABILITIES = "probabilities.npy"
 TIMED = 64  # test images whose prediction is timed
@@ -146,54 +150,76 @@ def _measure_cell(
     from heads.evaluation import evaluate
 
     opened, run = open_context(context, begin), run_of(context, cell)
-    directory = run.directory
-    training, test = opened.snapshot.split("train"), opened.snapshot.split("test")
-    rows = nested_subset(training, cell.n_train, cell.seed)
-    begin(f"{cell.strategy}, {len(rows)} training images")
+    directory, strategy = run.directory, strategy_of(cell.strategy)
+    parts = opened.of_folds(cell.seed) if context.folds > 1 else [opened]
+    begin(f"{cell.strategy}, {cell.n_train} training images")
     reset_peak_memory()
     begun = time.perf_counter()
-    fitted = strategy_of(cell.strategy).fit(opened, Subset(rows, cell.seed, directory))
-    truth = [fitted.classes.index(label) for label in labels_of(test)]
-    probabilities = fitted.probabilities
-    evaluation = fitted.evaluation or evaluate(probabilities, _array(truth), fitted.classes)
+    fits: list[tuple[Subset, Fitted]] = []
+    for number, part in enumerate(parts):
+        rows = nested_subset(part.snapshot.split("train"), cell.n_train, cell.seed)
+        folder = directory / f"fold-{number}" if len(parts) > 1 else directory
+        subset = Subset(rows, cell.seed, folder)
+        fits.append((subset, strategy.fit(part, subset)))
+    subset, fitted = fits[0]
+    tested = opened.tested_rows
+    classes, probabilities, fold = _joined(tested, parts, [one for _, one in fits])
+    truth = [classes.index(label) for label in labels_of(tested)]
+    evaluation = fitted.evaluation if len(fits) == 1 else None
+    if evaluation is None:
+        evaluation = evaluate(probabilities, np.array(truth), classes, groups=given_groups(tested))
+    if len(fits) > 1:
+        evaluation = replace(evaluation, measured_by=f"{len(fits)} outer folds")
     _keep_probabilities(directory, probabilities)
     record = {
         "strategy": cell.strategy,
-        "n_train": len(rows),
+        "n_train": max(len(subset.rows) for subset, _ in fits),
         "seed": cell.seed,
         **evaluation.as_dict(),
-        "classes": fitted.classes,
+        "classes": classes,
         **fitted.details,
         "predicted": probabilities.argmax(axis=1).tolist(),
         "confidence": [round(float(sure), 4) for sure in probabilities.max(axis=1)],
         "truth": truth,
+        "fold": fold.tolist() if len(fits) > 1 else None,
         "settings_tried": fitted.settings_tried,
-        "seconds": time.perf_counter() - begun,
+        "seconds": (time.perf_counter() - begun) / len(fits),
         "shared_seconds": shared_seconds,
         "peak_memory_mb": peak_memory_mb(),
     }
     if fitted.files:
-        record["deployed_mb"] = _deployed_bytes(opened, cell.strategy, fitted, directory) / 1e6
-        record["predict_ms"] = _predict_ms(opened, directory)
+        folder = subset.directory
+        record["deployed_mb"] = _deployed_bytes(opened, cell.strategy, fitted, folder) / 1e6
+        record["predict_ms"] = _predict_ms(parts[0], folder)
     # what is measured on some of the images is not used: it would only fill the disk
-    dropped = fitted.files if len(rows) < len(training) else ()
-    for name in ("training.safetensors", *dropped):
+    whole = len(fits) == 1 and len(subset.rows) == len(opened.trainable_rows)
+    for name in ("training.safetensors", *(() if whole else fitted.files)):
         (directory / name).unlink(missing_ok=True)
+    for folder in (one.directory for one, _ in fits if one.directory != directory):
+        shutil.rmtree(folder, ignore_errors=True)
     run.finish(Measurement.from_json(record))
     # as it is read the next time: JSON has no numbers that are not finite
     return run.result(Measurement)
 
 
-def _array(numbers: list[int]) -> NDArray[np.int64]:
-    import numpy as np
-
-    return np.array(numbers)
+def _joined(
+    tested: Sequence[ImageRow], parts: Sequence[OpenContext], fits: Sequence[Fitted]
+) -> tuple[tuple[str, ...], NDArray[np.float64], NDArray[np.intp]]:
+    """Put the probabilities of all folds in the order of the rows; say each row's fold, too."""
+    classes = fits[0].classes
+    place = {row.path: number for number, row in enumerate(tested)}
+    probabilities = np.zeros((len(tested), len(classes)))
+    fold = np.zeros(len(tested), np.intp)
+    for number, (part, fitted) in enumerate(zip(parts, fits, strict=True)):
+        rows = [place[row.path] for row in part.snapshot.split("test")]
+        columns = [classes.index(name) for name in fitted.classes]
+        probabilities[np.ix_(rows, columns)] = fitted.probabilities
+        fold[rows] = number
+    return classes, probabilities, fold
 
 
 def _keep_probabilities(directory: Path, probabilities: NDArray[np.float64]) -> None:
     """Write ``probabilities.npy``: float32 array of shape (test images, classes)."""
-    import numpy as np
-
     file = io.BytesIO()
     np.save(file, probabilities.astype(np.float32))
     write_whole(directory / PROBABILITIES, file.getvalue())

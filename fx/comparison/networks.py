@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from fx.output import Begin
 from fx.records import FlipDecision, Record
 from fx.runs import Run
 from fx.stages.extract import fill_store
-from fx.stages.rows import check_labelled, keys_of, used_rows
+from fx.stages.rows import check_labelled, keys_of, needs_folds, used_rows
 
 if TYPE_CHECKING:
     from extract.backbones import Backbone
@@ -57,22 +58,24 @@ class Prepared:
     @property
     def sizes(self) -> list[int]:
         """Sizes of the training subsets."""
-        rows = self.snapshot.split("train")
-        return subset_sizes(self.plan.sizes, len(rows), len(self.snapshot.classes))
+        size = self.dataset_size
+        return subset_sizes(self.plan.sizes, size.training, size.classes)
 
     @property
     def cells(self) -> list[Cell]:
         """All cells, those first that tell most for their time."""
-        rows = self.snapshot.split("train")
-        return list(self.plan.cells(self.sizes, len(rows), self.context.options.seed))
+        seed, folds = self.context.options.seed, self.context.folds
+        return list(self.plan.cells(self.sizes, self.dataset_size.training, seed, folds))
 
     @property
     def dataset_size(self) -> DatasetSize:
         """How many images there are."""
         of = self.snapshot
-        used = sum(1 for row in of.rows if row.split)
+        used, classes = len(used_rows(of)), len(of.classes)
+        if self.context.folds > 1:
+            return of_folds(used, classes, self.context.folds)
         training, test, validation = (len(of.split(name)) for name in ("train", "test", "val"))
-        return DatasetSize(used, training, test, validation, len(of.classes))
+        return DatasetSize(used, training, test, validation, classes)
 
     @property
     def finished_cells(self) -> list[Cell]:
@@ -125,6 +128,22 @@ def networks_of(options: Options, plan: Plan) -> list[tuple[Options, Plan]]:
     ]
 
 
+def of_folds(images: int, classes: int, folds: int) -> DatasetSize:
+    """Sizes of what is measured by outer folds."""
+    test = -(-images // folds)
+    return DatasetSize(images, images - test, test, 0, classes, folds)
+
+
+def folds_of(snapshot: Snapshot) -> int:
+    """Decide by how many outer folds a comparison measures; 1 for the snapshot's own split."""
+    from extract.images import unit_of
+    from heads.fitting import MIN_PER_CLASS, OUTER_FOLDS
+
+    units = {(row.label, unit_of(row)) for row in used_rows(snapshot)}
+    rarest = min(Counter(label for label, _ in units).values())
+    return OUTER_FOLDS if needs_folds(snapshot) and rarest >= MIN_PER_CLASS else 1
+
+
 def name_with_network(strategy: str, network: str, several: bool) -> str:
     """Name the network too where there are several, and where one decides the strategy."""
     needed = several and strategy_of(strategy).needs_backbone
@@ -150,6 +169,7 @@ def prepare(source: ImageSource, options: Options, plan: Plan, *, begin: Begin) 
     store = FeatureStore(options.store)
     snapshot = read_snapshot(store, dataclasses.replace(options, snapshot=extracted.snapshot))
     check_labelled(snapshot)
+    folds = folds_of(snapshot)
     identity = {
         "features": store.open_set(extracted.spec).digest(keys_of(used_rows(snapshot))),
         "snapshot": snapshot.fingerprint,
@@ -165,6 +185,7 @@ def prepare(source: ImageSource, options: Options, plan: Plan, *, begin: Begin) 
             for scratch in (False, True)
         ],
         "seed": options.seed,
+        "folds": folds,
         "device": engine.device.type,
     }
     directory = Run.of(options.out, f"compare-{backbone.name}", identity).directory
@@ -175,6 +196,7 @@ def prepare(source: ImageSource, options: Options, plan: Plan, *, begin: Begin) 
         extracted.spec,
         snapshot.name,
         directory,
+        folds=folds,
     )
     if extracted.new:
         _extraction_in(directory).finish(_Extraction(extracted.seconds))

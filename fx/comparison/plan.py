@@ -31,7 +31,7 @@ class Plan:
     ----------
     strategies : as ``fx.comparison.strategies`` spells them
     sizes : training images in all; empty: evenly in the logarithm up to all rows
-    seeds : draws of each size; see ``seeds_of``
+    seeds : draws of each size at least; see ``seeds_of``
     epochs : most epochs of a fine-tuning; None for 7, and more where there are few images
     class_weight : ``balanced`` for classes that weigh the same however many images they have
     """
@@ -55,7 +55,9 @@ class Plan:
         if self.seeds < 1 or (self.epochs is not None and self.epochs < 1):
             raise ValueError("seeds and epochs must be at least 1")
 
-    def cells(self, sizes: Sequence[int], available: int, seed: int) -> Iterator[Cell]:
+    def cells(
+        self, sizes: Sequence[int], available: int, seed: int, folds: int = 1
+    ) -> Iterator[Cell]:
         """List the cells, those first that tell most for their time.
 
         Parameters
@@ -63,8 +65,9 @@ class Plan:
         sizes : as ``subset_sizes`` gave them
         available : training rows
         seed : the first one
+        folds : outer folds, each of which is a draw of its own
         """
-        for draw in range(self.seeds):
+        for draw in range(-(-self.seeds // folds)):
             for size in sizes:
                 if draw < self.seeds_of(size, available):
                     for strategy in self.strategies:

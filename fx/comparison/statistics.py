@@ -9,6 +9,10 @@ Zou and A. Donner, "Construction of Confidence Limits about Effect Measures", 20
   two (1998), which hold for few images too; of groups, as of so many images as they are worth;
 - over draws by Student's t, with the mean square between the draws of this size and, until it has
   4 degrees of freedom, of the next smaller sizes, whose draws differ more rather than less.
+
+Where few images are measured by outer folds, the means of the folds have both in them. Their
+variance is corrected for the training images that the folds share (C. Nadeau and Y. Bengio,
+"Inference for the Generalization Error", 2003).
 """
 
 from __future__ import annotations
@@ -51,11 +55,14 @@ class Scores:
     tables : strategy → training images → float64 array of shape (draws, images), the smallest
         size first
     groups : int array of shape (images,), numbered from 0; None where images stand alone
+    folds : int array of shape (draws, images), the outer fold that an image was held out in;
+        None where one split gave the test images
     """
 
     metric: Metric
     tables: Mapping[str, Mapping[int, Floats]]
     groups: NDArray[np.intp] | None = None
+    folds: NDArray[np.intp] | None = None
 
     @classmethod
     def of(
@@ -77,7 +84,10 @@ class Scores:
         found: dict[str, dict[int, list[tuple[int, Floats]]]] = defaultdict(
             lambda: defaultdict(list)
         )
+        folds: dict[int, list[int]] = {}
         for one, probabilities in measurements:
+            if one.fold is not None:
+                folds[one.seed] = one.fold
             values = metric.per_image(np.asarray(one.truth), probabilities.astype(np.float64))
             found[one.strategy][one.n_train].append((one.seed, values))
         tables = {
@@ -87,7 +97,12 @@ class Scores:
             }
             for strategy, sizes in found.items()
         }
-        return cls(metric, tables, groups)
+        return cls(
+            metric,
+            tables,
+            groups,
+            np.array([folds[seed] for seed in sorted(folds)]) if folds else None,
+        )
 
     @property
     def sizes(self) -> list[int]:
@@ -102,7 +117,7 @@ class Scores:
         """The mean score of a strategy at a size."""
         sizes = self.tables[strategy]
         smaller = [sizes[n] for n in sorted(sizes, reverse=True) if n <= size]
-        return Mean.of(smaller, self.groups, share=self.metric.is_share)
+        return Mean.of(smaller, self.groups, self.folds, share=self.metric.is_share)
 
     def gain_of(self, a: str, b: str, size: int) -> Mean:
         """How much better a strategy is than another at a size, over the draws that both have."""
@@ -113,7 +128,9 @@ class Scores:
             if n <= size:
                 draws = min(len(of_a[n]), len(of_b[n]))
                 paired.append(sign * (of_a[n][:draws] - of_b[n][:draws]))
-        found = Mean.of(paired, self.groups, share=self.metric.is_share, difference=True)
+        found = Mean.of(
+            paired, self.groups, self.folds, share=self.metric.is_share, difference=True
+        )
         if found.df or self.metric.needs_probabilities:
             return found
         deviation = ASSUMED_DEVIATION * max(1, ASSUMED_UP_TO / size) ** 0.5
@@ -156,6 +173,7 @@ class Mean:
         cls,
         tables: Sequence[Floats],
         groups: NDArray[np.intp] | None = None,
+        folds: NDArray[np.intp] | None = None,
         *,
         share: bool,
         difference: bool = False,
@@ -167,6 +185,7 @@ class Mean:
         tables : float arrays of shape (draws, images): the one of which the mean is asked, then
             those of smaller sizes, the next first
         groups : int array of shape (images,), numbered from 0; None where images stand alone
+        folds : int array of shape (draws, images), outer folds; None without
         share, difference : see the attributes
         """
         x = tables[0] if groups is None else by_group(tables[0], groups)
@@ -181,11 +200,19 @@ class Mean:
                 squares += more * of_draw.var(ddof=1)
                 chances += np.square(rest).sum() / (table.shape[1] - 1) / table.shape[1]
                 df += more
+        unit_variance = float(x.mean(axis=0).var(ddof=1) / units) if units > 1 else np.inf
+        if folds is not None:
+            # a mean over folds has all of the chance in it
+            means = _means_of_folds(tables[0], folds[:draws])
+            df = len(means) - 1
+            overlap = 1 / (len(means) / draws - 1)
+            squares = df * draws * (1 / len(means) + overlap) * float(means.var(ddof=1))
+            chances = df * draws * unit_variance
         return cls(
             mean=float(x.mean()),
             draws=draws,
             units=units,
-            unit_variance=float(x.mean(axis=0).var(ddof=1) / units) if units > 1 else np.inf,
+            unit_variance=unit_variance,
             between=squares / max(df, 1),
             chance=chances / max(df, 1),
             df=df,
@@ -264,6 +291,17 @@ class Mean:
             return tango_interval(self.mean, self.discordant, worth, quantile)
         low, high = wilson_interval(self.mean, worth, quantile)
         return float(low), float(high)
+
+
+def _means_of_folds(scores: Floats, folds: NDArray[np.intp]) -> Floats:
+    """Mean score of every fold of every draw, a float64 array of shape (draws * folds,)."""
+    return np.array(
+        [
+            of_draw[fold == number].mean()
+            for of_draw, fold in zip(scores, folds, strict=True)
+            for number in range(fold.max() + 1)
+        ]
+    )
 
 
 def tango_interval(

@@ -64,7 +64,10 @@ class Evidence(Record, frozen=True):
 
 
 def gather_evidence(
-    measured: Sequence[Measurement], snapshot: Snapshot, features: FeatureSet
+    measured: Sequence[Measurement],
+    snapshot: Snapshot,
+    features: FeatureSet,
+    tested: Sequence[ImageRow],
 ) -> Evidence:
     """Collect what the report shows of single images.
 
@@ -73,6 +76,7 @@ def gather_evidence(
     measured : with what was said of each test image
     snapshot : of the images
     features : of the first network
+    tested : the test images
     """
     largest = max(one.n_train for one in measured)
     shown: dict[str, _Answers] = {}
@@ -80,8 +84,7 @@ def gather_evidence(
         if one.n_train == largest and one.predicted and one.confidence and one.truth:
             answers = list(zip(one.predicted, one.confidence, one.truth, strict=True))
             shown.setdefault(one.strategy, answers)
-    test = snapshot.split("test")
-    gallery = _Gallery(Path(snapshot.root), test, snapshot.classes)
+    gallery = _Gallery(Path(snapshot.root), tested, snapshot.classes)
     return Evidence(
         largest,
         {name: gallery.mistakes(answers) for name, answers in shown.items()},

@@ -16,7 +16,15 @@ from fx.options import Options, choose_sets, read_snapshot
 from fx.output import Begin
 from fx.runs import Run
 from fx.stages.records import DoubtfulLabels, HeadResult
-from fx.stages.rows import check_labelled, given_groups, groups_of, keys_of, labels_of, used_rows
+from fx.stages.rows import (
+    check_labelled,
+    given_groups,
+    groups_of,
+    keys_of,
+    labels_of,
+    needs_folds,
+    used_rows,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,9 +34,6 @@ if TYPE_CHECKING:
     from extract.store import FeatureSet, FeatureStore
     from heads.evaluation import Evaluation
     from heads.head import Head, OutOfFoldPredictions, Source
-
-# Below so many labelled images without a given test split, outer folds measure instead of one.
-FEW = 1_000
 
 
 @dataclass(frozen=True)
@@ -214,7 +219,7 @@ def _measured_on_folds(
 
     snapshot, test = stored.snapshot, stored.snapshot.split("test")
     everything = snapshot.split("train") + test
-    if len(everything) >= FEW or snapshot.split("val") or snapshot.test_was_given:
+    if not needs_folds(snapshot):
         return None, []
     try:
         metrics = measure_by_resampling(

@@ -14,6 +14,19 @@ if TYPE_CHECKING:
     from finetune.finetuning import TrainingData
 
 
+# Below so many labelled images without a given test split, outer folds measure instead of one.
+FEW = 1_000
+
+
+def needs_folds(snapshot: Snapshot) -> bool:
+    """Whether there are so few images that one split of them would say little.
+
+    A test or validation split of the user's own is used as it is.
+    """
+    few = len(snapshot.split("train")) + len(snapshot.split("test")) < FEW
+    return few and not snapshot.split("val") and not snapshot.test_was_given
+
+
 def check_labelled(snapshot: Snapshot) -> None:
     """Refuse a snapshot from which nothing can be learned or measured.
 

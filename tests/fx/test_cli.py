@@ -16,7 +16,7 @@ import pytest
 import torch
 import torchvision
 import typer
-from conftest import Said, write_classes
+from conftest import Said, write_classes, write_splits
 
 from fx.commands.app import app
 from heads.kinds import HEADS
@@ -319,7 +319,7 @@ def test_errors_are_one_json_object_too(here: Path, fx: Fx) -> None:
 
 
 def test_json_has_the_names_of_the_contract(here: Path, fx: Fx) -> None:
-    write_classes(here / "data", per_class=12)
+    write_splits(here / "data", per_class=10)
 
     def answered(*words: object) -> dict[str, object]:
         said = fx(*words, "--json")
@@ -337,7 +337,9 @@ def test_json_has_the_names_of_the_contract(here: Path, fx: Fx) -> None:
     more = " accuracy_ci macro_f1 log_loss ece seconds images_per_second"
     assert set((names + more).split()) <= set(tuned)
     compared = answered(
-        "compare", "--sizes", "8,16", "--epochs", 1, "--strategies", "logreg,finetune:all,scratch"
+        "compare",
+        *("--sizes", "8,16", "--seeds", 1, "--epochs", 1),
+        *("--strategies", "logreg,finetune:all,scratch"),
     )
     assert {"results", "differences", "recommendation", "crossover", "report"} <= set(compared)
     names = "strategy n_train seed accuracy macro_f1 log_loss seconds trainable_parameters"

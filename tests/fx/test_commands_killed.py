@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_classes
+from conftest import write_splits
 from crashing import warm_process
 
 # times, places and memory are those of a run
@@ -74,7 +74,7 @@ def without_times(record: object) -> object:
 
 
 def prepared(folder: Path, before: list[list[str] | str]) -> Path:
-    write_classes(folder / "data", per_class=14)
+    write_splits(folder / "data", per_class=11, tests=3)
     for words in before:
         if words == "fewer images":
             for file in (folder / "data").glob("*/00*.png"):

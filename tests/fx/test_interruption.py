@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from conftest import Said, write_classes
+from conftest import Said, write_splits
 from test_store import RUN, SPEC, keys_of, rows_of
 
 from extract.backbones import Backbone
@@ -435,7 +435,7 @@ def test_every_command_ends_in_time_at_any_moment_and_goes_on(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     before, words = COMMANDS[command]
     here = tmp_path / "here"
-    write_classes(here / "data", 100, ("a", "b", "c"))
+    write_splits(here / "data", 80, 20, ("a", "b", "c"))
     for one in before:
         subprocess.run([sys.executable, *FX, *one], cwd=here, check=True)
     if command == "predict":

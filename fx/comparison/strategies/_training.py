@@ -142,7 +142,7 @@ def resources(opened: OpenContext) -> Resources:
         device=resolve_device(options.device),
         cache=opened.context.cache,
         activation_rows=used_rows(opened.snapshot),
-        augmented_rows=opened.snapshot.split("train"),
+        augmented_rows=opened.trainable_rows,
         engine=options.engine,
         precision=options.precision,
         batch_size=options.batch_size,

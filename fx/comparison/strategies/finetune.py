@@ -90,7 +90,7 @@ class _Finetune(TrainingStrategy):
         fill_activations(
             self.network(opened.context, 0),
             used_rows(opened.snapshot),
-            opened.snapshot.split("train"),
+            opened.trainable_rows,
             Path(opened.snapshot.root),
             settings=self.settings(opened.context, 0),
             resources=resources(opened),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Said, make_image, write_classes
+from conftest import Said, make_image, write_classes, write_splits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -271,7 +271,7 @@ def test_only_new_cells_are_computed(
     tmp_path: Path, fx: Fx, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_classes(tmp_path / "data", per_class=16)
+    write_splits(tmp_path / "data", per_class=12)
     assert fx("extract", "--size", 32).status == 0
 
     def compared(*words: object) -> dict:
@@ -297,7 +297,7 @@ def test_cells_keep_all_probabilities_and_what_an_older_recipe_measured_is_not_t
     tmp_path: Path, fx: Fx, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_classes(tmp_path / "data", per_class=24, classes=("a", "b", "c"))
+    write_splits(tmp_path / "data", per_class=18, classes=("a", "b", "c"))
     words = ["--size", 32, "--sizes", "24,50", "--strategies", "logreg,finetune:1", "--seeds", 1]
     words += ["--epochs", 2, "--class-weight", "balanced"]
     said = fx("compare", *words, "--json")
@@ -335,6 +335,40 @@ def test_cells_keep_all_probabilities_and_what_an_older_recipe_measured_is_not_t
     assert Path(other["report"]).parent != folder
 
 
+def test_few_images_are_all_tested_in_outer_folds_by_every_strategy(
+    tmp_path: Path, fx: Fx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_classes(tmp_path / "data", per_class=10)
+    words = ["compare", "--size", 32, "--strategies", "logreg,finetune:0", "--epochs", 1]
+    words += ["--sizes", "8,16"]
+    planned = json.loads(fx(*words, "--dry-run", "--json").out)
+    said = fx(*words, "--json")
+    assert said.status == 0, said.err
+    record = json.loads(said.out)
+    # five draws of each size: the folds of one repeat
+    cells = [(one["strategy"], one["n_train"], one["seed"]) for one in record["results"]]
+    assert cells == [(s, n, 0) for n in (8, 16) for s in ("logreg", "finetune:0")]
+    assert cells == [(c["strategy"], c["n_train"], c["seed"]) for c in planned["cells"]]
+    assert (planned["n_train"], planned["n_test"]) == (record["n_train"], record["n_test"])
+    assert (record["n_train"], record["n_test"]) == (16, 20)
+    assert "Each of 20 images was a test image once, in 5 outer folds" in record["notes"][0]
+    for one in record["results"]:
+        assert one["n_test"] == sum(map(sum, one["confusion"])) == 20
+        assert one["measured_by"] == "5 outer folds"
+    folder = Path(record["report"]).parent
+    for cell in (folder / "cells").iterdir():
+        kept = json.loads((cell / "result.json").read_text())
+        assert Counter(kept["fold"]) == dict.fromkeys(range(5), 4)
+        assert sorted(kept["truth"]) == [0] * 10 + [1] * 10
+        assert not list(cell.glob("fold-*"))
+        assert {path.name for path in cell.iterdir()} == {"result.json", "probabilities.npy"}
+    # groups are never on both sides, and a given test split stays
+    write_splits(tmp_path / "given", per_class=8)
+    given = json.loads(fx(*words[:1], "given", *words[1:], "--store", "given.zarr", "--json").out)
+    assert {one["measured_by"] for one in given["results"]} == {"test rows"}
+
+
 def test_given_validation_rows_choose_and_are_not_trained_on(
     tmp_path: Path, fx: Fx, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -356,7 +390,7 @@ def test_what_one_strategy_cannot_do_does_not_cost_the_others(
     tmp_path: Path, fx: Fx, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_classes(tmp_path / "data", per_class=12)
+    write_splits(tmp_path / "data", per_class=9)
     assert fx("extract", "--size", 32).status == 0
     said = fx("compare", "--sizes", "4,16", "--strategies", "logreg,finetune:0", "--epochs", 1)
     assert said.status == 0, said.err
@@ -370,7 +404,7 @@ def test_the_reports_command_repeats_the_comparison(
     tmp_path: Path, fx: Fx, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_classes(tmp_path / "my data", per_class=10)
+    write_splits(tmp_path / "my data", per_class=8)
     words = ["--size", 32, "--sizes", "8", "--strategies", "logreg", "--seed", 3, "--seeds", 2]
     first = json.loads(fx("compare", "my data", *words, "--json").out)
     (command,) = first["commands"]
@@ -383,7 +417,7 @@ def test_a_dry_run_says_what_would_be_measured_and_measures_nothing(
     tmp_path: Path, fx: Fx, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_classes(tmp_path / "data", per_class=20)
+    write_splits(tmp_path / "data", per_class=16)
     words = ["--size", 32, "--sizes", "8,24", "--strategies", "logreg,finetune:1", "--epochs", 2]
     said = fx("compare", *words, "--dry-run", "--json")
     assert said.status == 0, said.err
@@ -408,7 +442,7 @@ def test_a_budget_leaves_out_what_would_not_fit(
     tmp_path: Path, fx: Fx, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_classes(tmp_path / "data", per_class=20)
+    write_splits(tmp_path / "data", per_class=16)
     words = ["compare", "--size", 32, "--sizes", "8,24", "--strategies", "knn,finetune:1"]
     assert fx("extract", "--size", 32).status == 0
     monkeypatch.setattr(
@@ -428,7 +462,7 @@ def test_several_backbones_are_compared_on_the_same_rows(
     tmp_path: Path, fx: Fx, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_classes(tmp_path / "data", per_class=12)
+    write_splits(tmp_path / "data", per_class=9)
     words = ["--size", 32, "--sizes", "8", "--seeds", 1, "--strategies", "knn,logreg"]
     one = json.loads(
         fx("compare", *words, "--backbone", "resnet18", "--weights", "random", "--json").out

@@ -42,7 +42,7 @@ def test_the_surest_mistakes_and_disputes_come_first(stored: FeatureStore) -> No
     two = cell("knn", truth, [0.55, 0.95, 0.99, *[0.8] * (n - 3)], truth)
     old = replace(one, confidence=None, strategy="logreg")
     smaller = replace(one, n_train=8, strategy="centroid")
-    found = gather_evidence([one, two, old, smaller], snapshot, stored.last_extracted())
+    found = gather_evidence([one, two, old, smaller], snapshot, stored.last_extracted(), test)
     assert list(found.mistakes) == ["svm", "knn"]
     assert [shown.path for shown in found.mistakes["svm"]] == [
         test[1].path,
