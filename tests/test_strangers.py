@@ -361,6 +361,8 @@ RECORDS = {"head": "head.json", "net": "model.json"}
 # what may be left out, or be something else
 OPTIONAL = {"kernel", "class_weight", "protocol", "metrics", "top5", "precision", "recall"}
 OPTIONAL |= {
+    "accuracy_ci",
+    "n_groups",
     "model_sha256",
     "versions",
     "measured_by",

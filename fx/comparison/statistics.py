@@ -29,7 +29,7 @@ from scipy import stats
 from scipy.optimize import brentq
 
 from fx.records import Measurement
-from heads.evaluation import FEWEST_GROUPS, by_group, wilson_interval
+from heads.evaluation import FEWEST_GROUPS, by_group, wilson_interval, worth_of_groups
 from heads.metrics import Metric
 
 LEVEL = 0.95
@@ -152,6 +152,8 @@ class Mean:
     grouped : whether the units are groups
     share, difference : whether scores are 0 or 1; whether they are differences of two such
     discordant : of differences of 0 and 1, the share of images in which the two differ
+    worth : of scores of 0 and 1 and their differences, how many independent images there are
+    unit_df : degrees of freedom of the quantile for the units
     assumed : variance between draws that is assumed where there are no two; 0 for none
     """
 
@@ -166,6 +168,8 @@ class Mean:
     share: bool
     difference: bool
     discordant: float
+    worth: float
+    unit_df: float
     assumed: float = 0.0
 
     @classmethod
@@ -208,6 +212,13 @@ class Mean:
             overlap = 1 / (len(means) / draws - 1)
             squares = df * draws * (1 / len(means) + overlap) * float(means.var(ddof=1))
             chances = df * draws * unit_variance
+        discordant = float(np.square(tables[0]).mean())
+        unit_df = np.inf if share and groups is None else units - 1.0
+        if share and not difference and groups is not None:
+            worth, unit_df = worth_of_groups(tables[0].mean(axis=0), groups)
+        else:
+            single = discordant - x.mean() ** 2
+            worth = float(single / unit_variance if unit_variance > 1e-12 else units)
         return cls(
             mean=float(x.mean()),
             draws=draws,
@@ -219,7 +230,9 @@ class Mean:
             grouped=groups is not None,
             share=share,
             difference=difference,
-            discordant=float(np.square(tables[0]).mean()),
+            discordant=discordant,
+            worth=worth,
+            unit_df=unit_df,
         )
 
     @property
@@ -275,21 +288,13 @@ class Mean:
 
     def _over_units(self, level: float) -> tuple[float, float]:
         """Bounds over other units alone."""
-        tail = (1 - level) / 2
-        quantile = stats.norm.isf(tail)
-        if self.grouped or not self.share:
-            quantile = stats.t.isf(tail, self.units - 1)
+        quantile = stats.t.isf((1 - level) / 2, self.unit_df)
         if not self.share:
             half = quantile * np.sqrt(self.unit_variance)
             return self.mean - half, self.mean + half
-        # the mean square of right or wrong is its mean, but for rounding
-        square = self.discordant if self.difference else self.mean
-        single = square - self.mean**2
-        sure = self.unit_variance < 1e-12
-        worth = float(self.units) if sure else single / self.unit_variance
         if self.difference:
-            return tango_interval(self.mean, self.discordant, worth, quantile)
-        low, high = wilson_interval(self.mean, worth, quantile)
+            return tango_interval(self.mean, self.discordant, self.worth, quantile)
+        low, high = wilson_interval(self.mean, self.worth, quantile)
         return float(low), float(high)
 
 
