@@ -146,7 +146,7 @@ def intervals(world: World, repetitions: int, metric: str = "accuracy") -> Row:
 def choices(world: World, repetitions: int, metric: str = "accuracy") -> Row:
     """How often a dearer strategy is chosen, and the dearest; crossings are counted beside."""
     dearer, dearest, crossed = [], [], []
-    seconds = {name: place for place, name in enumerate(STRATEGIES)}
+    seconds = {name: 10.0**place for place, name in enumerate(STRATEGIES)}
     for seed in range(repetitions):
         scores = world.scores(np.random.default_rng(seed), metric)
         chosen = choose(scores, seconds).strategy

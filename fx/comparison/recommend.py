@@ -90,11 +90,11 @@ class Choice:
 def choose(scores: Scores, seconds: Mapping[str, float], prefer: str = "cheap") -> Choice:
     """Choose a strategy at the largest size.
 
-    The cheapest that no dearer one is shown to beat. Each strategy in turn, from the cheapest on,
-    is compared with all dearer ones, at an error of 5 % shared by those (Bonferroni), and passed
-    over if one is shown to be better; the next is looked at only then. So the chance to pass over
-    one that nothing beats is 5 % for the whole walk (hypotheses tested in a fixed order: W. Maurer,
-    L. Hothorn and W. Lehmacher, 1995).
+    The cheapest that no dearer one is shown to beat (see ``_by_cost``). Each strategy in turn, from
+    the cheapest on, is compared with all dearer ones, at an error of 5 % shared by those
+    (Bonferroni), and passed over if one is shown to be better; the next is looked at only then. So
+    the chance to pass over one that nothing beats is 5 % for the whole walk (hypotheses tested in a
+    fixed order: W. Maurer, L. Hothorn and W. Lehmacher, 1995).
 
     Parameters
     ----------
@@ -103,19 +103,33 @@ def choose(scores: Scores, seconds: Mapping[str, float], prefer: str = "cheap") 
     prefer : "cheap", or "best" for the one with the best mean, whatever is shown
     """
     size = scores.sizes[-1]
-    order = tuple(sorted(scores.at(size), key=lambda strategy: seconds[strategy]))
+    sign = 1 if scores.metric.higher_is_better else -1
+    means = {name: sign * float(table.mean()) for name, table in scores.at(size).items()}
+    order = _by_cost(means, seconds)
     for place, strategy in enumerate(order):
         dearer = order[place + 1 :]
         level = 1 - 2 * (1 - LEVEL) / max(1, len(dearer))
         if not any(_is_better(scores.gain_of(other, strategy, size), level) for other in dearer):
             break
     if prefer == "best":
-        sign = 1 if scores.metric.higher_is_better else -1
-        means = {name: sign * float(table.mean()) for name, table in scores.at(size).items()}
         # of equal ones the cheapest
         strategy = max(order, key=lambda name: means[name])
         level = 1 - 2 * (1 - LEVEL) / max(1, len(order) - 1)
     return Choice(strategy, order, level)
+
+
+def _by_cost(means: Mapping[str, float], seconds: Mapping[str, float]) -> tuple[str, ...]:
+    """Sort strategies by what they cost; of those that cost about the same, the best comes first.
+
+    About the same is up to half as much again and five seconds more.
+    """
+    found: list[list[str]] = []
+    for name in sorted(means, key=lambda name: seconds[name]):
+        if found and seconds[name] <= 1.5 * seconds[found[-1][0]] + 5:
+            found[-1].append(name)
+        else:
+            found.append([name])
+    return tuple(n for alike in found for n in sorted(alike, key=lambda name: -means[name]))
 
 
 def _is_better(gain: Mean, level: float) -> bool:
