@@ -92,7 +92,7 @@ def compare(
         raise FxError(f"nothing was measured: {skipped[0].strategy}: {skipped[0].reason}")
     measured, first = [cell for cell, _ in cells], prepared[0]
     tested = tested_rows(first.snapshot, first.context.folds)
-    scores, *others = _scores(cells, given_groups(tested), metric)
+    scores, *others = _scores(cells, given_groups(tested), first.dataset_size.training, metric)
     recommended = recommend(measured, scores, others, prefer)
     directory = _directory(options.out, prepared)
     comparison = Comparison(
@@ -165,12 +165,16 @@ def _measure_all(
 
 
 def _scores(
-    cells: Sequence[tuple[Measurement, Path]], groups: NDArray[np.intp] | None, metric: str
+    cells: Sequence[tuple[Measurement, Path]],
+    groups: NDArray[np.intp] | None,
+    whole: int,
+    metric: str,
 ) -> list[Scores]:
     """Score the cells by the metric that decides, then by the others that could have."""
     metrics = [METRICS[name] for name in METRICS]
+    kept = [(cell, np.load(folder / PROBABILITIES)) for cell, folder in cells]
     return [
-        Scores.of(one, [(cell, np.load(folder / PROBABILITIES)) for cell, folder in cells], groups)
+        Scores.of(one, kept, groups, whole)
         for one in sorted(metrics, key=lambda one: one.name != metric)
         if one.per_image is not None
     ]

@@ -229,7 +229,8 @@ def _against(
         return f"{said} cannot be said of {gain.units} groups ({FEWEST_GROUPS} are needed)."
     low, high = (_amount(scores, bound) for bound in bounds)
     if bounds[0] > 0:
-        return f"{what} {_amount(scores, gain.mean)} (at least {low}) {more}."
+        given = ", if draws differ by no more than 2.5 points" if gain.assumed else ""
+        return f"{what} {_amount(scores, gain.mean)} (at least {low}{given}) {more}."
     could = _amount(scores, gain.mean - bounds[0])
     return (
         f"{what} {_amount(scores, gain.mean)} (at most {high}) {more}, which is not shown: a gain "

@@ -39,6 +39,7 @@ LEAST_DF = 4
 ASSUMED_DEVIATION, ASSUMED_UP_TO = 0.025, 180
 
 IMAGES = "other test images; not other training images or seeds"
+SEEDS = "other seeds and test images; not other training images"
 BOTH = "other training images, seeds and test images"
 ASSUMED = "other test images, and draws with an assumed deviation of 2.5 points"
 
@@ -57,12 +58,14 @@ class Scores:
     groups : int array of shape (images,), numbered from 0; None where images stand alone
     folds : int array of shape (draws, images), the outer fold that an image was held out in;
         None where one split gave the test images
+    whole : training images in all; draws of so many differ by their seeds alone
     """
 
     metric: Metric
     tables: Mapping[str, Mapping[int, Floats]]
     groups: NDArray[np.intp] | None = None
     folds: NDArray[np.intp] | None = None
+    whole: int | None = None
 
     @classmethod
     def of(
@@ -70,6 +73,7 @@ class Scores:
         metric: Metric,
         measurements: Iterable[tuple[Measurement, NDArray[np.floating[Any]]]],
         groups: NDArray[np.intp] | None = None,
+        whole: int | None = None,
     ) -> Scores:
         """Score measurements.
 
@@ -78,7 +82,7 @@ class Scores:
         metric : one with ``per_image``
         measurements : cells of a comparison, all of the same test images, each with its
             probabilities: a float array of shape (images, classes)
-        groups : int array of shape (images,), numbered from 0; None where images stand alone
+        groups, whole : see the attributes
         """
         assert metric.per_image is not None, "checked when it was chosen"
         found: dict[str, dict[int, list[tuple[int, Floats]]]] = defaultdict(
@@ -97,12 +101,8 @@ class Scores:
             }
             for strategy, sizes in found.items()
         }
-        return cls(
-            metric,
-            tables,
-            groups,
-            np.array([folds[seed] for seed in sorted(folds)]) if folds else None,
-        )
+        of_draws = np.array([fold for _, fold in sorted(folds.items())])
+        return cls(metric, tables, groups, of_draws if folds else None, whole)
 
     @property
     def sizes(self) -> list[int]:
@@ -117,7 +117,8 @@ class Scores:
         """The mean score of a strategy at a size."""
         sizes = self.tables[strategy]
         smaller = [sizes[n] for n in sorted(sizes, reverse=True) if n <= size]
-        return Mean.of(smaller, self.groups, self.folds, share=self.metric.is_share)
+        found = Mean.of(smaller, self.groups, self.folds, share=self.metric.is_share)
+        return self._covering(found, size)
 
     def gain_of(self, a: str, b: str, size: int) -> Mean:
         """How much better a strategy is than another at a size, over the draws that both have."""
@@ -132,9 +133,16 @@ class Scores:
             paired, self.groups, self.folds, share=self.metric.is_share, difference=True
         )
         if found.df or self.metric.needs_probabilities:
-            return found
+            return self._covering(found, size)
         deviation = ASSUMED_DEVIATION * max(1, ASSUMED_UP_TO / size) ** 0.5
-        return replace(found, assumed=2 * deviation**2)
+        return replace(found, assumed=2 * deviation**2, covers=ASSUMED)
+
+    def _covering(self, mean: Mean, size: int) -> Mean:
+        """Say what the interval of a mean speaks of."""
+        if not mean.df:
+            return replace(mean, covers=IMAGES)
+        seeds_alone = size == self.whole and self.folds is None and mean.df < mean.draws
+        return replace(mean, covers=SEEDS if seeds_alone else BOTH)
 
 
 @dataclass(frozen=True)
@@ -155,6 +163,7 @@ class Mean:
     worth : of scores of 0 and 1 and their differences, how many independent images there are
     unit_df : degrees of freedom of the quantile for the units
     assumed : variance between draws that is assumed where there are no two; 0 for none
+    covers : the population that ``interval`` speaks of
     """
 
     mean: float
@@ -171,6 +180,7 @@ class Mean:
     worth: float
     unit_df: float
     assumed: float = 0.0
+    covers: str = ""
 
     @classmethod
     def of(
@@ -234,13 +244,6 @@ class Mean:
             worth=worth,
             unit_df=unit_df,
         )
-
-    @property
-    def covers(self) -> str:
-        """The population that ``interval`` speaks of."""
-        if self.df:
-            return BOTH
-        return ASSUMED if self.assumed else IMAGES
 
     @property
     def known(self) -> bool:

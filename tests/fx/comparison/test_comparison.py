@@ -15,12 +15,14 @@ from conftest import Said, make_image, write_classes, write_splits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extract.images import ImageRow
+from extract.images import ImageRow, find_images
 from fx.comparison.context import nested_subset
 from fx.comparison.learning_curve import crossover
+from fx.comparison.networks import prepare
 from fx.comparison.plan import Plan
 from fx.comparison.recommend import describe_quadrant, differences, estimates, recommend
 from fx.comparison.statistics import Scores
+from fx.options import Options
 from fx.records import Crossover, Measurement
 from heads.metrics import METRICS
 
@@ -115,6 +117,9 @@ def test_estimates_say_what_their_interval_covers() -> None:
     assert (small.seeds, large.seeds) == (3, 1)
     # of one draw, how much draws differ is that of the smaller size
     assert small.covers == large.covers == "other training images, seeds and test images"
+    # of all training images, draws have other seeds alone
+    whole = dataclasses.replace(scores_of({"svm": curve({100: 0.9})}), whole=100)
+    assert estimates(whole)[0].covers == "other seeds and test images; not other training images"
     (alone,) = estimates(scores_of({"svm": curve({100: 0.9}, seeds=1)}))
     assert alone.covers == "other test images; not other training images or seeds"
     for one in (small, large, alone):
@@ -195,7 +200,9 @@ def test_of_one_draw_only_a_large_gain_is_said_to_be_one() -> None:
     assert "with draws taken to differ by 2.5 points; `--seeds 3` measures by how much" in said
     assert "for other test images; not other training images or seeds" in said
     far = {"logreg": curve({500: 0.80}, 1), "finetune:1": curve({500: 0.93}, 1)}
-    assert said_of(far, SECONDS).startswith("Fine-tune the last block.")
+    said = said_of(far, SECONDS)
+    assert said.startswith("Fine-tune the last block.")
+    assert "points, if draws differ by no more than 2.5 points) for 59.0 s more." in said
 
 
 def test_two_draws_have_one_mean_and_its_interval() -> None:
@@ -279,10 +286,10 @@ def test_only_new_cells_are_computed(
         assert said.status == 0, said.err
         return json.loads(said.out)
 
-    first = compared("--strategies", "logreg", "--sizes", "8,20", "--seeds", 1)
-    more = compared("--strategies", "logreg,finetune:1", "--sizes", "8,20", "--seeds", 2)
-    assert len(first["results"]) == 2
-    assert len(more["results"]) == 8
+    first = compared("--strategies", "logreg", "--sizes", "8", "--seeds", 1)
+    more = compared("--strategies", "logreg,finetune:1", "--sizes", "8,20", "--seeds", 1)
+    assert len(first["results"]) == 1
+    assert len(more["results"]) == 4
     kept = {(r["strategy"], r["n_train"], r["seed"]): r for r in more["results"]}
     for record in first["results"]:
         # the very seconds: it was not run again
@@ -331,8 +338,16 @@ def test_cells_keep_all_probabilities_and_what_an_older_recipe_measured_is_not_t
     assert flips["said"].split("(")[0] in page
     # another way of training is another comparison
     monkeypatch.setattr("finetune.settings.RECIPE_VERSION", 10**6)
-    other = json.loads(fx("compare", *words, "--json").out)
-    assert Path(other["report"]).parent != folder
+    options = Options(store=tmp_path / "features.zarr", size=32)
+    plan = Plan(("logreg", "finetune:1"), (24, 50), 1, 2, "balanced")
+    source = find_images(tmp_path / "data")
+    other = prepare(source, options, plan, begin=lambda what: lambda done, total: None)
+    assert other.context.directory.parent == folder.parent
+    assert other.context.directory != folder
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    same = prepare(source, options, plan, begin=lambda what: lambda done, total: None)
+    assert same.context.directory == folder
 
 
 def test_few_images_are_all_tested_in_outer_folds_by_every_strategy(

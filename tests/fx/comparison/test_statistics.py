@@ -44,8 +44,16 @@ def test_intervals_hold_the_truth(world, metric: str) -> None:
     assert found["gain covered"] >= 0.93 - error(0.93)
 
 
-@pytest.mark.parametrize("accuracies", [(0.9,) * 2, (0.9,) * 3, (0.9,) * 5])
-@pytest.mark.parametrize("draws", [(3, 3, 3, 3, 3), (3, 3, 3, 1), (3,), (1, 1)])
+@pytest.mark.parametrize(
+    ("accuracies", "draws"),
+    [
+        ((0.9,) * 2, (3, 3, 3, 3, 3)),
+        ((0.9,) * 2, (3,)),
+        ((0.9,) * 3, (3, 3, 3, 1)),
+        ((0.9,) * 3, (1, 1)),
+        ((0.9,) * 5, (3, 3)),
+    ],
+)
 def test_of_equal_strategies_the_cheapest_is_chosen_and_no_crossing_told(
     accuracies: tuple[float, ...], draws: tuple[int, ...]
 ) -> None:
