@@ -161,6 +161,7 @@ def prepare(source: ImageSource, options: Options, plan: Plan, *, begin: Begin) 
     """
     from extract.store import FeatureStore
     from finetune.settings import FinetuneSettings
+    from heads.evaluation import VERSION
 
     backbone = open_backbone(options)
     engine = open_engine(options, backbone)
@@ -186,6 +187,7 @@ def prepare(source: ImageSource, options: Options, plan: Plan, *, begin: Begin) 
         ],
         "seed": options.seed,
         "folds": folds,
+        "measures": VERSION,
         "device": engine.device.type,
     }
     directory = Run.of(options.out, f"compare-{backbone.name}", identity).directory

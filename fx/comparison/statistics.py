@@ -118,7 +118,7 @@ class Scores:
         sizes = self.tables[strategy]
         smaller = [sizes[n] for n in sorted(sizes, reverse=True) if n <= size]
         found = Mean.of(smaller, self.groups, self.folds, share=self.metric.is_share)
-        return self._covering(found, size)
+        return self._told(found, size, least=0)
 
     def gain_of(self, a: str, b: str, size: int) -> Mean:
         """How much better a strategy is than another at a size, over the draws that both have."""
@@ -132,17 +132,21 @@ class Scores:
         found = Mean.of(
             paired, self.groups, self.folds, share=self.metric.is_share, difference=True
         )
+        least = -np.inf if self.metric.needs_probabilities else -1
+        found = self._told(found, size, least)
         if found.df or self.metric.needs_probabilities:
-            return self._covering(found, size)
+            return found
         deviation = ASSUMED_DEVIATION * max(1, ASSUMED_UP_TO / size) ** 0.5
         return replace(found, assumed=2 * deviation**2, covers=ASSUMED)
 
-    def _covering(self, mean: Mean, size: int) -> Mean:
-        """Say what the interval of a mean speaks of."""
-        if not mean.df:
-            return replace(mean, covers=IMAGES)
-        seeds_alone = size == self.whole and self.folds is None and mean.df < mean.draws
-        return replace(mean, covers=SEEDS if seeds_alone else BOTH)
+    def _told(self, mean: Mean, size: int, least: float) -> Mean:
+        """Add what the interval of a mean speaks of, and what it cannot leave."""
+        covers = IMAGES
+        if mean.df:
+            seeds_alone = size == self.whole and self.folds is None and mean.df < mean.draws
+            covers = SEEDS if seeds_alone else BOTH
+        most = np.inf if self.metric.needs_probabilities else 1
+        return replace(mean, covers=covers, least=least, most=most)
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,7 @@ class Mean:
     unit_df : degrees of freedom of the quantile for the units
     assumed : variance between draws that is assumed where there are no two; 0 for none
     covers : the population that ``interval`` speaks of
+    least, most : what the mean can be
     """
 
     mean: float
@@ -181,6 +186,8 @@ class Mean:
     unit_df: float
     assumed: float = 0.0
     covers: str = ""
+    least: float = -np.inf
+    most: float = np.inf
 
     @classmethod
     def of(
@@ -260,7 +267,8 @@ class Mean:
         units, draws = self._shares(level)
         below, above = (abs(self.mean - bound) for bound in self._over_units(level))
         below, above = (max(one, np.sqrt(units * one**2 + draws)) for one in (below, above))
-        return float(self.mean - below), float(self.mean + above)
+        low, high = np.clip((self.mean - below, self.mean + above), self.least, self.most)
+        return float(low), float(high)
 
     def needed(self, level: float = LEVEL) -> tuple[int | None, int | None]:
         """Units, or else draws, with which the interval of such a mean would not reach 0.

@@ -150,6 +150,8 @@ def _run(
     stored: FeatureSet | None,
     device: torch.device,
 ) -> Run:
+    from heads.evaluation import VERSION
+
     identity = {
         **settings.identity(),
         "backbone": backbone.name,
@@ -159,6 +161,7 @@ def _run(
         # of the head that it starts from
         "features": None if stored is None else stored.digest(keys_of(used_rows(snapshot))),
         "device": device.type,
+        "measures": VERSION,
     }
     name = "scratch" if settings.from_scratch else f"finetune-{settings.unfreeze}"
     return Run.of(out, f"{name}-{backbone.name}", identity)

@@ -194,6 +194,7 @@ def _together(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _run(options: Options, choices: _Choices, stored: _Stored, audit: bool) -> Run:
+    from heads.evaluation import VERSION
     from heads.kinds import HEADS
 
     if not HEADS[choices.kind].kernels:
@@ -201,6 +202,7 @@ def _run(options: Options, choices: _Choices, stored: _Stored, audit: bool) -> R
     identity = {
         **dataclasses.asdict(choices),
         "seed": options.seed,
+        "measures": VERSION,
         # not the names of the sets, which are others once damage has been mended or garbage dropped
         "features": [one.digest(keys_of(used_rows(stored.snapshot))) for one in stored.sets],
         "snapshot": stored.snapshot.fingerprint,

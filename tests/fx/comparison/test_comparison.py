@@ -205,6 +205,14 @@ def test_of_one_draw_only_a_large_gain_is_said_to_be_one() -> None:
     assert "points, if draws differ by no more than 2.5 points) for 59.0 s more." in said
 
 
+def test_an_interval_of_an_accuracy_stays_between_0_and_1() -> None:
+    varying = {"svm": {8: [*curve({8: 0.99}, 1)[8], *curve({8: 0.7}, 1)[8]]}}
+    (one,) = estimates(scores_of(varying))
+    assert one.interval == (0, 1)
+    (gain,) = differences(scores_of(varying | {"knn": curve({8: 0.9}, 2)}))
+    assert gain.interval == (-1, 1)
+
+
 def test_two_draws_have_one_mean_and_its_interval() -> None:
     first, second = curve({100: 0.9}, 1)[100] + curve({100: 0.8}, 1)[100]
     swapped = scores_of({"logreg": {100: [first, second]}, "finetune:1": {100: [second, first]}})
