@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import time
 from collections import Counter
@@ -175,7 +176,8 @@ def _look_with(
     context = ComparisonContext(
         settled(options, backbone), Plan().epochs, None, "", "", options.out
     )
-    cost_model = CostModel(context, source, dataset_size)
+    # of one fit, however many outer folds would measure it
+    cost_model = CostModel(context, source, dataclasses.replace(dataset_size, folds=1))
     begin("trying")(1, 1)
     network = NetworkAdvice(
         backbone=backbone.name,
