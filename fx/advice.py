@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import time
 from collections import Counter
@@ -177,7 +176,7 @@ def _look_with(
         settled(options, backbone), Plan().epochs, None, "", "", options.out
     )
     # of one fit, however many outer folds would measure it
-    cost_model = CostModel(context, source, dataclasses.replace(dataset_size, folds=1))
+    cost_model = CostModel(context, source, replace(dataset_size, folds=1))
     begin("trying")(1, 1)
     network = NetworkAdvice(
         backbone=backbone.name,

@@ -15,7 +15,7 @@ from fx.output import Begin
 from fx.runs import Run
 from fx.stages.extract import fill_store
 from fx.stages.records import FinetunedModel
-from fx.stages.rows import check_labelled, keys_of, training_data, used_rows
+from fx.stages.rows import check_labelled, keys_of, needs_folds, training_data, used_rows
 
 if TYPE_CHECKING:
     import torch
@@ -102,7 +102,7 @@ def finetune_images(
         n_train=trained.n_train,
         n_validation=trained.n_validation,
         evaluation=trained.metrics,
-        notes=tuple(trained.notes),
+        notes=(*_few_tested(snapshot), *trained.notes),
         seconds=time.perf_counter() - begun,
         unfreeze=settings.unfreeze,
         from_scratch=scratch,
@@ -121,6 +121,17 @@ def finetune_images(
         run.finish(result)
         _drop_what_going_on_needs(run.directory)
     return result
+
+
+def _few_tested(snapshot: Snapshot) -> list[str]:
+    """Warn of a measurement on one split of few images, where heads are measured otherwise."""
+    if not needs_folds(snapshot):
+        return []
+    tested = len(snapshot.split("test"))
+    return [
+        f"one split of {tested} test images says little; fx compare measures heads and networks "
+        "alike, by outer folds of all images"
+    ]
 
 
 def _drop_what_going_on_needs(directory: Path) -> None:
