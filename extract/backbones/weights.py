@@ -186,7 +186,8 @@ def fit_state_dict(
     Raises
     ------
     FxError
-        If a tensor is missing, left over, or of another shape.
+        If a tensor is missing, left over, or of another shape, or the network has numbers that
+        are none (see ``check_numbers``).
     """
     own = module.state_dict()
     needed = {name: tensor for name, tensor in own.items() if not _is_counter(name)}
@@ -218,6 +219,37 @@ def fit_state_dict(
         module.load_state_dict(own)
     except RuntimeError as error:
         raise FxError(f"the tensors of {source} cannot be loaded ({one_line(error)})") from error
+    check_numbers(module, source=source)
+
+
+def check_numbers(module: nn.Module, *, source: str) -> None:
+    """Refuse a network whose numbers a training that diverged has left.
+
+    Engines differ in what they make of such: OpenVINO's kernels turn a NaN into a plausible 0.
+
+    Parameters
+    ----------
+    module : nn.Module, with the weights loaded, and so in the dtype that it computes in
+    source : str, names the file in errors
+
+    Raises
+    ------
+    FxError
+        If a weight or a buffer is NaN or infinite, or a running variance negative.
+    """
+    broken = {}
+    for name, tensor in module.state_dict().items():
+        if count := int(tensor.isfinite().logical_not().sum()):
+            broken[name] = f"{count:,} of {tensor.numel():,} numbers NaN or infinite"
+        elif name.endswith("running_var") and (count := int((tensor < 0).sum())):
+            broken[name] = f"{count:,} of {tensor.numel():,} variances negative"
+    if broken:
+        name, what = next(iter(broken.items()))
+        more = f" (and {len(broken) - 1:,} more tensors are broken)" if len(broken) > 1 else ""
+        raise FxError(
+            f"the network in {source} is broken: {name} has {what}{more}; its training diverged: "
+            "take weights from before that"
+        )
 
 
 def weights_hash(module: nn.Module) -> str:

@@ -67,7 +67,7 @@ def differences(scores: Scores) -> list[Difference]:
 def _covers(mean: Mean) -> str:
     if mean.known:
         return mean.covers
-    return f"nothing: {mean.units} groups of test images; an interval takes {FEWEST_GROUPS}"
+    return f"no interval: {mean.units} groups of test images, and {FEWEST_GROUPS} are needed"
 
 
 @dataclass(frozen=True)
@@ -206,10 +206,10 @@ def _no_better_than_majority(
 def _figures(scores: Scores, strategy: str, size: int, seconds: float) -> str:
     one = scores.mean_of(strategy, size)
     bounds = one.interval()
-    between = "" if bounds is None else f" ({bounds[0]:.3f} to {bounds[1]:.3f})"
+    sure = "" if bounds is None else f"{bounds[0]:.3f} to {bounds[1]:.3f} with "
     return (
-        f"{strategy}: {scores.metric.label} {one.mean:.3f}{between} after {size:,} training "
-        f"images, in {_duration(seconds)}; for {_covers(one)}."
+        f"{strategy}: {scores.metric.label} {one.mean:.3f} after {size:,} training images, in "
+        f"{_duration(seconds)} ({sure}{_covers(one)})."
     )
 
 

@@ -176,8 +176,10 @@ SECONDS = {"logreg": 1.0, "finetune:1": 60.0}
 def test_the_cheapest_is_recommended_that_none_is_shown_to_beat() -> None:
     near = {"logreg": curve({100: 0.90}), "finetune:1": curve({100: 0.905}, first=50)}
     said = said_of(near, SECONDS)
-    assert said.startswith("Use logreg: nothing is shown to be better. logreg: accuracy 0.900 (0.")
-    assert "for other training images, seeds and test images." in said
+    assert said.startswith(
+        "Use logreg: nothing is shown to be better. logreg: accuracy 0.900 after"
+    )
+    assert "with other training images, seeds and test images)." in said
     assert "finetune:1 gains +0.5 points (at most +" in said
     assert "for 59.0 s more, which is not shown: a gain of +" in said
     assert "or this one with about " in said
@@ -190,7 +192,7 @@ def test_the_cheapest_is_recommended_that_none_is_shown_to_beat() -> None:
     assert said.startswith("Fine-tune the last block. finetune:1")
     assert "Over logreg it gains +10.5 points (at least +" in said
     alone = said_of({"svm": curve({100: 0.8})}, {"svm": 2.0})
-    assert "after 100 training images, in 2.0 s; for " in alone
+    assert "after 100 training images, in 2.0 s (0.7" in alone
 
 
 def test_of_one_draw_only_a_large_gain_is_said_to_be_one() -> None:
@@ -198,7 +200,7 @@ def test_of_one_draw_only_a_large_gain_is_said_to_be_one() -> None:
     said = said_of(near, SECONDS)
     assert said.startswith("Use logreg: nothing is shown to be better.")
     assert "with draws taken to differ by 2.5 points; `--seeds 3` measures by how much" in said
-    assert "for other test images; not other training images or seeds" in said
+    assert "with other test images; not other training images or seeds)" in said
     far = {"logreg": curve({500: 0.80}, 1), "finetune:1": curve({500: 0.93}, 1)}
     said = said_of(far, SECONDS)
     assert said.startswith("Fine-tune the last block.")
@@ -228,7 +230,7 @@ def test_of_few_groups_nothing_is_said_of_other_images() -> None:
     right = {"logreg": curve({100: 0.80}), "finetune:1": curve({100: 0.905})}
     few = said_of(right, SECONDS, groups=np.arange(1000) // 100)
     assert few.startswith("Use logreg: nothing is shown to be better. logreg: accuracy 0.800 after")
-    assert "10 groups of test images; an interval takes 20" in few
+    assert "(no interval: 10 groups of test images, and 20 are needed)" in few
     assert "cannot be said of 10 groups (20 are needed)" in few
     many = said_of(right, SECONDS, groups=np.arange(1000) // 10)
     assert many.startswith("Fine-tune the last block.")
