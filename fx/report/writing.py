@@ -186,11 +186,13 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _what_bands_cover(comparison: Comparison) -> str:
+    """What the intervals allow for; empty where there are none."""
     sizes: dict[str, set[int]] = {}
     for one in comparison.estimates:
-        sizes.setdefault(one.covers, set()).add(one.n_train)
+        if one.interval is not None:
+            sizes.setdefault(one.covers, set()).add(one.n_train)
     if len(sizes) <= 1:
-        return f"for {next(iter(sizes), 'chance')}"
+        return "".join(f"for {covers}" for covers in sizes)
     return "; ".join(
         f"at {', '.join(f'{n:,}' for n in sorted(found))} images for {covers}"
         for covers, found in sorted(sizes.items(), key=lambda item: min(item[1]))
