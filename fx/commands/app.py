@@ -21,12 +21,12 @@ from fx.commands.arguments import FEATURES, RUNS
 from fx.commands.backbones import backbones
 from fx.commands.command import Command, with_options
 from fx.commands.compare import Compare, compare
-from fx.commands.demo import demo
+from fx.commands.demo import demo, sample
 from fx.commands.extract import extract
 from fx.commands.finetune import finetune
 from fx.commands.fit_head import FitHead, fit_head
 from fx.commands.predict import predict
-from fx.commands.sample import sample
+from fx.commands.runs import runs
 from fx.commands.store import store_app
 from fx.interruption import Interrupted, received, result_follows
 from fx.output import all_of_it, printable, to_json
@@ -66,6 +66,7 @@ for function, kind, example in (
     ),
     (advise, Command, "Example: fx advise data"),
     (predict, Command, "Example: fx predict runs/svm-resnet50-1a2b3c4d new-images"),
+    (runs, Command, "Example: fx runs"),
 ):
     app.command(cls=kind, epilog=example)(function)
 app.add_typer(store_app, name="store")

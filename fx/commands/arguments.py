@@ -106,6 +106,9 @@ SnapshotName = Annotated[
         "--snapshot", help="State of the images: labels and splits. [default: the last one]"
     ),
 ]
+PerClass = Annotated[
+    bool, typer.Option("--per-class", help="Print precision and recall of each class.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Random seed; never changes the test split.")]
 SplitSeed = Annotated[
     int, typer.Option(min=0, help="Random seed of the test split, where none is given.")

@@ -1,4 +1,4 @@
-"""``fx demo``: the whole pipeline on an embedded data set, as commands that a reader can type."""
+"""``fx sample`` writes a data set; ``fx demo`` runs all stages on one, as commands to type."""
 
 from __future__ import annotations
 
@@ -11,11 +11,33 @@ from typing import Annotated, Any
 
 import typer
 
-from fx.commands.arguments import RUNS, Debug, Json
+from fx.commands.arguments import DATA, RUNS, Debug, Json
 from fx.commands.printing import show
+from fx.output import progress_bars
 
 # Digits of 8×8 pixels gain nothing from 224 of the network's, and take five times as long.
 SIZE = 96
+
+
+def sample(
+    name: Annotated[
+        str, typer.Argument(help="digits, which needs no network; or cifar10, pets, ….")
+    ],
+    directory: Annotated[Path, typer.Argument(help="Folder to write to.")] = DATA,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a sample data set as class folders."""
+    from fx.stages.samples import write_sample
+
+    with progress_bars(quiet=json_) as begin:
+        written = write_sample(name, directory, begin=begin)
+    classes = len(written.classes)
+    show(
+        written,
+        json_,
+        lambda: print(f"{written.images} images of {classes} classes in {written.path}"),
+    )
 
 
 def demo(

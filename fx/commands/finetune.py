@@ -23,6 +23,7 @@ from fx.commands.arguments import (
     LogTo,
     MaxImageMB,
     Out,
+    PerClass,
     Precision,
     Seed,
     Size,
@@ -135,6 +136,7 @@ def finetune(
     seed: Seed = 0,
     out: Out = RUNS,
     fresh: Fresh = False,
+    per_class: PerClass = False,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -171,10 +173,10 @@ def finetune(
             begin=begin,
             **settings,
         )
-    show(result, json_, lambda: _print(result))
+    show(result, json_, lambda: _print(result, per_class))
 
 
-def _print(result: FinetunedModel) -> None:
+def _print(result: FinetunedModel, per_class: bool) -> None:
     what = "trained from scratch" if result.from_scratch else f"unfreeze {result.unfreeze}"
     chosen = result.best_epoch
     kept = f"epoch {chosen} kept" if chosen else "the head it began as is kept"
@@ -182,7 +184,7 @@ def _print(result: FinetunedModel) -> None:
         f"{result.trainable_parameters:,} parameters trained for {result.epochs} epochs: {kept}",
         f"what is kept was fitted on {result.n_fitted:,} images",
     ]
-    print_measured(result, f"{result.backbone}, {what}", details)
+    print_measured(result, f"{result.backbone}, {what}", details, per_class)
     print(f"saved in {result.path}")
 
 

@@ -17,6 +17,7 @@ from fx.commands.arguments import (
     Fresh,
     Json,
     Out,
+    PerClass,
     Seed,
     Size,
     SnapshotName,
@@ -86,6 +87,7 @@ def fit_head(
     seed: Seed = 0,
     out: Out = RUNS,
     fresh: Fresh = False,
+    per_class: PerClass = False,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -110,11 +112,12 @@ def fit_head(
             audit=audit,
             begin=begin,
         )
-    show(result, json_, lambda: _print(result))
+    show(result, json_, lambda: _print(result, per_class))
 
 
-def _print(result: HeadResult) -> None:
-    print_measured(result, f"{result.kind} on {result.backbone}", [_chosen(result)])
+def _print(result: HeadResult, per_class: bool) -> None:
+    what = f"{result.kind} on {result.backbone}"
+    print_measured(result, what, [_chosen(result)], per_class)
     if result.audit:
         _print_doubtful(result.audit)
     print(f"saved in {result.path}")

@@ -55,7 +55,9 @@ def print_some(what: str, lines: Sequence[str]) -> None:
             print(f"  and {len(lines) - SHOWN:,} more (--json lists all)")
 
 
-def print_measured(result: MeasuredModel, what: str, details: Sequence[str]) -> None:
+def print_measured(
+    result: MeasuredModel, what: str, details: Sequence[str], per_class: bool = False
+) -> None:
     """Print how a head or a network did on rows that chose nothing.
 
     Parameters
@@ -63,6 +65,7 @@ def print_measured(result: MeasuredModel, what: str, details: Sequence[str]) -> 
     result : of a stage
     what : was fitted
     details : lines of this stage alone
+    per_class : whether precision and recall of each class are printed
     """
     measured = result.evaluation
     _print_accuracy(measured, what)
@@ -70,18 +73,18 @@ def print_measured(result: MeasuredModel, what: str, details: Sequence[str]) -> 
     if measured.measured_by != "test rows":
         rows = f"in {measured.measured_by} of the {result.n_train:,} images that it is fitted on"
     print(f"{rows}; {result.seconds:.1f} s")
-    also = [f"always the commonest class: {measured.majority:.3f}"]
-    also += [f"balanced {measured['balanced_accuracy']:.3f}"]
+    print(f"(always naming the commonest class would be right for {measured.majority:.3f} of them)")
+    also = [f"balanced accuracy {measured['balanced_accuracy']:.3f}"]
     also += [] if math.isnan(measured["top5"]) else [f"top 5 {measured['top5']:.3f}"]
-    print("; ".join(also))
-    print(
-        f"macro F1 {measured['macro_f1']:.3f}, log loss {measured['log_loss']:.3f}, "
-        f"calibration error {measured['ece']:.3f}"
-    )
+    print(", ".join([*also, f"macro F1 {measured['macro_f1']:.3f}"]))
+    print(f"log loss {measured['log_loss']:.3f}, calibration error {measured['ece']:.3f}")
     for line in details:
         print(line)
     for note in result.notes:
         print_wrapped(with_options(f"note: {note}"))
+    if per_class:
+        classes = [[one.name, one.precision, one.recall, one.n_test] for one in measured.per_class]
+        print_table(["class", "precision", "recall", "images"], classes)
     predicted = sum(map(sum, measured.confusion))
     if predicted > measured.n_test:
         print(f"{predicted:,} predictions, {predicted // measured.n_test} of each image:")

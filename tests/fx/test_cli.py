@@ -394,6 +394,29 @@ def test_the_terminal_output_fits_80_columns(here: Path, fx: Fx) -> None:
         assert max(len(line.rstrip()) for line in said.out.splitlines()) <= 80, said.out
 
 
+def test_finished_runs_are_listed_the_newest_first(here: Path, fx: Fx) -> None:
+    write_splits(here / "data", per_class=10)
+    assert "no folder runs" in one_line(fx("runs"))
+    assert fx("extract", "--size", "32").status == 0
+    head = json.loads(fx("fit-head", "centroid", "--json").out)
+    compared = json.loads(
+        fx("compare", "--sizes", "8", "--seeds", 1, "--strategies", "centroid,knn", "--json").out
+    )
+    (here / "runs" / "damaged").mkdir()
+    (here / "runs" / "damaged" / "result.json").write_text("{")
+    first, second = json.loads(fx("runs", "--json").out)["runs"]
+    assert (first["what"], second["what"]) == ("comparison", "head")
+    assert Path(compared["report"]).parent == Path(first["path"])
+    assert first["recommended"] == compared["recommended"]
+    for name in ("path", "accuracy", "log_loss", "n_train"):
+        assert second[name] == head[name]
+    told = fx("runs").out
+    assert told.index(Path(first["path"]).name) < told.index(Path(second["path"]).name)
+    assert max(map(len, told.splitlines())) <= 80
+    by_class = fx("fit-head", "centroid", "--per-class").out
+    assert by_class.index("precision") < by_class.index("recall") < by_class.index("true")
+
+
 def test_a_sample_is_not_written_over_other_files(here: Path, fx: Fx) -> None:
     (here / "data").mkdir()
     (here / "data" / "mine.txt").write_text("precious")

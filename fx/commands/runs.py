@@ -1,0 +1,98 @@
+"""``fx runs``: what was fitted, fine-tuned and compared here, the newest first."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from extract.errors import FxError
+from fx.commands.arguments import RUNS, Debug, Json
+from fx.commands.printing import show
+from fx.output import print_table
+from fx.records import Record
+
+
+class FinishedRun(Record, frozen=True):
+    """A head, a network or a comparison that was finished.
+
+    Attributes
+    ----------
+    path : its folder
+    finished : when, in local time
+    what : "head", "network" or "comparison"
+    accuracy, log_loss : on rows that chose nothing; of a comparison those of what it recommends
+    n_train : images that it was fitted on
+    recommended : of a comparison
+    """
+
+    path: str
+    finished: str
+    what: str
+    accuracy: float | None
+    log_loss: float | None
+    n_train: int | None
+    recommended: str | None
+
+
+def runs(
+    out: Annotated[Path, typer.Argument(help="Folder that the runs are in.")] = RUNS,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List what was finished, the newest first."""
+    if not out.is_dir():
+        raise FxError(f"no folder {out}; give the one that `out` named")
+    found = find_runs(out)
+    show({"runs": found}, json_, lambda: _print(found, out))
+
+
+def find_runs(out: Path) -> list[FinishedRun]:
+    """Read the results of all runs in a folder; one that cannot be read is passed over."""
+    from fx.runs import RESULT
+
+    results = sorted(out.glob(f"*/{RESULT}"), key=lambda path: -path.stat().st_mtime)
+    return [run for path in results if (run := _read(path)) is not None]
+
+
+def _read(path: Path) -> FinishedRun | None:
+    from extract.files import read_record
+
+    try:
+        record = read_record(path, dict[str, Any])
+        return _finished(path, record)
+    except (FxError, OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _finished(path: Path, record: dict[str, Any]) -> FinishedRun:
+    measured = record
+    if "recommended" in record:
+        largest = max(one["n_train"] for one in record["results"])
+        measured = next(
+            one
+            for one in record["results"]
+            if (one["strategy"], one["n_train"]) == (record["recommended"], largest)
+        )
+    names = {"recommended": "comparison", "head": "head", "unfreeze": "network"}
+    (what,) = [kind for name, kind in names.items() if name in record]
+    when = datetime.datetime.fromtimestamp(path.stat().st_mtime)
+    return FinishedRun(
+        path=str(path.parent),
+        finished=when.isoformat(sep=" ", timespec="seconds"),
+        what=what,
+        accuracy=measured["accuracy"],
+        log_loss=measured["log_loss"],
+        n_train=measured["n_train"],
+        recommended=record.get("recommended"),
+    )
+
+
+def _print(found: list[FinishedRun], out: Path) -> None:
+    if not found:
+        print(f"nothing is finished in {out}")
+        return
+    rows = [[one.finished[:16], Path(one.path).name, one.n_train, one.accuracy] for one in found]
+    print_table(["finished", "run", "images", "accuracy"], rows)
