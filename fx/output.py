@@ -210,7 +210,7 @@ def _bar(description: str) -> Iterator[Progress]:
     class RateColumn(rich_progress.ProgressColumn):
         def render(self, task: rich_progress.Task) -> Text:
             speed = task.finished_speed or task.speed
-            return Text("" if speed is None else f"{speed:,.1f}/s")
+            return Text(_rate(speed) if speed else "")
 
     columns = (
         rich_progress.TextColumn(escape(printable(description))),
@@ -243,8 +243,8 @@ class _Lines:
         if now - self._last >= _SECONDS_BETWEEN_LINES and done < total:
             self._last = now
             rate = (done - self._first) / (now - self._start)
-            left = f", {_rough_duration((total - done) / rate)} left" if rate > 0 else ""
-            self._print(f"{done:,} of {total:,}, {rate:,.1f}/s{left}")
+            known = f", {_rate(rate)}, {_rough_duration((total - done) / rate)} left"
+            self._print(f"{done:,} of {total:,}{known if rate > 0 else ''}")
 
     def finish(self) -> None:
         seconds = time.monotonic() - self._start
@@ -253,6 +253,11 @@ class _Lines:
 
     def _print(self, line: str) -> None:
         print(f"{self._description}: {line}", file=self._file, flush=True)
+
+
+def _rate(speed: float) -> str:
+    """How many a second, or, of less than one, how many seconds each."""
+    return f"{speed:,.1f}/s" if speed >= 1 else f"{1 / speed:,.1f} s each"
 
 
 def _rough_duration(seconds: float) -> str:

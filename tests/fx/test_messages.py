@@ -1,6 +1,7 @@
 """The library names parameters; the command that runs names its own options in their place."""
 
 import ast
+import io
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from conftest import Said
 
 from extract.errors import FxError
 from fx.commands.app import app
+from fx.output import _Lines
 
 Fx = Callable[..., Said]
 ROOT = Path(__file__).parents[2]
@@ -90,3 +92,20 @@ def test_the_library_names_no_option_but_parameters_that_a_command_has(package: 
                 assert name in known, (file, text)
                 found += 1
     assert found
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(5, "10 of 100, 2.0/s, 45 s left"), (40, "10 of 100, 4.0 s each, 6 min 0 s left")],
+)
+def test_progress_is_told_as_a_rate_or_as_seconds_each(
+    seconds: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 0.0, float(seconds), float(seconds)])
+    monkeypatch.setattr("fx.output.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("fx.output._SECONDS_BETWEEN_LINES", 1.0)
+    file = io.StringIO()
+    lines = _Lines("training", file)
+    lines.progress(0, 100)
+    lines.progress(10, 100)
+    assert file.getvalue() == f"training: {said}\n"
