@@ -67,6 +67,7 @@ class ExtractResult(msgspec.Struct, frozen=True, kw_only=True):
     failed, duplicates, leaks : records, one an image
     leaks_not_sought : which leaks were not looked for; empty where all were
     conflicts : paths of images whose bytes have several labels
+    passed_over : how many files, folders and table rows are no labelled images, by kind
     splits : rows per split and class
     dim : length of a vector, of the first layer
     crops : squares of each image that a vector is the mean of
@@ -88,6 +89,7 @@ class ExtractResult(msgspec.Struct, frozen=True, kw_only=True):
     conflicts: list[str]
     leaks: list[Leak]
     leaks_not_sought: str
+    passed_over: dict[str, int]
     splits: dict[str, dict[str, int]]
     dim: int
     crops: int
@@ -129,8 +131,9 @@ def extract(
     Raises
     ------
     FxError
-        If another process writes to the store, a parameter has an impossible value, or features do
-        not fit the dtype.
+        If another process writes to the store, a parameter has an impossible value, features do
+        not fit the dtype, or nothing is left of a class: then there is no snapshot, and what was
+        computed is kept.
     """
     begun = time.perf_counter()
     taken_ns = time.time_ns()
@@ -163,6 +166,7 @@ def extract(
         conflicts=taken.conflicts(),
         leaks=leaks,
         leaks_not_sought=leaks_not_sought(taken, first),
+        passed_over=dict(source.passed_over),
         splits=taken.counts(),
         dim=first.dim,
         crops=crops,
@@ -282,9 +286,25 @@ def _keep_snapshot(
     name: str | None,
 ) -> Snapshot:
     root = str(source.root.resolve())
-    snapshot = Snapshot(root, assign_splits(rows, split_seed), split_seed, taken_ns, name or "")
+    assigned = assign_splits(rows, split_seed)
+    _check_classes(source, assigned)
+    snapshot = Snapshot(root, assigned, split_seed, taken_ns, name or "")
     store.write_snapshot(snapshot.name, snapshot.to_parquet(), taken_ns)
     return snapshot
+
+
+def _check_classes(source: ImageSource, rows: Sequence[ImageRow]) -> None:
+    """Refuse a class of which no image can be used: it would be missed by nobody."""
+    kept = {row.label for row in rows if row.split}
+    lost = [(row.label, row.path, row.note) for row in rows if row.label not in {None, *kept}]
+    first = {label: (path, note) for label, path, note in [*source.lost, *reversed(lost)]}
+    if first:
+        label, (path, reason) = min(first.items(), key=lambda one: str(one[0]))
+        others = f" and {len(first) - 1:,} more" if len(first) > 1 else ""
+        raise FxError(
+            f"nothing is left of class {label!r}{others}: {path!r}: {reason}; "
+            "mend its images, or take it away"
+        )
 
 
 def _fill(

@@ -17,7 +17,8 @@ What a file may take
     takes up to six times those bytes; measured at 40 million pixels, in bytes a pixel: 4 for plain
     RGB (PNG, BMP, uncompressed TIFF, JPEG), 8 for what must be converted or turned (palettes, grey,
     CMYK, transparency, 16 bits, floats, EXIF orientation), 6 more for a JPEG in several scans, 1 to
-    8 more for a TIFF's strip, 18 for WebP.
+    8 more for a TIFF's strip, 18 for WebP; below 10 for AVIF and HEIC, and below 16 for a PPM whose
+    samples must be scaled.
 """
 
 import io
@@ -39,7 +40,13 @@ from extract.images.decoding_memory import memory_for
 from extract.images.entries import MAX_IMAGE_MB
 from extract.images.preprocessing import Preprocessing
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+# Pillow's own; an MPO is a JPEG with more images behind it
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF")
+_NO_IMAGE = (
+    "not a JPEG, PNG, WebP, BMP, TIFF, GIF, PPM, AVIF or HEIC image, or its header is damaged"
+)
+# kinds of an ISO media file that hold HEVC images; the last two hold AVIF images as well
+_HEIC = (*(b"heic heix heim heis hevc hevx hevm hevs".split()), b"mif1", b"msf1")
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -70,6 +77,13 @@ class UnreadableImage(Exception):
     """
 
 
+class HeicUnread(UnreadableImage):
+    """A HEIC image, where pillow-heif is not installed."""
+
+    def __init__(self) -> None:
+        super().__init__("a HEIC image, which takes pillow-heif: pip install 'fx-images[heif]'")
+
+
 def decode(
     data: bytes, *, at_least: int | None = None, max_image_mb: int = MAX_IMAGE_MB
 ) -> Image.Image:
@@ -78,7 +92,8 @@ def decode(
     Parameters
     ----------
     data : bytes
-        A whole JPEG, PNG, WebP, BMP, TIFF or GIF file.
+        A whole JPEG, PNG, WebP, BMP, TIFF, GIF, PPM (PGM, PBM) or AVIF file, or a HEIC file where
+        pillow-heif is installed.
     at_least : int, pixels, or None
         If given, a JPEG comes out at an eighth, a quarter or half of its size, where that goes
         without a remainder and leaves both sides at least so many pixels: quicker for large
@@ -155,6 +170,21 @@ def image_size(path: Path) -> tuple[int, int]:
     """
     with open_regular(path, 2**63) as (file, _), _pillow():
         return _opened(file).size
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file has the header of an image, whatever its name; not where it cannot be opened.
+
+    A HEIC file has, also where it takes a package that is not there.
+    """
+    try:
+        with open_regular(path, 2**63) as (file, _), _pillow():
+            _opened(file)
+    except HeicUnread:
+        return True
+    except (OSError, UnreadableImage):
+        return False
+    return True
 
 
 def _decoded(
@@ -244,8 +274,10 @@ def _bytes_taken(
 ) -> int:
     """Bytes at the peak of decoding and scaling, from the header; `encoded` is in pixels."""
     pixels = image.width * image.height
-    if image.format == "WEBP":
+    if image.format in ("WEBP", "AVIF", "HEIF"):
         return 18 * pixels
+    if image.format == "PPM":
+        return 16 * pixels
     if image.format == "TIFF":
         turned = _orientation(image) in _UPRIGHT
     else:  # a PNG that may be is counted as turned
@@ -342,12 +374,25 @@ def _opened(file: BinaryIO) -> ImageFile.ImageFile:
     if not start:
         raise UnreadableImage("empty file")
     Image.init()
-    for factory, accept in map(Image.OPEN.__getitem__, FORMATS):
+    # none of AVIF where Pillow was built without it
+    for factory, accept in (Image.OPEN[name] for name in FORMATS if name in Image.OPEN):
         if accept is not None and accept(start) is True:
             file.seek(0)
             with suppress(SyntaxError, IndexError, TypeError, struct.error):
                 return factory(file, "")
-    raise UnreadableImage("not a JPEG, PNG, WebP, BMP, TIFF or GIF image, or its header is damaged")
+    if start[4:8] == b"ftyp" and start[8:12] in _HEIC:
+        file.seek(0)
+        return _opened_heic(file)
+    raise UnreadableImage(_NO_IMAGE)
+
+
+def _opened_heic(file: BinaryIO) -> ImageFile.ImageFile:
+    try:
+        import pillow_heif
+    except ImportError:
+        raise HeicUnread from None
+    factory: Any = pillow_heif.HeifImageFile
+    return cast(ImageFile.ImageFile, factory(file, ""))
 
 
 def _reason(error: Exception) -> str:

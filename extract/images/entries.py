@@ -60,6 +60,12 @@ class ImageSource:
         What might have been images and cannot be opened, sorted.
     max_image_mb : int
         Larger images are not decoded; see ``extract.decode``.
+    passed_over : tuple of (kind, count)
+        What was there besides and is no labelled image, the commonest kind first: files by their
+        suffixes, hidden ones, folders of the system, class folders without images, images or rows
+        without a label where others have one.
+    lost : tuple of (label, path, reason)
+        Classes of which nothing is among the entries, sorted, with one of their files each.
     """
 
     root: Path
@@ -67,6 +73,8 @@ class ImageSource:
     entries: tuple[ImageEntry, ...]
     skipped: tuple[tuple[str, str], ...]
     max_image_mb: int = MAX_IMAGE_MB
+    passed_over: tuple[tuple[str, int], ...] = ()
+    lost: tuple[tuple[str, str, str], ...] = ()
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -1,23 +1,41 @@
-"""Which images there are, with their labels, splits and groups; no image is opened.
+"""Which images there are, with their labels, splits and groups; what else there is, is counted.
 
-The entries of a source depend on the names of files and folders, or on a table, and on nothing
-else: not on the order in which a disk lists them.
+The entries of a source depend on the names of files and folders, or on a table, not on the order
+in which a disk lists them. Files are opened only where their names do not say what they are.
 """
+
+from __future__ import annotations
 
 import difflib
 import os
+import re
 import stat
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from extract.errors import FxError, NoImages
+from extract.images.decoding import is_image
 from extract.images.entries import MAX_IMAGE_MB, SPLIT_NAMES, ImageEntry, ImageSource, shown
 from extract.images.tables import from_table
 
-SUFFIXES = frozenset(["jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "tif", "tiff", "gif"])
+_READ = "jpg jpeg jpe jfif mpo png webp bmp tif tiff gif ppm pgm pbm pnm avif heic heif hif"
+# of images and films that are not read: a class of which there is nothing else is lost
+_UNREAD = (
+    "jp2 j2k jxl jxr psd xcf tga svg ico eps exr hdr pcx dcm nii dng cr2 cr3 nef arw orf raf rw2 "
+    "npy npz mat mp4 mov avi mkv webm mpg"
+)
+# of disk stations, archives and systems, in lower case; thumbnails lie in some of them
+_OF_THE_SYSTEM = (
+    "__macosx/__pycache__/@eadir/@tmp/@recycle/@recently-snapshot/#recycle/#snapshot/$recycle.bin/"
+    "system volume information/lost+found"
+)
+SUFFIXES, UNREAD_SUFFIXES = frozenset(_READ.split()), frozenset(_UNREAD.split())
+SYSTEM_FOLDERS = frozenset(_OF_THE_SYSTEM.split("/"))
+_MOST_KINDS = 20  # of files, told one by one
 
 _TABLES = (".csv", ".parquet")
 _LAYOUTS = (
@@ -40,8 +58,9 @@ def find_images(images: str | Path, *, max_image_mb: int = MAX_IMAGE_MB) -> Imag
         group; empty cells say nothing. Or a folder of images without labels, or one image.
 
         Of folders, those files are listed whose names end like an image's (`SUFFIXES`, in either
-        case). What begins with a dot, and ``__MACOSX``, is passed over. Links are followed; a
-        folder that lies in itself is not entered again.
+        case), and of the others those that begin like one. What begins with a dot, and folders
+        such as ``__MACOSX`` and ``@eaDir``, are passed over. Links are followed; a folder that
+        lies in itself is not entered again.
     max_image_mb : int, of 2**20 bytes
         Images that would take more as 8-bit RGB are not decoded; see ``extract.images.decoding``.
 
@@ -69,35 +88,104 @@ def _listed(path: Path) -> ImageSource:
         return _from_folder(path)
     if stat.S_ISREG(mode) and path.suffix.lower() in _TABLES:
         return from_table(path)
-    if stat.S_ISREG(mode) and _named_like_image(path.name):
+    if stat.S_ISREG(mode) and (_named_like_image(path.name) or is_image(path)):
         entry = ImageEntry(path.name, None, None, None)
         return ImageSource(path.parent.absolute(), "unlabelled", (entry,), ())
     raise FxError(f"{shown(path)} is neither a folder nor an image nor a table; {_LAYOUTS}")
 
 
 def _from_folder(root: Path) -> ImageSource:
-    skipped: list[tuple[str, str]] = []
-    paths = sorted(_walk(root, skipped))
-    skipped.sort()
+    found = _walk(root)
+    paths, skipped = sorted(found.images), sorted(found.skipped)
     if not paths:
-        raise NoImages(_no_images_below(root, skipped), root)
+        raise NoImages(_no_images_below(root, skipped, found.others), root)
     folders = {path.split("/", 1)[0] for path in paths if "/" in path}
     kind: Literal["classes", "splits", "unlabelled"] = "classes" if folders else "unlabelled"
     names = {folder.lower() for folder in folders}
     if "train" in names and names <= SPLIT_NAMES.keys():
         kind = "splits"
     entries = tuple(_entry_in_folder(path, kind == "splits") for path in paths)
-    return ImageSource(root.absolute(), kind, entries, tuple(skipped))
+    return ImageSource(
+        root.absolute(),
+        kind,
+        entries,
+        tuple(skipped),
+        passed_over=_passed_over(found, entries, 2 if kind == "splits" else 1),
+        lost=() if kind == "unlabelled" else _lost_classes(found, entries, kind == "splits"),
+    )
 
 
 def _entry_in_folder(path: str, has_splits: bool) -> ImageEntry:
     *folders, _ = path.split("/")
-    split = SPLIT_NAMES[folders.pop(0).lower()] if has_splits and folders else None
+    split = SPLIT_NAMES.get(folders.pop(0).lower()) if has_splits and folders else None
     return ImageEntry(path, folders[0] if folders else None, split, None)
 
 
-def _walk(root: Path, skipped: list[tuple[str, str]]) -> Iterator[str]:
-    """Yield the paths of images below a folder; add what cannot be opened to `skipped`."""
+def _passed_over(
+    found: _Found, entries: Iterable[ImageEntry], depth: int
+) -> tuple[tuple[str, int], ...]:
+    """Count what is no labelled image, by kind; class folders lie so many folders deep."""
+    counts = Counter(map(_kind_of_file, found.others))
+    rest = sum(count for _, count in counts.most_common()[_MOST_KINDS:])
+    counts = Counter(dict(counts.most_common(_MOST_KINDS))) + Counter({"of other kinds": rest})
+    counts["hidden"], counts["folders of the system"] = found.hidden, found.of_the_system
+    filled = {"/".join(e.path.split("/")[:n]) for e in entries for n in range(1, depth + 1)}
+    empty = {one for one in found.folders if one.count("/") < depth} - filled
+    counts["folders without images"] = len(empty)
+    if any(entry.label is not None for entry in entries):
+        counts["images without a label"] = sum(entry.label is None for entry in entries)
+    return tuple((+counts).most_common())
+
+
+def _kind_of_file(path: str) -> str:
+    suffix = re.fullmatch(r".+\.(\w{1,10})", path.rpartition("/")[2], re.ASCII)
+    return f".{suffix[1].lower()}" if suffix else "without a suffix"
+
+
+def _lost_classes(
+    found: _Found, entries: Iterable[ImageEntry], has_splits: bool
+) -> tuple[tuple[str, str, str], ...]:
+    """Find classes that there are files of, and no image that could be opened."""
+    kept = {entry.label for entry in entries}
+    lost: dict[str, tuple[str, str]] = {}
+    unread = [
+        (path, f"{kind} files are not read")
+        for path in found.others
+        if (kind := _kind_of_file(path))[1:] in UNREAD_SUFFIXES
+    ]
+    for path, reason in sorted(found.skipped) + sorted(unread):
+        # what cannot be opened may be the class folder itself
+        inside = f"{path}/" if reason.startswith("folder") else path
+        label = _entry_in_folder(inside, has_splits).label
+        if label is not None and label not in kept:
+            lost.setdefault(label, (path, reason))
+    return tuple((label, *one) for label, one in sorted(lost.items()))
+
+
+@dataclass
+class _Found:
+    """What lies below a folder; paths are relative to it.
+
+    Attributes
+    ----------
+    images : paths of files that are named, or begin, like images
+    others : paths of other files
+    folders : paths of all folders that were entered
+    skipped : what cannot be opened, with the reason
+    hidden, of_the_system : how many files and folders were passed over for their names
+    """
+
+    images: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    hidden: int = 0
+    of_the_system: int = 0
+
+
+def _walk(root: Path) -> _Found:
+    """Find what lies below a folder."""
+    found = _Found()
     # no recursion: folders may be nested deeper than Python's calls
     waiting = [(os.fspath(root), "", frozenset([_identity(os.fspath(root))]))]
     while waiting:
@@ -108,29 +196,37 @@ def _walk(root: Path, skipped: list[tuple[str, str]]) -> Iterator[str]:
         except OSError as error:
             if not prefix:
                 raise FxError(f"{shown(root)} cannot be read: {error.strerror}") from error
-            skipped.append((prefix[:-1], f"folder cannot be read: {error.strerror}"))
+            found.skipped.append((prefix[:-1], f"folder cannot be read: {error.strerror}"))
             continue
         for child in children:
-            if child.name.startswith(".") or child.name == "__MACOSX":
-                continue
             path = prefix + child.name
+            if child.name.startswith("."):
+                found.hidden += 1
+                continue
             try:
                 if child.is_dir():
+                    if child.name.lower() in SYSTEM_FOLDERS:
+                        found.of_the_system += 1
+                        continue
                     # by device and inode on the way down: two links to a folder are no circle
                     identity = _identity(child.path)
                     if identity in above:
-                        skipped.append((path, "link to a folder that it lies in"))
+                        found.skipped.append((path, "link to a folder that it lies in"))
                     else:
+                        found.folders.append(path)
                         waiting.append((child.path, path + "/", above | {identity}))
                 elif child.is_file():
-                    if _named_like_image(child.name):
-                        yield path
+                    named = _named_like_image(child.name) or is_image(Path(child.path))
+                    (found.images if named else found.others).append(path)
                 elif child.is_symlink() and not Path(child.path).exists():
-                    skipped.append((path, "link to nothing"))
+                    found.skipped.append((path, "link to nothing"))
                 elif _named_like_image(child.name):
-                    skipped.append((path, "not a regular file"))
+                    found.skipped.append((path, "not a regular file"))
+                else:
+                    found.others.append(path)
             except OSError as error:
-                skipped.append((path, f"cannot be read: {error.strerror}"))
+                found.skipped.append((path, f"cannot be read: {error.strerror}"))
+    return found
 
 
 def _identity(folder: str) -> tuple[int, int]:
@@ -156,9 +252,14 @@ def _nothing_at(path: Path) -> str:
     return f"{message}; {_LAYOUTS}"
 
 
-def _no_images_below(root: Path, skipped: list[tuple[str, str]]) -> str:
+def _no_images_below(root: Path, skipped: list[tuple[str, str]], others: list[str]) -> str:
     message = f"no images below {shown(root)}"
     if skipped:
         path, reason = skipped[0]
         message += f", {len(skipped)} left out ({path!r}: {reason})"
+    if others:
+        kinds = ", ".join(
+            f"{n:,} {k}" for k, n in Counter(map(_kind_of_file, others)).most_common(5)
+        )
+        message += f", only other files ({kinds})"
     return f"{message}; {_LAYOUTS}"

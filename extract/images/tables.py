@@ -33,6 +33,8 @@ def from_table(table: Path) -> ImageSource:
         raise FxError(f"{shown(table)} lists no images; fill it in: a row an image")
     entries: set[ImageEntry] = set()
     skipped: set[tuple[str, str]] = set()
+    lost: dict[str, tuple[str, str]] = {}
+    unlabelled = 0
     why_no_file = cache(_why_no_file)
     rows = zip(*(columns[name] for name in _COLUMNS), strict=True)
     for number, (path, label, side, group) in enumerate(rows, start=1):
@@ -47,7 +49,10 @@ def from_table(table: Path) -> ImageSource:
         reason = why_no_file(root, path)
         if reason:
             skipped.add((path, reason))
+            if label is not None:
+                lost[label] = min((path, reason), lost.get(label, (path, reason)))
             continue
+        unlabelled += label is None
         entries.add(ImageEntry(path, label, known, group))
     if not entries:
         path, reason = min(skipped)
@@ -55,7 +60,17 @@ def from_table(table: Path) -> ImageSource:
             f"none of the {len(columns['path'])} files listed in {shown(table)} can be opened; "
             f"{path[:200]!r}: {reason}; paths must be absolute or relative to the table's folder"
         )
-    return ImageSource(root, "table", tuple(sorted(entries, key=_order)), tuple(sorted(skipped)))
+    kept = {entry.label for entry in entries}
+    return ImageSource(
+        root,
+        "table",
+        tuple(sorted(entries, key=_order)),
+        tuple(sorted(skipped)),
+        passed_over=(("rows without a label", unlabelled),)
+        if unlabelled and kept != {None}
+        else (),
+        lost=tuple((label, *one) for label, one in sorted(lost.items()) if label not in kept),
+    )
 
 
 def _order(entry: ImageEntry) -> tuple[str, str, str, str]:

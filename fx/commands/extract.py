@@ -27,9 +27,9 @@ from fx.commands.arguments import (
     choice,
     options_in,
 )
-from fx.commands.printing import print_some, show
+from fx.commands.printing import print_some, print_wrapped, show
 from fx.options import names_in
-from fx.output import progress_bars
+from fx.output import printable, progress_bars
 
 if TYPE_CHECKING:
     from extract.extraction import ExtractResult
@@ -115,6 +115,9 @@ def _print(result: ExtractResult) -> None:
     if splits:
         classes = len(next(iter(result.splits.values())))
         print(f"{classes} classes; {', '.join(splits)}")
+    if result.passed_over:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in result.passed_over.items())
+        print_wrapped(printable(f"passed over: {kinds}"))
     print_some("unreadable", [f"{one.path}: {one.reason}" for one in result.failed])
     print_some("copies, counted once", [f"{one.path} = {one.copy_of}" for one in result.duplicates])
     print_some("same bytes under two labels, in no split", result.conflicts)

@@ -251,6 +251,31 @@ def test_a_class_named_by_any_bytes_goes_through(here: Path, fx: Fx) -> None:
     assert fx("fit-head", "logreg").status == 0
 
 
+def test_what_is_passed_over_is_told(here: Path, fx: Fx) -> None:
+    write_classes(here / "data", per_class=3)
+    (here / "data" / "a" / "notes.txt").write_text("notes")
+    (here / "data" / "empty").mkdir()
+    said = fx("extract", "--size", 32)
+    assert "passed over: .txt 1, folders without images 1\n" in said.out
+    record = json.loads(fx("extract", "--size", 32, "--json").out)
+    assert record["passed_over"] == {".txt": 1, "folders without images": 1}
+
+
+def test_a_class_of_which_nothing_is_left_is_an_error(here: Path, fx: Fx) -> None:
+    write_classes(here / "data", per_class=3)
+    (here / "data" / "c").mkdir()
+    (here / "data" / "c" / "1.png").write_bytes(b"none")
+    line = one_line(fx("extract", "--size", 32))
+    assert "nothing is left of class 'c': 'c/1.png': not a JPEG" in line
+    (here / "data" / "c" / "1.png").rename(here / "data" / "c" / "1.dcm")
+    assert "'c/1.dcm': .dcm files are not read" in one_line(fx("extract", "--size", 32))
+    shutil.rmtree(here / "data" / "c")
+    shutil.copytree(here / "data" / "b", here / "data" / "c")
+    line = one_line(fx("extract", "--size", 32))
+    assert "class 'b' and 1 more" in line
+    assert "conflicting labels" in line
+
+
 def test_an_interrupted_sample_is_written_again(
     here: Path, fx: Fx, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import pillow_heif
 import pyarrow as pa
 import pytest
 import torch
@@ -24,6 +25,7 @@ from torchvision.transforms import InterpolationMode, functional
 
 from extract.images import Preprocessing, UnreadableImage, decode, read_pixels
 from extract.images.crops import prepare
+from extract.images.decoding import is_image
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the data in ../shared")
 
@@ -93,7 +95,10 @@ def tiff(samples: NDArray[np.generic], photometric: int = 1, bits: int | None = 
     return b"II*\0" + struct.pack("<I", 8 + len(body)) + body + directory + bytes(4)
 
 
+# for writing: what is read must not depend on it
+pillow_heif.register_heif_opener()
 SCENE = scene(45, 31)
+WIDE = Image.fromarray(np.asarray(SCENE.convert("L"), np.uint16) * 256 + 77)
 PALETTE = SCENE.quantize(32)
 FILES = {
     "jpeg": saved(SCENE, "JPEG"),
@@ -108,6 +113,13 @@ FILES = {
     "bmp": saved(SCENE, "BMP"),
     "1-bit bmp": saved(SCENE.convert("1"), "BMP"),
     "gif": saved(PALETTE, "GIF"),
+    "ppm": saved(SCENE, "PPM"),
+    "pbm": saved(SCENE.convert("1"), "PPM"),
+    "16-bit pgm": saved(WIDE, "PPM"),
+    "7-bit pgm": b"P5 45 31 127\n" + bytes(np.asarray(SCENE.convert("L")) // 2),
+    "plain ppm": f"P3 45 31 255\n{' '.join(map(str, np.asarray(SCENE).flat))} ".encode(),
+    "avif": saved(SCENE, "AVIF"),
+    "heic": saved(SCENE, "HEIF"),
     "tiff": saved(SCENE, "TIFF"),
     "lzw tiff": saved(SCENE, "TIFF", compression="tiff_lzw"),
     "deflate tiff": saved(SCENE, "TIFF", compression="tiff_deflate"),
@@ -329,6 +341,40 @@ def test_damaged_exif_costs_the_orientation_and_not_the_image() -> None:
     np.testing.assert_array_equal(pixels_of(data), pixels_of(FILES["jpeg"]))
 
 
+def test_portable_maps_have_the_pixels_that_were_written() -> None:
+    scaled = np.rint(np.asarray(SCENE.convert("L")) // 2 * (255 / 127))[..., None]
+    for name, expected in {
+        "ppm": SCENE,
+        "plain ppm": SCENE,
+        "16-bit pgm": SCENE.convert("L").convert("RGB"),
+        "pbm": SCENE.convert("1").convert("RGB"),
+        "7-bit pgm": np.broadcast_to(scaled, (31, 45, 3)),
+    }.items():
+        np.testing.assert_array_equal(pixels_of(FILES[name]), np.asarray(expected), name)
+
+
+@pytest.mark.parametrize("name", ["avif", "heic"])
+def test_images_of_telephones_are_read_and_turned(name: str) -> None:
+    image = scene(64, 48)
+    exif = Image.Exif()
+    exif[274] = 6
+    found = pixels_of(saved(image, {"heic": "HEIF"}.get(name, "AVIF"), exif=exif.tobytes()))
+    upright = np.asarray(image.transpose(Image.Transpose.ROTATE_270))
+    assert found.shape == upright.shape
+    assert np.abs(found.astype(int) - upright).mean() < 8
+
+
+def test_a_heic_image_names_the_package_that_reads_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(UnreadableImage, match=r"HEIC .* pip install 'fx-images\[heif\]'"):
+        decode(FILES["heic"])
+    (tmp_path / "phone").write_bytes(FILES["heic"])
+    assert is_image(tmp_path / "phone")
+    np.testing.assert_array_equal(pixels_of(FILES["avif"]).shape, (31, 45, 3))
+
+
 def test_no_bytes_are_an_empty_file() -> None:
     with pytest.raises(UnreadableImage, match="empty file"):
         decode(b"")
@@ -336,10 +382,12 @@ def test_no_bytes_are_an_empty_file() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"hello", bytes(100), b"<svg xmlns='http://www.w3.org/2000/svg'/>", saved(SCENE, "PPM")],
+    [b"hello", bytes(100), b"<svg xmlns='http://www.w3.org/2000/svg'/>", saved(SCENE, "TGA")],
 )
 def test_other_formats_are_not_let_in(data: bytes) -> None:
-    with pytest.raises(UnreadableImage, match="not a JPEG, PNG, WebP, BMP, TIFF or GIF"):
+    with pytest.raises(
+        UnreadableImage, match="not a JPEG, PNG, WebP, BMP, TIFF, GIF, PPM, AVIF or"
+    ):
         decode(data)
 
 

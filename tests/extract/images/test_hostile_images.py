@@ -156,7 +156,7 @@ GOOD = {
 CLEAR = bytes(8) + b"\xff" * 24  # the first eight colours of a palette
 ROW, EITHER = "row", "either"
 CUT = "(?i)truncated|decoder|next frame|header is damaged"
-NO_IMAGE = "^not a JPEG, PNG, WebP, BMP, TIFF or GIF image"
+NO_IMAGE = "^not a JPEG, PNG, WebP, BMP, TIFF, GIF, PPM, AVIF or HEIC image"
 ZIPPED = b"x\0\0" + zlib.compress(bytes(2**26))
 WIDE = Image.fromarray(np.asarray(GREY, dtype=np.uint16) * 256 + 77)
 NAMES = ["two  spaces .png", "🦊 семь 七.png", "two\nlines.png", "\x1b[2Jcleared\r.png"]

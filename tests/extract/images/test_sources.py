@@ -118,6 +118,69 @@ def test_other_files_are_ignored(tmp_path: Path) -> None:
     assert source.skipped == ()
 
 
+def test_what_is_passed_over_is_counted_by_kind(tmp_path: Path) -> None:
+    touch(tmp_path, "cat/1.png", "cat/a.txt", "cat/B.TXT", "cat/notes", "cat/.hidden.png", "5.png")
+    touch(tmp_path, "dog/1.png", ".git/config", "dog/@eaDir/1.png/thumb.jpg", "#recycle/1.png")
+    touch(tmp_path, "dog/odd.a-suffix that is none", "docs/readme.txt")
+    (tmp_path / "empty").mkdir()
+    source = find_images(tmp_path)
+    assert list(labels(source)) == ["5.png", "cat/1.png", "dog/1.png"]
+    assert dict(source.passed_over) == {
+        ".txt": 3,
+        "without a suffix": 2,
+        "hidden": 2,
+        "folders of the system": 2,
+        "folders without images": 2,
+        "images without a label": 1,
+    }
+    assert source.lost == ()
+
+
+def test_of_many_kinds_of_other_files_the_commonest_are_counted(tmp_path: Path) -> None:
+    touch(tmp_path, "1.png", "a.txt", *(f"a.{n}" for n in range(30)))
+    counts = dict(find_images(touch(tmp_path, "b.txt")).passed_over)
+    assert counts[".txt"] == 2
+    assert len(counts) == 21
+    assert counts["of other kinds"] == 11
+
+
+def test_a_file_s_content_says_what_it_is_where_its_name_does_not(tmp_path: Path) -> None:
+    touch(tmp_path, "cat/1.png", "cat/P1.txt", "cat/BM.txt")
+    (tmp_path / "cat" / "P1.txt").write_text("P1 of three")
+    (tmp_path / "cat" / "BM.txt").write_text("BMW and others, with much text behind it")
+    for name in ("download", "2.png.bak", "3.jpg_large", "4.HIF"):
+        (tmp_path / "cat" / name).write_bytes((tmp_path / "cat" / "1.png").read_bytes())
+    source = find_images(tmp_path)
+    assert [entry.path[4:] for entry in source.entries] == [
+        *("1.png", "2.png.bak", "3.jpg_large", "4.HIF", "download")
+    ]
+    assert source.passed_over == ((".txt", 2),)
+    assert find_images(tmp_path / "cat" / "download").entries[0].path == "download"
+
+
+def test_classes_of_which_nothing_can_be_opened_are_told(tmp_path: Path) -> None:
+    touch(tmp_path, "a/cat/1.png", "a/scan/1.dcm", "a/scan/2.dcm", "a/docs/1.pdf")
+    (tmp_path / "a" / "gone").mkdir()
+    (tmp_path / "a" / "gone" / "1.png").symlink_to("nowhere")
+    lost = (
+        ("gone", "gone/1.png", "link to nothing"),
+        ("scan", "scan/1.dcm", ".dcm files are not read"),
+    )
+    assert find_images(tmp_path / "a").lost == lost
+    touch(tmp_path, "b/train/cat/1.png", "b/train/scan/1.dcm", "b/test/cat/2.png")
+    touch(tmp_path, "b/test/lost/1.mp4", "b/train/lost/1.png")
+    assert [one[:2] for one in find_images(tmp_path / "b").lost] == [("scan", "train/scan/1.dcm")]
+    source = find_images(table(tmp_path / "b", "path,label\ntrain/cat/1.png,cat\n2.png,dog\n"))
+    assert source.lost == (("dog", "2.png", "no such file"),)
+
+
+def test_rows_without_a_label_are_counted_where_others_have_one(tmp_path: Path) -> None:
+    touch(tmp_path, "1.png", "2.png", "3.png")
+    source = find_images(table(tmp_path, "path,label\n1.png,cat\n2.png,\n3.png, \n"))
+    assert source.passed_over == (("rows without a label", 2),)
+    assert find_images(table(tmp_path, "path,label\n1.png,\n2.png,\n")).passed_over == ()
+
+
 def test_hidden_files_and_folders_are_ignored(tmp_path: Path) -> None:
     touch(tmp_path, "cat/1.png", "cat/._1.png", "cat/.cache/1.png", ".git/1.png", "__MACOSX/1.png")
     touch(tmp_path, "cat/__MACOSX/1.png")
