@@ -85,7 +85,7 @@ def compare(
 
     begun = time.perf_counter()
     check_tracker(log_to)
-    source = find_images(images, max_image_mb=options.max_image_mb)
+    source = find_images(images, options.reading)
     prepared = [prepare(source, *one, begin=begin) for one in networks_of(options, plan)]
     cells, skipped = _measure_all(prepared, source, budget, begun, begin)
     if not cells:

@@ -180,7 +180,7 @@ def preview(
     """
     from extract.images import find_images
 
-    source = find_images(images, max_image_mb=options.max_image_mb)
+    source = find_images(images, options.reading)
     dataset_size = dataset_size_of(source)
     networks = networks_of(options, plan)
     found: list[Preview] = []

@@ -164,10 +164,13 @@ def recommend(
         if some
     ]
     told += [_against(scores, choice, rival, size, seconds) for rival in rivals]
+    otherwise: dict[str, list[str]] = defaultdict(list)
+    for other in others:
+        otherwise[choose(other, seconds, prefer).strategy].append(other.metric.label)
     told += [
-        f"By {other.metric.label} it would be {found}."
-        for other in others
-        if (found := choose(other, seconds, prefer).strategy) != chosen
+        f"By {' and '.join(labels)} it would be {strategy}."
+        for strategy, labels in otherwise.items()
+        if strategy != chosen
     ]
     headline = _headline(chosen)
     if len(order) > 1 and not any(
@@ -221,7 +224,8 @@ def _against(
     cheaper = choice.order.index(rival) < choice.order.index(chosen)
     winner, loser = (chosen, rival) if cheaper else (rival, chosen)
     gain = scores.gain_of(winner, loser, size)
-    more = f"for {_duration(abs(seconds[winner] - seconds[loser]))} more"
+    spent = seconds[winner] - seconds[loser]
+    more = f"for {_duration(abs(spent))} {'more' if spent >= 0 else 'less'}"
     what = f"Over {rival} it gains" if cheaper else f"{rival} gains"
     bounds = gain.interval(choice.level)
     if bounds is None:
@@ -232,6 +236,9 @@ def _against(
         given = ", if draws differ by no more than 2.5 points" if gain.assumed else ""
         return f"{what} {_amount(scores, gain.mean)} (at least {low}{given}) {more}."
     could = _amount(scores, gain.mean - bounds[0])
+    if gain.mean <= 0:
+        none = f"{what} nothing {more} ({_amount(scores, gain.mean)}, at most {high})"
+        return f"{none}; {could} would have been shown."
     return (
         f"{what} {_amount(scores, gain.mean)} (at most {high}) {more}, which is not shown: a gain "
         f"of {could} would have been{_what_settles(gain, choice.level)}."
