@@ -7,6 +7,7 @@ dropout before it included.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -45,6 +46,7 @@ class Backbone:
         lengths, which add up to `dim`; ``pool`` is what the classifier would get
     channels : int, that the first convolution sees: 3, or 1 with its weights summed
     cut_points : modules that end a block for fine-tuning, where the family names them
+    notes : which of a file's networks the weights are, where several would fit
     """
 
     name: str
@@ -57,6 +59,7 @@ class Backbone:
     layers: dict[str, int]
     channels: int = 3
     cut_points: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def identity(self) -> str:
@@ -111,8 +114,13 @@ def load_backbone(
     seed : int, of random weights
     channels : int
         3; or 1 for grey images: the weights of the first convolution are summed over its three
-        channels, and it sees the mean of theirs. The module takes images (n, 3, size, size) as
-        before.
+        channels, and it sees the mean of theirs. A checkpoint may have been trained with one
+        channel already. The module takes images (n, 3, size, size) as before.
+
+    Warns
+    -----
+    UserWarning
+        Where a file holds several networks that fit: which was taken, as in ``Backbone.notes``.
 
     Raises
     ------
@@ -128,12 +136,14 @@ def load_backbone(
     # before any download: a size that the network cannot see is found out at once
     (shape,) = _shapes(module, preprocessing.size)
     dim = _width(f"backbone {name}", shape)
-    weights = load_weights(name, architecture, weights)
+    weights, notes = load_weights(name, architecture, weights, channels=channels)
     if channels == 1:
         # imported here, since it brings timm along
         from extract.backbones.single_channel import make_grey
 
         make_grey(module)
+    for note in notes:
+        warnings.warn(note, UserWarning, stacklevel=2)
     return Backbone(
         name=name,
         module=module,
@@ -145,6 +155,7 @@ def load_backbone(
         layers={POOL: dim},
         channels=channels,
         cut_points=cut_points(name),
+        notes=notes,
     )
 
 

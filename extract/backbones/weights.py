@@ -1,5 +1,8 @@
 """Weights of a network: how a file of them gets into the architecture.
 
+A file may hold several networks, each with or without its classifier, below keys and prefixes of
+any name: that one is taken whose tensors are the architecture's.
+
 No file is ever unpickled with its code: ``weights_only=True`` or safetensors.
 """
 
@@ -10,7 +13,9 @@ import io
 import pickle
 import pickletools
 import re
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 from zipfile import BadZipFile, ZipFile
@@ -32,36 +37,73 @@ LARGEST_REST = 2**29
 MOST_STEPS, MOST_TUPLES = 1_000_000, 50_000
 # pickles at the beginning of a file that was written before PyTorch 1.6
 OLD_PICKLES = 5
-# times that a state dict may lie in another one, or its names have a prefix
-DEEPEST = 8
+# times that a state dict may lie in another one, and prefixes below which one is looked for
+DEEPEST, MOST_PREFIXES = 8, 32
 _HARMLESS = re.compile(
     r"torch \w+|torch\.(cuda|sparse|storage|serialization|nn\.parameter) \w+"
     r"|torch\._utils _rebuild_(tensor(_v[23])?|parameter(_with_state)?)"
     r"|torch\._tensor _rebuild_from_type_v2|collections (OrderedDict|Counter)"
     r"|(builtins|__builtin__) (set|complex)"
 )
-
-# of names of tensors, and what a state dict may lie under
-_PREFIXES, _WRAPPERS = (
-    ("module.", "_orig_mod.", "model."),
-    ("state_dict", "model_state_dict", "model"),
+# what training programs keep their settings in: read as dictionaries, or left out
+_DICTIONARIES = re.compile(
+    r"(pytorch_)?lightning\.\S+ AttributeDict|yacs\.config CfgNode|easydict EasyDict"
+    r"|addict\.addict Dict"
 )
-_FINETUNED = ("backbone.", "classifier.")  # what fine-tuning calls the two parts of a network
+_SETTINGS = re.compile(
+    r"argparse Namespace|types SimpleNamespace|pathlib(\._local)? (Pure)?(Posix|Windows)?Path"
+)
+# that DataParallel, torch.compile and Lightning put before all names
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+# of an average over the steps of a training, which is what timm and torchvision measure
+_AVERAGE = re.compile(r"(?<![a-z])(ema|swa)(?![a-z])|averag", re.IGNORECASE)
+# of names: counts that no feature depends on, PyTorch's and a profiler's (thop)
+_COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")
 # classifiers that torchvision's GoogLeNet and Inception v3 have besides the final one
 _AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 # torchvision's DenseNet files were written before PyTorch forbade dots in module names
 _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\..*)$")
 
 
-def read_state_dict(path: Path, *, needed: int = 2**28) -> dict[str, torch.Tensor]:
-    """Read the tensors of a .safetensors file or of a PyTorch checkpoint, in the file's order.
+@dataclass(frozen=True)
+class StateDict:
+    """Tensors that lie together in a file.
 
-    The state dict may lie under "state_dict", "model" or "model_state_dict", and its names may
-    carry the prefixes that DataParallel ("module."), torch.compile ("_orig_mod.") or Lightning
-    ("model.") give. Of a fine-tuned network, the backbone is read.
+    Attributes
+    ----------
+    place : the keys, and the prefix of names, that they lie below, between dots; "" for the top
+    tensors : by the rest of their names, in the file's order
+    """
+
+    place: str
+    tensors: Mapping[str, torch.Tensor]
+
+
+def read_state_dict(path: Path, *, needed: int = 2**28) -> dict[str, torch.Tensor]:
+    """Read the largest of a file's state dicts, without the prefixes that wrappers give its names.
+
+    Parameters are those of ``read_state_dicts``, and so is what is raised.
+    """
+    found = read_state_dicts(path, needed=needed)
+    # of those with as many, one that lies in another
+    one = max(found, key=lambda one: (len(one.tensors), one.place.count(".") + bool(one.place)))
+    _check_plain(one.tensors, str(path))
+    tensors = dict(one.tensors)
+    for _ in range(DEEPEST):
+        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), "")
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def read_state_dicts(path: Path, *, needed: int = 2**28) -> list[StateDict]:
+    """Read the state dicts of a .safetensors file or of a PyTorch checkpoint.
+
+    A file's content says which of the two it is, not its name. A state dict is what has names of
+    tensors; it may lie below any keys.
 
     No tensor is in memory before it is used: the file is mapped. One that was written before
-    PyTorch 1.6 cannot be, is read as a whole, and may be four times as large as what is needed.
+    PyTorch 1.6, or that PyTorch wrote with the suffix .safetensors, cannot be, is read as a whole,
+    and may be four times as large as what is needed.
 
     Parameters
     ----------
@@ -71,10 +113,11 @@ def read_state_dict(path: Path, *, needed: int = 2**28) -> dict[str, torch.Tenso
     Raises
     ------
     FxError
-        If the file is not there, is damaged, or holds more than tensors and plain values.
+        If the file is not there, is damaged, or holds no tensors, or more than these and plain
+        values.
     """
     try:
-        return _tensors_of(_content(path, needed), path)
+        return _state_dicts(_content(path, needed), path)
     except FxError:
         raise
     except pickle.UnpicklingError as error:
@@ -92,44 +135,67 @@ def read_state_dict(path: Path, *, needed: int = 2**28) -> dict[str, torch.Tenso
 def _content(path: Path, needed: int) -> Any:
     """Read what is in a file, once it is known to take no more memory than it has."""
     with open_regular(path, LARGEST_FILE) as (file, status):
-        if path.suffix == ".safetensors":
-            length = int.from_bytes(file.read(8), "little")
+        start = file.read(9)
+        zipped = start.startswith(b"PK\3\4")
+        # the length of a header in JSON, and then that
+        if start[8:] == b"{" or (path.suffix == ".safetensors" and not zipped):
+            length = int.from_bytes(start[:8], "little")
             if length > LARGEST_HEADER:
                 raise ValueError(f"a header of {length:,} bytes")
             return load_file(path)
-        zipped = file.read(4) == b"PK\3\4"
+        # of that name PyTorch reads nothing but what the name says, where it is given the name
+        mapped = zipped and path.suffix != ".safetensors"
+        largest = 4 * needed + LARGEST_REST
+        if not mapped and status.st_size > largest:
+            raise ValueError(
+                f"{status.st_size:,} bytes where a file that is "
+                f"{'named .safetensors' if zipped else 'no zip'} may have {largest:,}"
+            )
         if zipped:
-            _check_archive(file)
+            settings = _check_archive(file)
         else:
-            largest = 4 * needed + LARGEST_REST
-            if status.st_size > largest:
-                raise ValueError(
-                    f"{status.st_size:,} bytes where a file that is no zip may have {largest:,}"
-                )
             file.seek(0)
-            _check_pickles(file.read(LARGEST_PICKLE), count=OLD_PICKLES)
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            settings = _check_pickles(file.read(LARGEST_PICKLE), count=OLD_PICKLES)
+        file.seek(0)
+        opened = path if mapped else file
+        # of these names PyTorch then takes what is given here, and imports nothing
+        with torch.serialization.safe_globals([(kind, name) for name, kind in settings.items()]):
+            return torch.load(opened, map_location="cpu", weights_only=True, mmap=mapped)
 
 
-def _check_archive(file: BinaryIO) -> None:
+class _LeftOut:
+    """Takes the place of an object that is not read, whatever it is made of."""
+
+    def __new__(cls, *_: object) -> _LeftOut:
+        return super().__new__(cls)
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+def _check_archive(file: BinaryIO) -> dict[str, type]:
     entries = stored_entries(file)
     for entry in entries:
         is_tensor = re.fullmatch(r"[^/]+/data/\d+", entry.filename)
         if not is_tensor and entry.file_size > LARGEST_PICKLE:
             raise BadZipFile(f"{entry.filename[:80]!r} of {entry.file_size:,} bytes")
+    settings: dict[str, type] = {}
     with ZipFile(file) as archive:
         for entry in entries:
             # PyTorch finds it in any case
             if entry.filename.lower().endswith("data.pkl"):
-                _check_pickles(archive.read(entry), count=1)
+                settings |= _check_pickles(archive.read(entry), count=1)
+    return settings
 
 
-def _check_pickles(data: bytes, count: int) -> None:
+def _check_pickles(data: bytes, count: int) -> dict[str, type]:
     """Raise UnpicklingError unless the pickles at the beginning build what a state dict is made of.
 
-    PyTorch lets in more, ``bytearray(10**10)`` among it.
+    PyTorch lets in more, ``bytearray(10**10)`` among it. Returns the names of classes that hold
+    settings, and what is to be made in their place.
     """
     file, steps, tuples = io.BytesIO(data), 0, 0
+    settings: dict[str, type] = {}
     for _ in range(count):
         for step, argument, _ in pickletools.genops(file):
             steps += 1
@@ -137,51 +203,81 @@ def _check_pickles(data: bytes, count: int) -> None:
             # a tuple of a tuple of … as a key of a dictionary would end the process
             if steps > MOST_STEPS or tuples > MOST_TUPLES:
                 raise pickle.UnpicklingError("too many steps")
-            if step.name == "GLOBAL" and not _HARMLESS.fullmatch(str(argument)):
-                raise pickle.UnpicklingError(str(argument))
+            if step.name == "GLOBAL":
+                name = str(argument)
+                if _DICTIONARIES.fullmatch(name):
+                    settings[name.replace(" ", ".")] = OrderedDict
+                elif _SETTINGS.fullmatch(name):
+                    settings[name.replace(" ", ".")] = _LeftOut
+                elif not _HARMLESS.fullmatch(name):
+                    raise pickle.UnpicklingError(name)
+    return settings
 
 
-def _tensors_of(content: Any, path: Path) -> dict[str, torch.Tensor]:
-    """Find the state dict in what a file holds, and give its tensors their own names."""
-    for _ in range(DEEPEST):
-        if isinstance(content, Mapping):
-            inner = (content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping))
-            content = next(inner, content)
-    tensors = (
-        {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
-        if isinstance(content, Mapping)
-        else {}
-    )
-    if not tensors:
+def _state_dicts(content: Any, path: Path) -> list[StateDict]:
+    """Find what has names of tensors in what a file holds, from the top down."""
+    found, seen = [], set()
+    waiting = deque([(content, "", 0)])
+    while waiting:
+        part, place, depth = waiting.popleft()
+        # it may hold itself
+        if not isinstance(part, Mapping) or id(part) in seen or depth > DEEPEST:
+            continue
+        seen.add(id(part))
+        # an OrderedDict takes any attributes
+        if hidden := getattr(part, "__dict__", {}).keys() & dir(dict):
+            raise ValueError(f"a dictionary without its own {few(sorted(hidden))}")
+        named = {name: value for name, value in part.items() if isinstance(name, str)}
+        tensors = {name: v for name, v in named.items() if isinstance(v, torch.Tensor)}
+        if tensors:
+            found.append(StateDict(place, tensors))
+        waiting += [(inner, _below(place, name), depth + 1) for name, inner in named.items()]
+    if not found:
         raise FxError(f"{path} holds no state dict (names with tensors); save model.state_dict()")
+    return found
+
+
+def _check_plain(tensors: Mapping[str, torch.Tensor], source: str) -> None:
     for name, tensor in tensors.items():
         plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
         if not plain or tensor.is_complex() or tensor.is_quantized:
-            raise FxError(f"{few([name])} in {path} is no tensor of plain numbers; save such")
-    for _ in range(DEEPEST):
-        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), "")
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    if all(name.startswith(_FINETUNED) for name in tensors):
-        (prefix, _), whole = _FINETUNED, tensors
-        tensors = {n.removeprefix(prefix): t for n, t in whole.items() if n.startswith(prefix)}
-    return tensors
+            raise FxError(f"{few([name])} in {source} is no tensor of plain numbers; save such")
+
+
+def _below(place: str, name: str) -> str:
+    return f"{place}.{name}".strip(".")
 
 
 def fit_state_dict(
-    module: nn.Module, state: Mapping[str, torch.Tensor], *, source: str, classifiers: Sequence[str]
-) -> None:
+    module: nn.Module,
+    found: Sequence[StateDict],
+    *,
+    source: str,
+    classifiers: Sequence[str],
+    channels: int = 3,
+) -> tuple[str, ...]:
     """Load a checkpoint into a backbone, in place; the checkpoint's classifiers are left out.
 
-    Tensors are found by name. Where names differ, those of a file with the same tensors in the
-    same order are taken by order: their shapes and the last parts of their names must agree all
-    along.
+    Tensors are found by name, below any prefix; what lies beside that prefix is left out. Where
+    names differ, those of a file with the same tensors in the same order are taken by order: their
+    shapes and the last parts of their names must agree all along.
+
+    Of several networks that fit, that one is taken whose place says that it is an average over the
+    steps of a training (``ema``, ``swa``, ``averaged``), else the first.
 
     Parameters
     ----------
     module : nn.Module, without a classifier
-    state : names and tensors of a checkpoint, with any number of classes or no classifier
+    found : what a checkpoint holds, with any number of classes or no classifier
     source : str, names the checkpoint in errors
     classifiers : module paths of the architecture's classifiers, such as ("fc",)
+    channels : int
+        1 lets in first convolutions of one channel: they become the first of the module's three,
+        and the others 0, so that the sum of the three is the file's.
+
+    Returns
+    -------
+    notes : tuple of str, which network was taken, where there were several
 
     Raises
     ------
@@ -191,35 +287,108 @@ def fit_state_dict(
     """
     own = module.state_dict()
     needed = {name: tensor for name, tensor in own.items() if not _is_counter(name)}
-    given = {
-        _OLD_DENSENET.sub(r"\1\2", name): tensor
-        for name, tensor in state.items()
-        if not _is_counter(name)
-    }
-    if not needed.keys() <= given.keys() and _same_in_order(needed, given):
-        given = dict(zip(needed, given.values(), strict=False))
-    missing = [name for name in needed if name not in given]
-    ignored = (*(_classifier_prefix(path, needed) for path in classifiers), *_AUXILIARY)
-    surplus = [name for name in given if name not in needed and not name.startswith(ignored)]
-    reshaped = [
-        f"{name} {tuple(given[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in needed.items()
-        if name in given and given[name].shape != tensor.shape
+    views = [
+        (view, _problems(view, needed, classifiers, channels))
+        for one in found
+        for view in _views(one, needed)
     ]
-    found = {"missing": missing, "not expected": surplus, "of another shape": reshaped}
-    if problems := [f"{len(names)} {what}: {few(names)}" for what, names in found.items() if names]:
-        raise FxError(
-            f"the tensors of {source} do not fit the backbone ({'; '.join(problems)}); "
-            "give the backbone that they belong to"
+    fitting = [view for view, differing in views if not differing]
+    if not fitting:
+        fitting = [
+            view
+            for one in found
+            for view in _in_order(one, needed)
+            if not _problems(view, needed, classifiers, channels)
+        ]
+    if not fitting:
+        # of the one that has the most of the names
+        names = needed.keys()
+        _, told = max(
+            views, key=lambda view: (len(names & view[0].tensors.keys()), len(view[0].tensors))
         )
-    # in place: a copy would lose the versions that state_dict() notes and MNASNet asks for
-    own.update({name: given[name] for name in needed})
-    own.update({name: state[name] for name in own if _is_counter(name) and name in state})
+        raise FxError(f"the tensors of {source} do not fit the backbone ({'; '.join(told)})")
+    taken = next((view for view in fitting if _AVERAGE.search(view.place)), fitting[0])
+    _check_plain(taken.tensors, source)
+    for name, tensor in needed.items():
+        given = taken.tensors[name]
+        if given.shape != tensor.shape:
+            given = torch.cat([given, torch.zeros_like(given).repeat(1, 2, 1, 1)], dim=1)
+        # in place: a copy would lose the versions that state_dict() notes and MNASNet asks for
+        own[name] = given
+    own.update({n: taken.tensors[n] for n in own if _is_counter(n) and n in taken.tensors})
     try:
         module.load_state_dict(own)
     except RuntimeError as error:
         raise FxError(f"the tensors of {source} cannot be loaded ({one_line(error)})") from error
     check_numbers(module, source=source)
+    others = [_named(view.place) for view in fitting if view is not taken]
+    if not others:
+        return ()
+    return (f"weights: {_named(taken.place)} of {source} was taken; {few(others)} would fit, too",)
+
+
+def _views(one: StateDict, needed: Mapping[str, torch.Tensor]) -> Iterator[StateDict]:
+    """Give what lies below each prefix that a network may have, named as in the architecture."""
+    given = {_OLD_DENSENET.sub(r"\1\2", name): tensor for name, tensor in one.tensors.items()}
+    names = list(needed)
+    ends = first, last = names[0], names[-1]
+    prefixes = [name.removesuffix(end) for end in ends for name in given if name.endswith(end)]
+    prefixes = [prefix for prefix in prefixes if not prefix or prefix.endswith(".")]
+    # first those below which a whole network may be; the others tell what is missing
+    prefixes.sort(key=lambda prefix: not (prefix + first in given and prefix + last in given))
+    for prefix in list(dict.fromkeys(("", *prefixes)))[:MOST_PREFIXES]:
+        below = {n.removeprefix(prefix): t for n, t in given.items() if n.startswith(prefix)}
+        yield StateDict(_below(one.place, prefix), below)
+
+
+def _in_order(one: StateDict, needed: Mapping[str, torch.Tensor]) -> Iterator[StateDict]:
+    """Give the tensors the architecture's names, where their kinds and shapes agree all along."""
+    given = {name: tensor for name, tensor in one.tensors.items() if not _is_counter(name)}
+    if _same_in_order(needed, given):
+        yield StateDict(one.place, dict(zip(needed, given.values(), strict=False)))
+
+
+def _problems(
+    view: StateDict, needed: Mapping[str, torch.Tensor], classifiers: Sequence[str], channels: int
+) -> list[str]:
+    """Say in what tensors differ from an architecture's: how many, and the first few."""
+    given = view.tensors
+    ignored = (*(_classifier_prefix(path, needed) for path in classifiers), *_AUXILIARY)
+    both = [(name, given[name], tensor) for name, tensor in needed.items() if name in given]
+    grey = [name for name, found, tensor in both if _is_grey(found, tensor)]
+    differing = {
+        "missing": [name for name in needed if name not in given],
+        "not expected": [
+            name
+            for name in given
+            if not (name in needed or _is_counter(name) or name.startswith(ignored))
+        ],
+        "of another shape": [
+            f"{name} {tuple(found.shape)} instead of {tuple(tensor.shape)}"
+            for name, found, tensor in both
+            if found.shape != tensor.shape and not (channels == 1 and name in grey)
+        ],
+        "of whole numbers": [
+            name
+            for name, found, tensor in both
+            if tensor.is_floating_point() and not found.is_floating_point()
+        ],
+    }
+    told = [f"{len(names):,} {what}: {few(names)}" for what, names in differing.items() if names]
+    if told and grey and channels != 1:
+        return [*told, "it is a network for grey images: give `channels=1`"]
+    return [*told, "give the backbone that they belong to"] if told else []
+
+
+def _is_grey(given: torch.Tensor, own: torch.Tensor) -> bool:
+    """Whether a convolution of three channels is given as one of one."""
+    if own.ndim != 4 or own.shape[1] != 3:
+        return False
+    return given.shape == (own.shape[0], 1, *own.shape[2:])
+
+
+def _named(place: str) -> str:
+    return place or "the top level"
 
 
 def check_numbers(module: nn.Module, *, source: str) -> None:
@@ -268,18 +437,26 @@ def weights_hash(module: nn.Module) -> str:
 
 
 def _is_counter(name: str) -> bool:
-    return name.endswith("num_batches_tracked")
+    return name.rpartition(".")[2] in _COUNTERS
 
 
 def _same_in_order(needed: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> bool:
     """Whether `given` begins with the same kinds and shapes and ends there or with a classifier."""
 
     # the kind (weight, bias, running_mean, ...) too: the tensors of a batch norm share one shape
-    def kinds(tensors: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Size]]:
-        return [(name.rpartition(".")[2], tensor.shape) for name, tensor in tensors.items()]
+    def kinds(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+        return [name.rpartition(".")[2] for name in tensors]
 
+    shapes = all(
+        found.shape == own.shape or _is_grey(found, own)
+        for found, own in zip(given.values(), needed.values(), strict=False)
+    )
     rest = [tensor.ndim for tensor in list(given.values())[len(needed) :]]
-    return kinds(given)[: len(needed)] == kinds(needed) and rest in ([], [2], [2, 1], [4, 1])
+    return (
+        shapes
+        and kinds(given)[: len(needed)] == kinds(needed)
+        and rest in ([], [2], [2, 1], [4, 1])
+    )
 
 
 def _classifier_prefix(path: str, needed: Mapping[str, Any]) -> str:

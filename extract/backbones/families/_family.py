@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from extract.backbones.weights import fit_state_dict, read_state_dict
+from extract.backbones.weights import StateDict, fit_state_dict, read_state_dicts
 from extract.errors import UnknownBackbone
 from extract.images import Preprocessing
 
@@ -38,13 +38,22 @@ class Architecture:
         """Of all tensors."""
         return sum(tensor.nbytes for tensor in self.module.state_dict().values())
 
-    def load(self, path: Path) -> None:
-        """Load the weights in a file, in place; raises FxError where they do not fit."""
-        self.load_tensors(read_state_dict(path, needed=self.bytes), source=str(path))
+    def load(self, path: Path, *, channels: int = 3) -> tuple[str, ...]:
+        """Load the weights in a file, in place, as ``fit_state_dict`` does.
+
+        Returns notes, and raises FxError where they do not fit.
+        """
+        found = read_state_dicts(path, needed=self.bytes)
+        return self._fit(found, source=str(path), channels=channels)
 
     def load_tensors(self, tensors: dict[str, torch.Tensor], *, source: str) -> None:
         """Load tensors by name, in place; raises FxError where they do not fit."""
-        fit_state_dict(self.module, tensors, source=source, classifiers=self.classifiers)
+        self._fit([StateDict("", tensors)], source=source, channels=3)
+
+    def _fit(self, found: list[StateDict], *, source: str, channels: int) -> tuple[str, ...]:
+        return fit_state_dict(
+            self.module, found, source=source, classifiers=self.classifiers, channels=channels
+        )
 
 
 class Family(ABC):

@@ -430,12 +430,12 @@ def test_weights_of_another_architecture_say_what_is_wrong(
 def test_tensors_in_another_order_are_not_mistaken(
     tmp_path: Path, resnet18: dict[str, torch.Tensor]
 ) -> None:
-    renamed = {f"net.{name}": tensor for name, tensor in resnet18.items()}
+    renamed = {name.replace("layer", "stage"): tensor for name, tensor in resnet18.items()}
     torch.save(renamed, tmp_path / "a.pth")
     load_backbone("resnet18", weights=str(tmp_path / "a.pth"))
     # the bias of a batch norm before its weight: all shapes agree
     names = list(renamed)
-    at = names.index("net.bn1.weight")
+    at = names.index("bn1.weight")
     names[at], names[at + 1] = names[at + 1], names[at]
     torch.save({name: renamed[name] for name in names}, tmp_path / "b.pth")
     with pytest.raises(FxError, match="do not fit"):
