@@ -68,6 +68,7 @@ class ExtractResult(msgspec.Struct, frozen=True, kw_only=True):
     leaks_not_sought : which leaks were not looked for; empty where all were
     conflicts : paths of images whose bytes have several labels
     passed_over : how many files, folders and table rows are no labelled images, by kind
+    columns : what a table calls the columns that were read, such as ``path``; of folders none
     splits : rows per split and class
     dim : length of a vector, of the first layer
     crops : squares of each image that a vector is the mean of
@@ -90,6 +91,7 @@ class ExtractResult(msgspec.Struct, frozen=True, kw_only=True):
     leaks: list[Leak]
     leaks_not_sought: str
     passed_over: dict[str, int]
+    columns: dict[str, str]
     splits: dict[str, dict[str, int]]
     dim: int
     crops: int
@@ -167,6 +169,7 @@ def extract(
         leaks=leaks,
         leaks_not_sought=leaks_not_sought(taken, first),
         passed_over=dict(source.passed_over),
+        columns=dict(source.columns),
         splits=taken.counts(),
         dim=first.dim,
         crops=crops,

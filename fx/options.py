@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from extract.backbones import Backbone
     from extract.engines import Engine
-    from extract.images import Snapshot
+    from extract.images import Reading, Snapshot
     from extract.store import FeatureSet, FeatureStore, StoredNetwork
 
 DEFAULT_BACKBONE = "efficientnet_lite0"
@@ -40,6 +40,7 @@ class Options:
     split_seed : random seed of the test split
     seed : of everything else that is random
     fresh : repeat what is finished
+    path_column, label_column, split_column, group_column, root : how a table is read
     max_image_mb : 2**20 bytes that an image may take as 8-bit RGB; larger ones are not decoded
     """
 
@@ -60,7 +61,19 @@ class Options:
     split_seed: int = 0
     seed: int = 0
     fresh: bool = False
+    path_column: str | None = None
+    label_column: str | None = None
+    split_column: str | None = None
+    group_column: str | None = None
+    root: Path | None = None
     max_image_mb: int = 512
+
+    @property
+    def reading(self) -> Reading:
+        """How folders and tables of images are read."""
+        from extract.images import Reading
+
+        return Reading(**{one.name: getattr(self, one.name) for one in fields(Reading)})
 
 
 def open_backbone(options: Options, *, seed: int = 0) -> Backbone:

@@ -2,7 +2,14 @@
 
 from extract.images.crops import CROPS
 from extract.images.decoding import UnreadableImage, decode, image_size, read_pixels
-from extract.images.entries import MAX_IMAGE_MB, FileStats, ImageEntry, ImageRow, ImageSource
+from extract.images.entries import (
+    MAX_IMAGE_MB,
+    FileStats,
+    ImageEntry,
+    ImageRow,
+    ImageSource,
+    Reading,
+)
 from extract.images.loader import batched, largest_file, load_images, mean_of_crops
 from extract.images.near_duplicates import (
     are_mirrored,
@@ -28,6 +35,7 @@ __all__ = [
     "ImageRow",
     "ImageSource",
     "Preprocessing",
+    "Reading",
     "Snapshot",
     "UnreadableImage",
     "are_mirrored",

@@ -5,12 +5,15 @@ Entries of a source are sorted and none comes twice.
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from extract.errors import FxError
 
 Split = Literal["train", "val", "test"]
 # of 2**20 bytes: what an image may take as 8-bit RGB, by default
@@ -22,6 +25,41 @@ SPLIT_NAMES: dict[str, Split] = {
     "validation": "val",
     "test": "test",
 }
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a folder or a table of images is read.
+
+    Parameters
+    ----------
+    path_column, label_column, split_column, group_column : str or None
+        What a table calls these columns, in either case; by default ``path``, ``label``,
+        ``split`` and ``group``.
+    root : Path or None
+        Folder that a table's relative paths are relative to; by default the table's own.
+    max_image_mb : int, of 2**20 bytes
+        Images that would take more as 8-bit RGB are not decoded; see ``extract.images.decoding``.
+    """
+
+    path_column: str | None = None
+    label_column: str | None = None
+    split_column: str | None = None
+    group_column: str | None = None
+    root: Path | None = None
+    max_image_mb: int = MAX_IMAGE_MB
+
+    def check_is_of_folders(self, images: Path) -> None:
+        """Refuse what only tables have.
+
+        Raises
+        ------
+        FxError
+            If a column or a root is named.
+        """
+        for name in ("path_column", "label_column", "split_column", "group_column", "root"):
+            if getattr(self, name) is not None:
+                raise FxError(f"`{name}` is of tables; got {shown(images)}; leave it out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +102,8 @@ class ImageSource:
         What was there besides and is no labelled image, the commonest kind first: files by their
         suffixes, hidden ones, folders of the system, class folders without images, images or rows
         without a label where others have one.
+    columns : tuple of (meaning, name)
+        Columns of a table that were read, such as ``("path", "Filename")``.
     lost : tuple of (label, path, reason)
         Classes of which nothing is among the entries, sorted, with one of their files each.
     """
@@ -74,6 +114,7 @@ class ImageSource:
     skipped: tuple[tuple[str, str], ...]
     max_image_mb: int = MAX_IMAGE_MB
     passed_over: tuple[tuple[str, int], ...] = ()
+    columns: tuple[tuple[str, str], ...] = ()
     lost: tuple[tuple[str, str, str], ...] = ()
 
     @property
@@ -85,6 +126,11 @@ class ImageSource:
     def labelled(self) -> bool:
         """Whether any image has a label."""
         return any(entry.label is not None for entry in self.entries)
+
+
+def composed(name: str) -> str:
+    """Give the composed Unicode form: names that look alike are one name, whoever wrote them."""
+    return unicodedata.normalize("NFC", name)
 
 
 def shown(path: Path) -> str:

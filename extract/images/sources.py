@@ -19,7 +19,14 @@ from typing import Literal
 
 from extract.errors import FxError, NoImages
 from extract.images.decoding import is_image
-from extract.images.entries import MAX_IMAGE_MB, SPLIT_NAMES, ImageEntry, ImageSource, shown
+from extract.images.entries import (
+    SPLIT_NAMES,
+    ImageEntry,
+    ImageSource,
+    Reading,
+    composed,
+    shown,
+)
 from extract.images.tables import from_table
 
 _READ = "jpg jpeg jpe jfif mpo png webp bmp tif tiff gif ppm pgm pbm pnm avif heic heif hif"
@@ -37,14 +44,14 @@ SUFFIXES, UNREAD_SUFFIXES = frozenset(_READ.split()), frozenset(_UNREAD.split())
 SYSTEM_FOLDERS = frozenset(_OF_THE_SYSTEM.split("/"))
 _MOST_KINDS = 20  # of files, told one by one
 
-_TABLES = (".csv", ".parquet")
+_TABLES = (".csv", ".tsv", ".parquet")
 _LAYOUTS = (
     "give a folder of class folders, train/, val/ and test/ with class folders in each, "
     "a .csv or .parquet table with a path column, a folder of images, or one image"
 )
 
 
-def find_images(images: str | Path, *, max_image_mb: int = MAX_IMAGE_MB) -> ImageSource:
+def find_images(images: str | Path, reading: Reading | None = None) -> ImageSource:
     """List the images of a folder or a table.
 
     Parameters
@@ -53,16 +60,17 @@ def find_images(images: str | Path, *, max_image_mb: int = MAX_IMAGE_MB) -> Imag
         A folder of class folders: the label is the name of the first folder, however deep the
         image lies in it, and images beside the class folders have none. Or train/, val/ (also
         valid/ or validation/) and test/ with class folders in each, if all folders with images
-        are called so, in either case, and train/ is among them. Or a CSV or Parquet table with a
-        column path, relative to the table's folder or absolute, and, if there, label, split and
-        group; empty cells say nothing. Or a folder of images without labels, or one image.
+        are called so, in either case, and train/ is among them. Or a CSV, TSV or Parquet table
+        with a column path, relative to the table's folder or absolute, and, if there, label, split
+        and group; empty cells say nothing. Or a folder of images without labels, or one image.
+        Labels and groups are in composed Unicode form (NFC), whatever the folders' or cells' is.
 
         Of folders, those files are listed whose names end like an image's (`SUFFIXES`, in either
         case), and of the others those that begin like one. What begins with a dot, and folders
         such as ``__MACOSX`` and ``@eaDir``, are passed over. Links are followed; a folder that
         lies in itself is not entered again.
-    max_image_mb : int, of 2**20 bytes
-        Images that would take more as 8-bit RGB are not decoded; see ``extract.images.decoding``.
+    reading : Reading
+        How; by default as said above.
 
     Returns
     -------
@@ -72,22 +80,25 @@ def find_images(images: str | Path, *, max_image_mb: int = MAX_IMAGE_MB) -> Imag
     Raises
     ------
     FxError
-        If there is nothing at `images`, nothing that is understood, or no image in it.
+        If there is nothing at `images`, nothing that is understood, or no image in it, or if
+        `reading` does not suit it.
     """
-    return replace(_listed(Path(images)), max_image_mb=max_image_mb)
+    reading = reading or Reading()
+    return replace(_listed(Path(images), reading), max_image_mb=reading.max_image_mb)
 
 
-def _listed(path: Path) -> ImageSource:
+def _listed(path: Path, reading: Reading) -> ImageSource:
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         raise NoImages(_nothing_at(path), path) from None
     except OSError as error:
         raise FxError(f"{shown(path)} cannot be read: {error.strerror}") from error
+    if stat.S_ISREG(mode) and path.suffix.lower() in _TABLES:
+        return from_table(path, reading)
+    reading.check_is_of_folders(path)
     if stat.S_ISDIR(mode):
         return _from_folder(path)
-    if stat.S_ISREG(mode) and path.suffix.lower() in _TABLES:
-        return from_table(path)
     if stat.S_ISREG(mode) and (_named_like_image(path.name) or is_image(path)):
         entry = ImageEntry(path.name, None, None, None)
         return ImageSource(path.parent.absolute(), "unlabelled", (entry,), ())
@@ -118,7 +129,7 @@ def _from_folder(root: Path) -> ImageSource:
 def _entry_in_folder(path: str, has_splits: bool) -> ImageEntry:
     *folders, _ = path.split("/")
     split = SPLIT_NAMES.get(folders.pop(0).lower()) if has_splits and folders else None
-    return ImageEntry(path, folders[0] if folders else None, split, None)
+    return ImageEntry(path, composed(folders[0]) if folders else None, split, None)
 
 
 def _passed_over(

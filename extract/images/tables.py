@@ -1,21 +1,33 @@
 """Images listed in a CSV or Parquet table: a row that makes no sense is an error.
 
-A file that cannot be opened is no error: it is left out, with the reason.
+A file that cannot be opened is no error: it is left out, with the reason. Tables come from Excel,
+Windows, macOS and pandas; what each writes is read alike, or refused.
 """
 
+import codecs
+import csv
+import io
 import math
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import chain
 from pathlib import Path, PurePath
 from typing import Any
 
 import pyarrow as pa
-from pyarrow import csv
 
 from extract.errors import FxError, one_line
-from extract.images.entries import SPLIT_NAMES, ImageEntry, ImageSource, shown
+from extract.images.entries import (
+    SPLIT_NAMES,
+    ImageEntry,
+    ImageSource,
+    Reading,
+    composed,
+    shown,
+)
 from extract.images.parquet import MOST_ROWS, cells, check_size, open_parquet
 
 _COLUMNS = ("path", "label", "split", "group")
@@ -23,30 +35,45 @@ _COLUMNS = ("path", "label", "split", "group")
 SHOWN = 20
 # bytes, of which only those of known columns are in memory
 LARGEST_CSV = 2**29
+# characters of a CSV
+LONGEST_LINE, LONGEST_CELL = 2**24, 2**20
+_SEPARATORS = ",;\t|"
+_UNICODE_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",  # before that of UTF-16, which it begins with
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_AS_UTF_8 = "save the table as UTF-8 (in Excel: CSV UTF-8)"
+
+# what the known columns are called in a table, and their cells
+_Cells = tuple[dict[str, str], dict[str, list[str | None]]]
+_Readings = dict[str, Callable[[Any], str | None]]
 
 
-def from_table(table: Path) -> ImageSource:
+def from_table(table: Path, reading: Reading) -> ImageSource:
     """List the images of a table; what it may hold is said at ``find_images``."""
-    root = table.parent.absolute()
-    columns = _read_table(table, root)
-    if not columns["path"]:
-        raise FxError(f"{shown(table)} lists no images; fill it in: a row an image")
+    root = (reading.root or table.parent).absolute()
+    names, columns = _read_table(table, root, reading)
     entries: set[ImageEntry] = set()
     skipped: set[tuple[str, str]] = set()
     lost: dict[str, tuple[str, str]] = {}
-    unlabelled = 0
-    why_no_file = cache(_why_no_file)
+    unlabelled = listed = 0
+    file_at = cache(_files_below(root))
     rows = zip(*(columns[name] for name in _COLUMNS), strict=True)
     for number, (path, label, side, group) in enumerate(rows, start=1):
         if path is None:
+            if label is side is group is None:
+                continue
             raise FxError(f"{shown(table)}: row {number} has no path; fill it in or drop the row")
+        listed += 1
         known = SPLIT_NAMES.get(side.lower()) if side is not None else None
         if side is not None and known is None:
             raise FxError(
                 f"{shown(table)}: unknown split {side[:80]!r} in row {number}; "
                 "it must be train, val or test, or empty"
             )
-        reason = why_no_file(root, path)
+        path, reason = file_at(path)
         if reason:
             skipped.add((path, reason))
             if label is not None:
@@ -54,11 +81,14 @@ def from_table(table: Path) -> ImageSource:
             continue
         unlabelled += label is None
         entries.add(ImageEntry(path, label, known, group))
+    if not listed:
+        raise FxError(f"{shown(table)} lists no images; fill it in: a row an image")
     if not entries:
         path, reason = min(skipped)
         raise FxError(
-            f"none of the {len(columns['path'])} files listed in {shown(table)} can be opened; "
-            f"{path[:200]!r}: {reason}; paths must be absolute or relative to the table's folder"
+            f"none of the {listed} files listed in {shown(table)} can be opened; "
+            f"{path[:200]!r}: {reason}; paths must be absolute or relative to {shown(root)}, "
+            "in the place of which `root` can name another folder"
         )
     kept = {entry.label for entry in entries}
     return ImageSource(
@@ -69,6 +99,7 @@ def from_table(table: Path) -> ImageSource:
         passed_over=(("rows without a label", unlabelled),)
         if unlabelled and kept != {None}
         else (),
+        columns=tuple(names.items()),
         lost=tuple((label, *one) for label, one in sorted(lost.items()) if label not in kept),
     )
 
@@ -77,57 +108,128 @@ def _order(entry: ImageEntry) -> tuple[str, str, str, str]:
     return entry.path, entry.label or "", entry.split or "", entry.group or ""
 
 
-def _read_table(table: Path, root: Path) -> dict[str, list[str | None]]:
+def _read_table(table: Path, root: Path, reading: Reading) -> _Cells:
     """Return the cells of the known columns, a list of None for each that is not there."""
-    readings: dict[str, Callable[[Any], str | None]] = dict.fromkeys(_COLUMNS, _text)
+    readings: _Readings = dict.fromkeys(_COLUMNS, _text)
     readings["path"] = lambda cell: _path_in_table(cell, root)
-    found: dict[str, list[str | None]] = {name: [] for name in _COLUMNS}
-    count = 0
+    read = _parquet if table.suffix.lower() == ".parquet" else _csv
     try:
-        read = _parquet if table.suffix.lower() == ".parquet" else _csv
-        for known, part in read(table):
-            count += part.num_rows
-            if count > MOST_ROWS:
-                raise ValueError(f"more than {MOST_ROWS:,} rows")
-            for name, column in known.items():
-                found[name] += cells(_plain(part.column(column)), readings[name])
+        names, found = read(table, root, reading, readings)
     except FxError:
         raise
     except Exception as error:  # damaged files fail in as many ways as there are bytes
         raise FxError(
             f"{shown(table)} cannot be read as a {table.suffix[1:]} table: {one_line(error)}"
         ) from error
-    return {name: column or [None] * count for name, column in found.items()}
+    count = len(found["path"])
+    return names, {name: found.get(name) or [None] * count for name in _COLUMNS}
 
 
-# names of known columns, what the table calls them, and some of its rows
-_Parts = Iterator[tuple[dict[str, str], pa.Table]]
-
-
-def _parquet(table: Path) -> _Parts:
+def _parquet(table: Path, root: Path, reading: Reading, readings: _Readings) -> _Cells:
     with open_parquet(table) as file:
-        known = _known_columns(table, file.schema_arrow.names)
+        known = _known_columns(table, file.schema_arrow.names, reading)
         check_size(file, known.values())
         for name, column in known.items():
             _check_type(table, name, file.schema_arrow.field(column).type)
-        yield known, file.read(columns=list(known.values()))
+        part = file.read(columns=list(dict.fromkeys(known.values())))
+    return known, {
+        name: cells(_plain(part.column(column)), readings[name]) for name, column in known.items()
+    }
 
 
-def _csv(table: Path) -> _Parts:
-    """Read a CSV some rows at a time: what else is in it takes no memory."""
+def _csv(table: Path, root: Path, reading: Reading, readings: _Readings) -> _Cells:
+    """Read a CSV line by line: what else is in it takes no memory."""
     size = table.stat().st_size
     if size > LARGEST_CSV:
         raise ValueError(f"{size:,} bytes, where {LARGEST_CSV:,} are most; keep known columns")
-    lines = csv.ParseOptions(newlines_in_values=True)
-    with csv.open_csv(table, parse_options=lines) as file:
-        known = _known_columns(table, file.schema.names)
-    # nothing is guessed from a cell's looks: 007 is a label; file names are bytes
-    types = dict.fromkeys(known.values(), pa.string())
-    types[known["path"]] = pa.binary()
-    wanted = csv.ConvertOptions(column_types=types, include_columns=list(types))
-    with csv.open_csv(table, parse_options=lines, convert_options=wanted) as file:
-        for batch in file:
-            yield known, pa.Table.from_batches([batch])
+    with table.open("rb") as file:
+        encoding = _encoding(file.read(2**16))
+    # bytes that are no UTF-8 may be a file's name
+    errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
+    largest_before = csv.field_size_limit(LONGEST_CELL)
+    try:
+        with table.open(encoding=encoding, errors=errors, newline="") as file:
+            return _cells_of_csv(table, _lines(file), root, reading, readings)
+    finally:
+        csv.field_size_limit(largest_before)
+
+
+def _encoding(start: bytes) -> str:
+    for mark, name in _UNICODE_MARKS.items():
+        if start.startswith(mark):
+            return name
+    # text without a mark: every other byte of Latin letters in UTF-16 is zero
+    if start.count(0) > len(start) // 4:
+        return "utf-16-le" if start[1::2].count(0) > start[::2].count(0) else "utf-16-be"
+    return "utf-8"
+
+
+def _lines(file: io.TextIOBase) -> Iterator[str]:
+    while line := file.readline(LONGEST_LINE + 1):
+        if len(line) > LONGEST_LINE:
+            raise ValueError(f"a line of more than {LONGEST_LINE:,} characters")
+        yield line
+
+
+def _cells_of_csv(
+    table: Path, lines: Iterator[str], root: Path, reading: Reading, readings: _Readings
+) -> _Cells:
+    first = next((line for line in lines if line.strip()), "")
+    # Excel's own way to name the separator
+    if said := re.fullmatch(r'"?sep=(.)"?\s*', first):
+        first = next((line for line in lines if line.strip()), "")
+    separator = said[1] if said else _separator(first, reading.path_column or "path")
+    rows = csv.reader(chain([first], lines), delimiter=separator, strict=True)
+    header = next(rows, [])
+    known = _known_columns(table, header, reading)
+    places = {name: header.index(column) for name, column in known.items()}
+    converted = {name: cache(readings[name]) for name in known}
+    found: dict[str, list[str | None]] = {name: [] for name in known}
+    number = 0
+    try:
+        for row in rows:
+            if not any(map(str.strip, row)):
+                continue
+            number += 1
+            if number > MOST_ROWS:
+                raise ValueError(f"more than {MOST_ROWS:,} rows")
+            if len(row) < len(header) or any(row[len(header) :]):
+                raise ValueError(
+                    f"row {number} has {len(row)} cells, the header {len(header)}; "
+                    f"between them stands {separator!r}"
+                )
+            if any("\n" in cell or "\r" in cell for cell in row):
+                _check_no_rows_inside(row, separator, places["path"], root, number)
+            for name, place in places.items():
+                cell = row[place]
+                if name != "path" and not cell.isascii() and _is_no_text(cell):
+                    raise ValueError(f"{name} in row {number} is not UTF-8; {_AS_UTF_8}")
+                found[name].append(converted[name](cell))
+    except csv.Error as error:
+        raise ValueError(f"row {number + 1}: {error}; a quote may be too many there") from error
+    return known, found
+
+
+def _separator(header: str, path_column: str) -> str:
+    """Find what stands between the cells of a header: what makes a column of paths."""
+    for mark in _SEPARATORS:
+        names = next(csv.reader([header], delimiter=mark), [])
+        if _tidy(path_column) in map(_tidy, names):
+            return mark
+    return max(_SEPARATORS, key=header.count)
+
+
+def _check_no_rows_inside(
+    row: list[str], separator: str, place: int, root: Path, number: int
+) -> None:
+    """Refuse a cell that an opening quote too many has made of several rows."""
+    inside = [line.split(separator) for cell in row for line in cell.splitlines()[1:]]
+    if any(len(one) > place and not _why_no_file(root, one[place]) for one in inside):
+        raise ValueError(f"row {number} holds other rows in a cell; a quote is not closed there")
+
+
+def _is_no_text(cell: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in cell)
 
 
 def _check_type(table: Path, name: str, kind: pa.DataType) -> None:
@@ -149,24 +251,36 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(pa.string()) if pa.types.is_temporal(kind) else column
 
 
-def _known_columns(table: Path, names: list[str]) -> dict[str, str]:
+def _known_columns(table: Path, names: list[str], reading: Reading) -> dict[str, str]:
     """Return what the columns that mean something are called in the table."""
-    tidy = [name.strip().lower() for name in names]
+    tidy = [_tidy(name) for name in names]
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    has = "it has " + ", ".join(repr(name[:80]) for name in names[:SHOWN]) + more
+    known = {}
     for name in _COLUMNS:
-        if tidy.count(name) > 1:
-            raise FxError(f"{shown(table)} has {tidy.count(name)} columns {name!r}; keep one")
-    if "path" not in tidy:
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        found = ", ".join(repr(name[:80]) for name in names[:SHOWN]) + more
-        raise FxError(f"{shown(table)} has no column 'path'; it has {found}; rename one of them")
-    return {name: names[tidy.index(name)] for name in _COLUMNS if name in tidy}
+        asked = getattr(reading, f"{name}_column")
+        count = tidy.count(_tidy(asked or name))
+        if count > 1:
+            raise FxError(f"{shown(table)} has {count} columns {asked or name!r}; keep one")
+        if count:
+            known[name] = names[tidy.index(_tidy(asked or name))]
+        elif asked or name == "path":
+            raise FxError(
+                f"{shown(table)} has no column {asked or name!r}; {has}; "
+                f"name one of them by `{name}_column`"
+            )
+    return known
+
+
+def _tidy(name: str) -> str:
+    return composed(name).strip().lower()
 
 
 def _path_in_table(cell: Any, root: Path) -> str | None:
     """Return a cell as the path of an entry, without ``.`` and doubled slashes."""
     # blanks may belong to a file's name
     text = os.fsdecode(cell) if isinstance(cell, bytes | str) else _text(cell)
-    if not text:
+    if not text or not text.strip():
         return None
     path = PurePath(text)
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
@@ -176,7 +290,56 @@ def _text(cell: Any) -> str | None:
     """Return a cell without the blanks around it, None if nothing is left."""
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return None
-    return (os.fsdecode(cell) if isinstance(cell, bytes) else str(cell)).strip() or None
+    if isinstance(cell, float) and cell.is_integer():
+        cell = int(cell)  # pandas makes floats of integers where one is missing
+    text = os.fsdecode(cell) if isinstance(cell, bytes) else str(cell)
+    return composed(text).strip() or None
+
+
+def _files_below(root: Path) -> Callable[[str], tuple[str, str]]:
+    """Give a function from a path in a table to the file's own, and why there is no such file."""
+
+    @cache
+    def by_composed_name(folder: Path) -> dict[str, str]:
+        try:
+            names = sorted(file.name for file in folder.iterdir())
+        except OSError:
+            return {}
+        return {composed(name): name for name in names}
+
+    def as_on_disk(path: str) -> str:
+        """Replace each name in a path by that of a file which differs in its Unicode form only."""
+        found = PurePath()
+        for part in PurePath(path).parts:
+            exists = os.path.lexists(root / found / part)
+            names = {} if exists else by_composed_name(root / found)
+            found /= names.get(composed(part), part)
+        return found.as_posix()
+
+    def file_at(path: str) -> tuple[str, str]:
+        reason = _why_no_file(root, path)
+        if not reason:
+            return path, ""
+        for other in _spellings(path):
+            one = other if other.isascii() else as_on_disk(other)
+            if not _why_no_file(root, one):
+                return one, ""
+        return path, reason
+
+    return file_at
+
+
+def _spellings(path: str) -> list[str]:
+    """Give ways in which other systems and programs may have meant a path to be written."""
+    found = {path: None}
+    for change in (str.strip, lambda text: text.replace("\\", "/"), _from_windows):
+        found |= {PurePath(change(one)).as_posix(): None for one in found}
+    return list(found)
+
+
+def _from_windows(path: str) -> str:
+    """Read bytes that are no UTF-8 as Windows wrote them in western countries."""
+    return os.fsencode(path).decode("cp1252", "replace") if _is_no_text(path) else path
 
 
 def _why_no_file(root: Path, path: str) -> str:

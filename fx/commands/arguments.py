@@ -86,6 +86,20 @@ MaxImageMB = Annotated[
         "--max-image-mb", min=1, help="Images that are larger than this as RGB are not decoded."
     ),
 ]
+PathColumn = Annotated[str | None, typer.Option(metavar="NAME", help="Of a table. [default: path]")]
+LabelColumn = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Of a table. [default: label]")
+]
+SplitColumn = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Of a table. [default: split]")
+]
+GroupColumn = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Of a table. [default: group]")
+]
+Root = Annotated[
+    Path | None,
+    typer.Option(help="Folder of a table's relative paths. [default: the table's]"),
+]
 ClassWeight = Annotated[
     str | None,
     typer.Option(

@@ -16,10 +16,15 @@ from fx.commands.arguments import (
     Debug,
     Device,
     EngineName,
+    GroupColumn,
     Images,
     Json,
+    LabelColumn,
     MaxImageMB,
+    PathColumn,
+    Root,
     Size,
+    SplitColumn,
     SplitSeed,
     Store,
     StoredPrecision,
@@ -67,6 +72,11 @@ def extract(
     device: Device = "auto",
     engine: EngineName = "auto",
     batch_size: BatchSize = None,
+    path_column: PathColumn = None,
+    label_column: LabelColumn = None,
+    split_column: SplitColumn = None,
+    group_column: GroupColumn = None,
+    root: Root = None,
     max_image_mb: MaxImageMB = MAX_IMAGE_MB,
     split_seed: SplitSeed = 0,
     snapshot: Annotated[
@@ -115,6 +125,9 @@ def _print(result: ExtractResult) -> None:
     if splits:
         classes = len(next(iter(result.splits.values())))
         print(f"{classes} classes; {', '.join(splits)}")
+    if result.columns:
+        used = [f"{what} {name!r}" for what, name in result.columns.items()]
+        print_wrapped(printable(f"columns of the table: {', '.join(used)}"))
     if result.passed_over:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in result.passed_over.items())
         print_wrapped(printable(f"passed over: {kinds}"))

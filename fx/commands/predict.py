@@ -17,6 +17,8 @@ from fx.commands.arguments import (
     Images,
     Json,
     MaxImageMB,
+    PathColumn,
+    Root,
     StoredPrecision,
     options_in,
 )
@@ -52,6 +54,8 @@ def predict(
     device: Device = "auto",
     engine: EngineName = "auto",
     batch_size: BatchSize = None,
+    path_column: PathColumn = None,
+    root: Root = None,
     max_image_mb: MaxImageMB = MAX_IMAGE_MB,
     json_: Json = False,
     debug: Debug = False,

@@ -46,7 +46,7 @@ def extract_images(
     from extract.images import find_images
     from extract.store import FeatureStore
 
-    source = find_images(images, max_image_mb=options.max_image_mb)
+    source = find_images(images, options.reading)
     backbone = open_backbone(options).at_layers(options.layers or ("pool",))
 
     def quantised() -> StoredNetwork:

@@ -195,7 +195,7 @@ def _prepared(
 
     names = ["", ""]
     if processes.is_main_process:
-        source = find_images(images, max_image_mb=options.max_image_mb)
+        source = find_images(images, options.reading)
         if scratch:
             # what trains from scratch needs no pretrained network
             taken = take_snapshot(

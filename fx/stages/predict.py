@@ -62,7 +62,7 @@ def predict_images(
     from extract.images import find_images
 
     opened = open_model(model, options)
-    source = find_images(images, max_image_mb=options.max_image_mb)
+    source = find_images(images, options.reading)
     vectors = _side_by_side(opened, source, begin("predicting"))
     labeller, notes = _labeller(opened, folder_of(model), reject, conformal)
     failed = [FailedImage(path, reason) for path, reason in source.skipped]

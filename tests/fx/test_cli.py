@@ -18,6 +18,8 @@ import torchvision
 import typer
 from conftest import Said, write_classes, write_splits
 
+from extract.errors import FxError
+from extract.images import Reading
 from fx.commands.app import app
 from heads.kinds import HEADS
 
@@ -274,6 +276,39 @@ def test_a_class_of_which_nothing_is_left_is_an_error(here: Path, fx: Fx) -> Non
     line = one_line(fx("extract", "--size", 32))
     assert "class 'b' and 1 more" in line
     assert "conflicting labels" in line
+
+
+@pytest.mark.parametrize(
+    "command", ["extract", "finetune", "finetune --from-scratch", "advise", "compare"]
+)
+def test_how_images_are_read_reaches_the_reader(
+    here: Path, fx: Fx, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+
+    def listed(_: Path, reading: Reading) -> None:
+        told.append(reading)
+        raise FxError("told")
+
+    monkeypatch.setattr("extract.images.find_images", listed)
+    columns = {f"{name}_column": name.upper() for name in ("path", "label", "split", "group")}
+    given = columns | {"root": Path("elsewhere"), "max_image_mb": 7}
+    words = [word for n, v in given.items() for word in (f"--{n.replace('_', '-')}", v)]
+    for dry in [(), ("--dry-run",)] if command == "compare" else [()]:
+        assert one_line(fx(*command.split(), "data", *words, *dry)) == "fx: error: told"
+        assert told.pop() == Reading(**given)
+
+
+def test_the_columns_of_a_table_are_told(here: Path, fx: Fx) -> None:
+    write_classes(here / "data", per_class=3)
+    rows = [f"{f.parent.name}/{f.name};{f.parent.name}" for f in here.glob("data/*/*.png")]
+    (here / "t.csv").write_text("\n".join(["file;label", *rows]))
+    words = ("extract", "t.csv", "--size", 32)
+    assert "name one of them by --path-column" in one_line(fx(*words))
+    said = fx(*words, "--path-column", "file", "--root", "data")
+    assert "columns of the table: path 'file', label 'label'\n" in said.out
+    record = json.loads(fx(*words, "--path-column", "file", "--root", "data", "--json").out)
+    assert record["columns"] == {"path": "file", "label": "label"}
 
 
 def test_an_interrupted_sample_is_written_again(

@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from extract.errors import FxError
-from extract.images import ImageSource, Preprocessing, Snapshot, find_images, load_images
+from extract.images import (
+    ImageSource,
+    Preprocessing,
+    Reading,
+    Snapshot,
+    find_images,
+    load_images,
+)
 from extract.images import loader as reading
 from extract.store import FeatureStore
 
@@ -272,8 +279,8 @@ def extract_all(fx: Fx, here: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         said = fx("extract", data, *options, "--json")
         assert said.out, said.err
 
-        def listed(images: Path, **choices: int) -> ImageSource:
-            source = find_images(images, **choices)
+        def listed(images: Path, reading: Reading) -> ImageSource:
+            source = find_images(images, reading)
             (data / "odd" / "vanishing.png").unlink()
             return source
 
@@ -507,8 +514,8 @@ def test_every_command_that_reads_images_lets_in_what_it_is_told_to(
 def test_what_measures_lets_in_what_it_is_told_to(
     folder: Path, fx: Fx, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def listed(images: Path, *, max_image_mb: int) -> ImageSource:
-        raise FxError(f"told {max_image_mb}")
+    def listed(images: Path, reading: Reading) -> ImageSource:
+        raise FxError(f"told {reading.max_image_mb}")
 
     monkeypatch.setattr("extract.images.find_images", listed)
     name, *options = command.split()

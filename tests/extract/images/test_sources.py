@@ -4,6 +4,7 @@ import os
 import random
 import socket
 import time
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from extract.errors import FxError, NoImages
-from extract.images import ImageEntry, ImageSource, find_images
+from extract.images import ImageEntry, ImageSource, Reading, find_images
 from extract.images.sources import SUFFIXES
 
 
@@ -241,7 +242,9 @@ def test_entries_are_sorted_by_path(tmp_path: Path) -> None:
     assert paths == sorted(paths)
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     paths=st.sets(
         st.lists(st.sampled_from(["a", "B", "train", "test", "é"]), max_size=3).map("/".join),
@@ -451,6 +454,7 @@ def test_labels_of_numbers_in_parquet_become_text(tmp_path: Path) -> None:
     columns = {"path": ["1.png", "2.png", "3.png"]}
     for values, expected in (
         (pa.array([3, 0, None]), ["3", "0", None]),
+        (pa.array([3.0, 0.0, None]), ["3", "0", None]),
         (pa.array([0.5, float("nan"), None]), ["0.5", None, None]),
         (pa.array([True, False, None]), ["True", "False", None]),
         (pa.array([b"cat", b"", None]), ["cat", None, None]),
@@ -504,6 +508,128 @@ def test_a_file_may_be_spelled_in_several_ways(tmp_path: Path) -> None:
     assert source.entries == (ImageEntry("x/1.png", "cat", None, None),)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_tables_of_every_system_say_the_same(
+    tmp_path: Path, separator: str, encoding: str, end: str
+) -> None:
+    touch(tmp_path, "x/1.png", "x/é, 2.png")
+    rows = [["notes", "path", "label"], ["", "x/1.png", "Männchen"], ["", '"x/é, 2.png"', "b"]]
+    rows += [[], ["", "", ""]]
+    text = end.join(separator.join(row) for row in rows) + end
+    for name, start in (("t.csv", ""), ("t.tsv", f"sep={separator}{end}")):
+        (tmp_path / name).write_bytes((start + text).encode(encoding))
+        source = find_images(tmp_path / name)
+        assert labels(source) == {"x/1.png": "Männchen", "x/é, 2.png": "b"}
+        assert source.columns == (("path", "path"), ("label", "label"))
+
+
+def test_what_is_not_unicode_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    touch(tmp_path, "é.png")
+    (tmp_path / "t.csv").write_bytes("path,label\né.png,a\né.png,Männchen\n".encode("cp1252"))
+    assert "label in row 2 is not UTF-8; save the table as UTF-8" in error_of(tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_bytes("path,label\né.png,a\n".encode("cp1252"))
+    assert labels(find_images(tmp_path / "t.csv")) == {"é.png": "a"}
+
+
+def test_paths_as_windows_and_people_write_them_are_found(tmp_path: Path) -> None:
+    touch(tmp_path, "x/1.png", "x/2.png", "x/ 3.png ", "x/a\\4.png")
+    rows = "x\\1.png,a\n x/2.png ,a\nx/ 3.png ,a\nx/a\\4.png,a\n.\\x\\1.png ,a\nx\\5.png,a\n"
+    source = find_images(table(tmp_path, "path,label\n" + rows))
+    assert set(labels(source)) == {"x/1.png", "x/2.png", "x/ 3.png ", "x/a\\4.png"}
+    assert source.skipped == (("x\\5.png", "no such file"),)
+
+
+def test_unicode_forms_of_a_name_are_one_class_and_one_file(tmp_path: Path) -> None:
+    nfc, nfd = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    touch(tmp_path, f"a/{nfc}/1.png", f"a/{nfd}/2.png", "a/b/1.png")
+    touch(tmp_path, f"b/train/{nfc}/1.png", f"b/test/{nfd}/2.png")
+    for root in ("a", "b"):
+        assert nfc in find_images(tmp_path / root).labels
+        assert nfd not in find_images(tmp_path / root).labels
+    touch(tmp_path, f"c/{nfc}/{nfd}.png")
+    for one, two in ((nfc, nfc), (nfd, nfd), (nfd, nfc)):
+        text = f"path,label,group\n{one}/{two}.png,{nfd},{nfd}\n{one}/{nfd}.png,{nfc},{nfc}\n"
+        source = find_images(table(tmp_path / "c", text))
+        assert source.entries == (ImageEntry(f"{nfc}/{nfd}.png", nfc, None, nfc),)
+
+
+def test_files_whose_names_differ_in_their_unicode_form_are_two(tmp_path: Path) -> None:
+    names = [unicodedata.normalize(form, "é") + ".png" for form in ("NFC", "NFD")]
+    touch(tmp_path, *names)
+    source = find_images(table(tmp_path, "path\n" + "\n".join(names)))
+    assert len(source.entries) == 2
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ['{0},"cat', "{1},dog", "{2},dog"],
+        ['{0},"cat', "{1},dog", '{2},dog"'],
+        ['{0},"cat', "{1},dog", '{2},"dog"'],
+        ['"{0},cat', "{1},dog", '{2},do"g'],
+        ['{0},"cat",x"', "{1},dog,"],
+    ],
+)
+def test_a_quote_that_swallows_rows_is_refused(tmp_path: Path, lines: list[str]) -> None:
+    names = ["1.png", "2.png", "3.png"]
+    touch(tmp_path, *names)
+    text = "path,label,notes\n" if "notes" in lines[-1] else "path,label\n"
+    message = error_of(table(tmp_path, text + "\n".join(lines).format(*names) + "\n"))
+    assert "row 1" in message
+
+
+def test_a_quote_within_a_cell_is_a_quote(tmp_path: Path) -> None:
+    touch(tmp_path, '5" tube.png')
+    source = find_images(table(tmp_path, 'path,label\n5" tube.png,"a ""b"""\n'))
+    assert labels(source) == {'5" tube.png': 'a "b"'}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_columns_may_be_named(tmp_path: Path, suffix: str) -> None:
+    touch(tmp_path, "images/1.png", "images/2.png")
+    columns = {"File": ["1.png", "2.png"], "Art": ["a", "b"], "path": ["x", "y"]}
+    columns |= {"Teil": ["train", "test"], "Tier": ["7", "8"], "label": ["p", "q"]}
+    file = tmp_path / f"t.{suffix}"
+    if suffix == "csv":
+        rows = [list(columns), *zip(*columns.values(), strict=True)]
+        file.write_text("\n".join(";".join(row) for row in rows))
+    else:
+        parquet.write_table(pa.table(columns), file)
+    reading = Reading(
+        path_column="file",
+        label_column="Art",
+        split_column="teil",
+        group_column="Tier",
+        root=tmp_path / "images",
+    )
+    source = find_images(file, reading)
+    assert source.root == tmp_path / "images"
+    assert source.entries == (
+        ImageEntry("1.png", "a", "train", "7"),
+        ImageEntry("2.png", "b", "test", "8"),
+    )
+    assert dict(source.columns) == {
+        **{"path": "File", "label": "Art", "split": "Teil", "group": "Tier"}
+    }
+    with pytest.raises(FxError, match=r"no column 'kind'; it has 'File', .*`label_column`"):
+        find_images(file, Reading(path_column="File", label_column="kind"))
+
+
+def test_what_only_tables_have_is_refused_of_folders(tmp_path: Path) -> None:
+    touch(tmp_path, "cat/1.png")
+    for images in (tmp_path, tmp_path / "cat" / "1.png"):
+        with pytest.raises(FxError, match="`label_column` is of tables"):
+            find_images(images, Reading(label_column="kind"))
+
+
+def test_rows_of_other_lengths_name_their_row(tmp_path: Path) -> None:
+    touch(tmp_path, "1.png")
+    message = error_of(table(tmp_path, "path,label\n1.png,cat,\n1.png\n"))
+    assert "row 2 has 1 cells, the header 2" in message
+
+
 def test_a_path_with_two_labels_is_listed_with_both(tmp_path: Path) -> None:
     touch(tmp_path, "1.png")
     source = find_images(table(tmp_path, "path,label\n1.png,dog\n1.png,cat\n1.png,dog\n"))
@@ -535,7 +661,9 @@ def test_a_table_may_list_hidden_files_and_files_of_any_name(tmp_path: Path) -> 
     assert len(source.entries) == 2
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(seed=st.integers(0, 999), parquet_too=st.booleans())
 def test_the_order_of_a_table_s_rows_and_columns_does_not_matter(
     tmp_path_factory: pytest.TempPathFactory, seed: int, parquet_too: bool
@@ -579,6 +707,7 @@ def test_an_unknown_split_names_its_row_and_value(tmp_path: Path) -> None:
 
 def test_a_missing_path_column_names_the_columns_there_are(tmp_path: Path) -> None:
     message = error_of(table(tmp_path, "filename,label\n1.png,cat\n"))
+    assert "`path_column`" in message
     assert "has no column 'path'; it has 'filename', 'label'" in message
     parquet.write_table(pa.table({"image": ["1.png"]}), tmp_path / "t.parquet")
     assert "it has 'image'" in error_of(tmp_path / "t.parquet")
