@@ -123,3 +123,76 @@ def test_who_interrupts_is_told_nothing_of_semaphores() -> None:
     assert run.stdout.split() == ["interrupted"]
     assert run.stderr == ""
     assert time.monotonic() - begun < 50
+
+
+SCRIPT = """
+import os, sys
+sys.path.insert(0, os.environ["TESTS"])
+from test_own_process import of_itself, unheard
+from fx.comparison.own_process import PRELOADED, in_own_process
+
+PRELOADED.clear()  # they take long to import
+print("run")
+"""
+CALL = "number, process = in_own_process(of_itself, 7, begin=unheard)\n"
+TELL = "print(number, process != os.getpid())\n"
+
+
+def run_script(script: str, folder: Path, how: str = "file") -> subprocess.CompletedProcess[str]:
+    file = folder / "script.py"
+    file.write_text(SCRIPT + script)
+    words = {
+        "file": [str(file)],
+        "module": ["-m", "script"],
+        "standard input": ["-"],
+        "command": ["-c", SCRIPT + script],
+    }[how]
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=folder,
+        env=os.environ | {"TESTS": str(Path(__file__).parent)},
+        input=SCRIPT + script if how == "standard input" else None,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("how", ["file", "module", "standard input"])
+def test_a_script_needs_no_guard_and_is_run_once(how: str, tmp_path: Path) -> None:
+    run = run_script(CALL + TELL, tmp_path, how)
+    assert (run.stdout, run.stderr) == ("run\n7 True\n", "")
+
+
+def test_a_script_s_thread_begins_processes_as_well(tmp_path: Path) -> None:
+    run = run_script(
+        "from threading import Thread\n"
+        "def call(): print(in_own_process(of_itself, 7, begin=unheard)[0])\n"
+        "threads = [Thread(target=call) for _ in range(3)]\n"
+        "for thread in threads: thread.start()\n"
+        "for thread in threads: thread.join()\n"
+        "from multiprocessing import spawn\n"
+        "print('init_main_from_path' in spawn.get_preparation_data('another'))\n",
+        tmp_path,
+    )
+    assert (run.stdout.split(), run.stderr) == (["run", "7", "7", "7", "True"], "")
+
+
+DEFINED = """
+def own(*, begin): return len("own")
+def call(): print(in_own_process(own, begin=unheard))
+"""
+
+
+@pytest.mark.parametrize("how", ["file", "standard input", "command"])
+def test_what_a_script_defines_needs_the_guard_and_the_error_names_it(
+    how: str, tmp_path: Path
+) -> None:
+    unguarded = run_script(DEFINED + "call()\n", tmp_path, how)
+    assert unguarded.returncode == 1
+    told = unguarded.stderr.splitlines()[-1]
+    assert told.startswith("extract.errors.FxError: a process that measures cannot import")
+    assert 'below `if __name__ == "__main__":`' in told
+    if how == "file":
+        guarded = run_script(DEFINED + 'if __name__ == "__main__": call()\n', tmp_path)
+        assert guarded.stdout.splitlines()[-1] == "3"
+        assert guarded.returncode == 0
