@@ -41,6 +41,7 @@ class Options:
     seed : of everything else that is random
     fresh : repeat what is finished
     path_column, label_column, split_column, group_column, root : how a table is read
+    layout : what the first folders are, ``splits`` or ``classes``; None to see from their names
     max_image_mb : 2**20 bytes that an image may take as 8-bit RGB; larger ones are not decoded
     """
 
@@ -66,6 +67,7 @@ class Options:
     split_column: str | None = None
     group_column: str | None = None
     root: Path | None = None
+    layout: str | None = None
     max_image_mb: int = 512
 
     @property

@@ -5,6 +5,7 @@ Entries of a source are sorted and none comes twice.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,33 @@ from extract.errors import FxError
 Split = Literal["train", "val", "test"]
 # of 2**20 bytes: what an image may take as 8-bit RGB, by default
 MAX_IMAGE_MB = 512
-SPLIT_NAMES: dict[str, Split] = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
+# as Hugging Face's datasets finds splits by their names, which has seen most of them
+_SPLIT_WORDS: dict[Split, str] = {
+    "train": "train|training",
+    "val": "val|valid|validation|dev",
+    "test": "test|testing|eval|evaluation",
 }
+LAYOUTS = ("splits", "classes")
+
+
+def split_named(name: str) -> Split | None:
+    """Say which split a name means: ``Training``, ``test_set``, ``val2017``; None for others."""
+    return _split_matching(r"[^a-z]*(?:{})[^a-z]*(?:set|split|data|images)?[^a-z]*", name)
+
+
+def split_within(name: str) -> Split | None:
+    """Say which split a part of a name means, as in ``seg_train``; None for none, or several."""
+    return _split_matching(r"(?:.*[^a-z])?(?:{})(?:[^a-z]?set)?(?:[^a-z].*)?", name)
+
+
+def _split_matching(pattern: str, name: str) -> Split | None:
+    tidy = name.strip().lower()
+    found = [
+        split
+        for split, words in _SPLIT_WORDS.items()
+        if re.fullmatch(pattern.format(words), tidy, re.DOTALL)
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -36,6 +57,8 @@ class Reading:
     path_column, label_column, split_column, group_column : str or None
         What a table calls these columns, in either case; by default ``path``, ``label``,
         ``split`` and ``group``.
+    layout : {"splits", "classes"} or None
+        What the first folders are; by default seen from their names.
     root : Path or None
         Folder that a table's relative paths are relative to; by default the table's own.
     max_image_mb : int, of 2**20 bytes
@@ -47,7 +70,12 @@ class Reading:
     split_column: str | None = None
     group_column: str | None = None
     root: Path | None = None
+    layout: str | None = None
     max_image_mb: int = MAX_IMAGE_MB
+
+    def __post_init__(self) -> None:
+        if self.layout not in (None, *LAYOUTS):
+            raise FxError(f"`layout` must be {' or '.join(LAYOUTS)}; got {self.layout!r}")
 
     def check_is_of_folders(self, images: Path) -> None:
         """Refuse what only tables have.

@@ -10,8 +10,8 @@ import difflib
 import os
 import re
 import stat
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,12 +20,14 @@ from typing import Literal
 from extract.errors import FxError, NoImages
 from extract.images.decoding import is_image
 from extract.images.entries import (
-    SPLIT_NAMES,
     ImageEntry,
     ImageSource,
     Reading,
+    Split,
     composed,
     shown,
+    split_named,
+    split_within,
 )
 from extract.images.tables import from_table
 
@@ -58,11 +60,12 @@ def find_images(images: str | Path, reading: Reading | None = None) -> ImageSour
     ----------
     images : str or Path
         A folder of class folders: the label is the name of the first folder, however deep the
-        image lies in it, and images beside the class folders have none. Or train/, val/ (also
-        valid/ or validation/) and test/ with class folders in each, if all folders with images
-        are called so, in either case, and train/ is among them. Or a CSV, TSV or Parquet table
-        with a column path, relative to the table's folder or absolute, and, if there, label, split
-        and group; empty cells say nothing. Or a folder of images without labels, or one image.
+        image lies in it, and images beside the class folders have none. Or train/, val/ and test/
+        with class folders in each, if all folders with images are called so, or in another usual
+        way (`split_named`, `split_within`), and train/ is among them. Or a CSV, TSV or Parquet
+        table with a column path, relative to the table's folder or absolute, and, if there, label,
+        split and group; empty cells say nothing. Or a folder of images without labels, or one
+        image.
         Labels and groups are in composed Unicode form (NFC), whatever the folders' or cells' is.
 
         Of folders, those files are listed whose names end like an image's (`SUFFIXES`, in either
@@ -80,8 +83,8 @@ def find_images(images: str | Path, reading: Reading | None = None) -> ImageSour
     Raises
     ------
     FxError
-        If there is nothing at `images`, nothing that is understood, or no image in it, or if
-        `reading` does not suit it.
+        If there is nothing at `images`, nothing that is understood, or no image in it, if
+        `reading` does not suit it, or if its folders may be splits and may be classes.
     """
     reading = reading or Reading()
     return replace(_listed(Path(images), reading), max_image_mb=reading.max_image_mb)
@@ -98,50 +101,150 @@ def _listed(path: Path, reading: Reading) -> ImageSource:
         return from_table(path, reading)
     reading.check_is_of_folders(path)
     if stat.S_ISDIR(mode):
-        return _from_folder(path)
+        return _from_folder(path, reading.layout)
     if stat.S_ISREG(mode) and (_named_like_image(path.name) or is_image(path)):
         entry = ImageEntry(path.name, None, None, None)
         return ImageSource(path.parent.absolute(), "unlabelled", (entry,), ())
     raise FxError(f"{shown(path)} is neither a folder nor an image nor a table; {_LAYOUTS}")
 
 
-def _from_folder(root: Path) -> ImageSource:
+def _from_folder(root: Path, layout: str | None) -> ImageSource:
     found = _walk(root)
     paths, skipped = sorted(found.images), sorted(found.skipped)
     if not paths:
         raise NoImages(_no_images_below(root, skipped, found.others), root)
-    folders = {path.split("/", 1)[0] for path in paths if "/" in path}
-    kind: Literal["classes", "splits", "unlabelled"] = "classes" if folders else "unlabelled"
-    names = {folder.lower() for folder in folders}
-    if "train" in names and names <= SPLIT_NAMES.keys():
-        kind = "splits"
-    entries = tuple(_entry_in_folder(path, kind == "splits") for path in paths)
+    folders = _Folders.of(root, paths, layout)
+    entries = tuple(folders.entry(path) for path in paths if not folders.is_outside(path))
+    outside = len(paths) - len(entries)
     return ImageSource(
         root.absolute(),
-        kind,
+        folders.kind,
         entries,
         tuple(skipped),
-        passed_over=_passed_over(found, entries, 2 if kind == "splits" else 1),
-        lost=() if kind == "unlabelled" else _lost_classes(found, entries, kind == "splits"),
+        passed_over=_passed_over(found, entries, folders.depth, outside),
+        lost=() if folders.kind == "unlabelled" else _lost_classes(found, entries, folders),
     )
 
 
-def _entry_in_folder(path: str, has_splits: bool) -> ImageEntry:
-    *folders, _ = path.split("/")
-    split = SPLIT_NAMES.get(folders.pop(0).lower()) if has_splits and folders else None
-    return ImageEntry(path, composed(folders[0]) if folders else None, split, None)
+@dataclass(frozen=True)
+class _Folders:
+    """What the folders of a source mean.
+
+    Attributes
+    ----------
+    kind : of the source
+    splits : the first folders that are splits, and which
+    doubled : those that hold one folder of their own name, as archives unpack: ``train/train/cat``
+    """
+
+    kind: Literal["classes", "splits", "unlabelled"]
+    splits: dict[str, Split] = field(default_factory=dict)
+    doubled: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, root: Path, paths: list[str], layout: str | None) -> _Folders:
+        """Find out from where images lie.
+
+        Raises
+        ------
+        FxError
+            If folders may be splits and may be classes, or are no splits as `layout` says.
+        """
+        inner: dict[str, set[str]] = defaultdict(set)
+        doubled: dict[str, bool] = {}
+        for first, *more in (path.split("/")[:-1] for path in paths if "/" in path):
+            inner[first] |= {*more[:1]}
+            doubled[first] = doubled.get(first, True) and len(more) > 1 and more[0] == first
+        splits = _splits_of(root, inner, layout) if layout != "classes" else {}
+        if splits:
+            twice = frozenset(folder for folder in splits if doubled[folder])
+            return cls("splits", splits, twice)
+        return cls("classes" if inner else "unlabelled")
+
+    @property
+    def depth(self) -> int:
+        """How many folders deep the images of a class lie."""
+        return 2 if self.splits else 1
+
+    def is_outside(self, path: str) -> bool:
+        """Whether an image lies in a folder beside the splits."""
+        first, inside, _ = path.partition("/")
+        return bool(self.splits and inside and first not in self.splits)
+
+    def entry(self, path: str) -> ImageEntry:
+        """Give an image the label and split of its folders."""
+        *folders, _ = path.split("/")
+        split = None
+        if self.splits and folders:
+            first = folders.pop(0)
+            split = self.splits.get(first)
+            if split is None or (first in self.doubled and folders[:1] == [first]):
+                folders = folders[1:] if split else []
+        return ImageEntry(path, composed(folders[0]) if folders else None, split, None)
+
+
+def _splits_of(root: Path, inner: dict[str, set[str]], layout: str | None) -> dict[str, Split]:
+    """Say which first folders are splits, none where all are classes; `inner` are theirs."""
+    exact = {folder: split for folder in inner if (split := split_named(folder))}
+    named = {f: split for f in inner if (split := exact.get(f) or split_within(f))}
+    splits, others = {*named.values()}, sorted(inner.keys() - named.keys())
+    if layout == "splits":
+        if "train" in splits:
+            return named
+        raise FxError(
+            f"{shown(root)} has no folder of training images; it has {_some(inner)}; "
+            "name one train, or take `layout=classes`"
+        )
+    nested = all(inner[folder] for folder in named)
+    certain = len(exact) == len(named) or (nested and len(splits) == len(named))
+    if "train" in splits and not others and certain:
+        return named
+    if (
+        (len(splits) > 1 and ("train" in splits or any(inner[folder] for folder in named)))
+        # one of them alone may be a class, unless it holds folders as a split does
+        or any(inner[folder] for folder in exact)
+    ):
+        beside = f" and passes over {_some(others)}" if others else ""
+        raise FxError(
+            f"folders of {shown(root)} may be splits or classes: `layout=splits` takes "
+            f"{_some(named)} as splits{beside}; `layout=classes` takes every folder as a class"
+        )
+    shared = set.intersection(*inner.values()) if inner else set()
+    if len(shared) > 1 and 2 * len(shared) >= len(set.union(*inner.values())):
+        raise FxError(
+            f"{_some(inner)} in {shown(root)} may be classes or not: they hold folders of the same "
+            f"names, {_some(shared)}; `layout=classes` takes the outer folders as classes; "
+            + _otherwise(root, inner, shared)
+        )
+    return {}
+
+
+def _otherwise(root: Path, inner: Iterable[str], shared: Iterable[str]) -> str:
+    """Say what to do where folders in folders are not meant as parts of classes."""
+    if any(map(split_named, shared)):
+        return "where the inner ones are splits, make them the outer ones"
+    first, *more = sorted(inner)
+    if more:
+        return "`layout=splits` takes them as splits if they are named train, val and test"
+    return f"where the inner ones are the classes, give {shown(root / first)}"
+
+
+def _some(names: Iterable[str]) -> str:
+    first = [repr(name) for name in sorted(names)]
+    return ", ".join(first[:4]) + (f" and {len(first) - 4:,} more" if len(first) > 4 else "")
 
 
 def _passed_over(
-    found: _Found, entries: Iterable[ImageEntry], depth: int
+    found: _Found, entries: Sequence[ImageEntry], depth: int, outside: int
 ) -> tuple[tuple[str, int], ...]:
     """Count what is no labelled image, by kind; class folders lie so many folders deep."""
     counts = Counter(map(_kind_of_file, found.others))
     rest = sum(count for _, count in counts.most_common()[_MOST_KINDS:])
     counts = Counter(dict(counts.most_common(_MOST_KINDS))) + Counter({"of other kinds": rest})
     counts["hidden"], counts["folders of the system"] = found.hidden, found.of_the_system
-    filled = {"/".join(e.path.split("/")[:n]) for e in entries for n in range(1, depth + 1)}
+    filled = {"/".join(path.split("/")[:n]) for path in found.images for n in range(1, depth + 1)}
     empty = {one for one in found.folders if one.count("/") < depth} - filled
+    counts["images in no split"] = outside
     counts["folders without images"] = len(empty)
     if any(entry.label is not None for entry in entries):
         counts["images without a label"] = sum(entry.label is None for entry in entries)
@@ -154,7 +257,7 @@ def _kind_of_file(path: str) -> str:
 
 
 def _lost_classes(
-    found: _Found, entries: Iterable[ImageEntry], has_splits: bool
+    found: _Found, entries: Iterable[ImageEntry], folders: _Folders
 ) -> tuple[tuple[str, str, str], ...]:
     """Find classes that there are files of, and no image that could be opened."""
     kept = {entry.label for entry in entries}
@@ -167,7 +270,7 @@ def _lost_classes(
     for path, reason in sorted(found.skipped) + sorted(unread):
         # what cannot be opened may be the class folder itself
         inside = f"{path}/" if reason.startswith("folder") else path
-        label = _entry_in_folder(inside, has_splits).label
+        label = folders.entry(inside).label
         if label is not None and label not in kept:
             lost.setdefault(label, (path, reason))
     return tuple((label, *one) for label, one in sorted(lost.items()))

@@ -21,12 +21,12 @@ import pyarrow as pa
 
 from extract.errors import FxError, one_line
 from extract.images.entries import (
-    SPLIT_NAMES,
     ImageEntry,
     ImageSource,
     Reading,
     composed,
     shown,
+    split_named,
 )
 from extract.images.parquet import MOST_ROWS, cells, check_size, open_parquet
 
@@ -53,6 +53,8 @@ _Readings = dict[str, Callable[[Any], str | None]]
 
 def from_table(table: Path, reading: Reading) -> ImageSource:
     """List the images of a table; what it may hold is said at ``find_images``."""
+    if reading.layout is not None:
+        raise FxError(f"`layout` is of folders; got {shown(table)}; leave it out")
     root = (reading.root or table.parent).absolute()
     names, columns = _read_table(table, root, reading)
     entries: set[ImageEntry] = set()
@@ -67,7 +69,7 @@ def from_table(table: Path, reading: Reading) -> ImageSource:
                 continue
             raise FxError(f"{shown(table)}: row {number} has no path; fill it in or drop the row")
         listed += 1
-        known = SPLIT_NAMES.get(side.lower()) if side is not None else None
+        known = split_named(side) if side is not None else None
         if side is not None and known is None:
             raise FxError(
                 f"{shown(table)}: unknown split {side[:80]!r} in row {number}; "

@@ -96,6 +96,13 @@ SplitColumn = Annotated[
 GroupColumn = Annotated[
     str | None, typer.Option(metavar="NAME", help="Of a table. [default: group]")
 ]
+Layout = Annotated[
+    str | None,
+    typer.Option(
+        help="What the first folders are: splits, or classes. [default: by their names]",
+        callback=lambda value: choice("--layout", value, ("splits", "classes")),
+    ),
+]
 Root = Annotated[
     Path | None,
     typer.Option(help="Folder of a table's relative paths. [default: the table's]"),

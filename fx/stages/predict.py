@@ -6,7 +6,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,7 +62,9 @@ def predict_images(
     from extract.images import find_images
 
     opened = open_model(model, options)
-    source = find_images(images, options.reading)
+    # of labels nothing is wanted, and so no folder can be mistaken
+    layout = "classes" if images.is_dir() else None
+    source = find_images(images, replace(options.reading, layout=layout))
     vectors = _side_by_side(opened, source, begin("predicting"))
     labeller, notes = _labeller(opened, folder_of(model), reject, conformal)
     failed = [FailedImage(path, reason) for path, reason in source.skipped]

@@ -292,11 +292,24 @@ def test_how_images_are_read_reaches_the_reader(
 
     monkeypatch.setattr("extract.images.find_images", listed)
     columns = {f"{name}_column": name.upper() for name in ("path", "label", "split", "group")}
-    given = columns | {"root": Path("elsewhere"), "max_image_mb": 7}
+    given = columns | {"layout": "splits", "root": Path("elsewhere"), "max_image_mb": 7}
     words = [word for n, v in given.items() for word in (f"--{n.replace('_', '-')}", v)]
     for dry in [(), ("--dry-run",)] if command == "compare" else [()]:
         assert one_line(fx(*command.split(), "data", *words, *dry)) == "fx: error: told"
         assert told.pop() == Reading(**given)
+
+
+def test_folders_that_may_be_splits_are_asked_about_but_not_where_labels_are_given(
+    here: Path, fx: Fx
+) -> None:
+    write_classes(here / "data" / "train", per_class=6)
+    write_classes(here / "data" / "docs", per_class=1, classes=("c",))
+    words = ("extract", "--size", 32)
+    assert "--layout splits takes 'train' as splits and passes over 'docs'" in one_line(fx(*words))
+    assert "passed over: images in no split 1\n" in fx(*words, "--layout", "splits").out
+    assert fx(*words, "--layout", "both").status == 2
+    path = json.loads(fx("fit-head", "centroid", "--json").out)["path"]
+    assert len(json.loads(fx("predict", path, "data", "--json").out)["predictions"]) == 13
 
 
 def test_the_columns_of_a_table_are_told(here: Path, fx: Fx) -> None:

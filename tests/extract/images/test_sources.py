@@ -193,7 +193,7 @@ def test_a_hidden_folder_may_be_named_itself(tmp_path: Path) -> None:
     assert list(labels(find_images(tmp_path / ".images"))) == ["cat/1.png"]
 
 
-@pytest.mark.parametrize("name", ["val", "valid", "validation", "Val"])
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "Val", "dev", "val_set"])
 def test_folders_called_train_and_test_are_splits(tmp_path: Path, name: str) -> None:
     touch(tmp_path, "train/cat/1.png", f"{name}/cat/2.png", "test/dog/deep/3.png", "README.md")
     source = find_images(tmp_path)
@@ -230,10 +230,115 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert source.labels == ("bus", "train")
 
 
-def test_without_train_there_are_no_splits(tmp_path: Path) -> None:
-    source = find_images(touch(tmp_path, "test/cat/1.png", "val/cat/1.png"))
+def test_without_train_the_layout_must_be_said(tmp_path: Path) -> None:
+    touch(tmp_path, "test/cat/1.png", "val/cat/1.png")
+    assert "`layout=classes`" in error_of(tmp_path)
+    source = find_images(tmp_path, Reading(layout="classes"))
     assert source.kind == "classes"
     assert source.labels == ("test", "val")
+    with pytest.raises(FxError, match="no folder of training images; it has 'test', 'val'"):
+        find_images(tmp_path, Reading(layout="splits"))
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "side"),
+    [
+        ("Training", "Testing", "test"),
+        ("seg_train", "seg_test", "test"),
+        ("train_set", "test_set", "test"),
+        ("trainset", "testset", "test"),
+        ("Train Set", "Test Set", "test"),
+        ("train", "dev", "val"),
+        ("train", "eval", "test"),
+        ("train", "evaluation", "test"),
+        ("train2017", "val2017", "val"),
+        ("01_train", "02_test", "test"),
+        ("train_images", "test_images", "test"),
+        ("pets-train", "pets-validation", "val"),
+    ],
+)
+def test_split_folders_have_any_usual_name(
+    tmp_path: Path, train: str, test: str, side: str
+) -> None:
+    touch(tmp_path, f"{train}/cat/1.png", f"{train}/dog/1.png", f"{test}/cat/2.png", "notes/1.txt")
+    source = find_images(tmp_path)
+    assert source.kind == "splits"
+    assert source.labels == ("cat", "dog")
+    assert splits(source)[f"{train}/dog/1.png"] == "train"
+    assert splits(source)[f"{test}/cat/2.png"] == side
+
+
+def test_split_folders_in_folders_of_their_own_name_are_entered(tmp_path: Path) -> None:
+    touch(tmp_path, "seg_train/seg_train/cat/1.png", "seg_train/seg_train/dog/1.png")
+    touch(tmp_path, "seg_test/seg_test/cat/2.png", "seg_test/seg_test/dog/2.png")
+    source = find_images(tmp_path)
+    assert source.labels == ("cat", "dog")
+    touch(tmp_path / "b", "train/train/1.png", "train/bus/1.png", "test/train/2.png")
+    assert find_images(tmp_path / "b").labels == ("bus", "train")
+
+
+UNCERTAIN = {
+    "a folder beside splits": ("train/cat/1.png", "test/cat/1.png", "docs/1.png"),
+    "a folder beside train": ("train/cat/1.png", "train/dog/1.png", "docs/1.png"),
+    "predictions": ("seg_train/cat/1.png", "seg_test/cat/1.png", "seg_pred/1.png"),
+    "two alike": ("a_train/cat/1.png", "b_train/cat/1.png", "a_test/cat/1.png"),
+    "test alone": ("test/cat/1.png", "test/dog/1.png"),
+    "years": tuple(f"{year}/{name}/1.png" for year in (2019, 2020, 2021) for name in "ab"),
+    "years, a class missing": (*(f"2019/{n}/1.png" for n in "abc"), "2020/a/1.png", "2020/b/1.png"),
+    "classes of splits": tuple(f"{n}/{s}/1.png" for n in "ab" for s in ("train", "test")),
+    "an archive's folder": ("cifar/a/1.png", "cifar/b/1.png"),
+    "splits without class folders": ("a_train/1.png", "a_test/1.png"),
+}
+
+
+@pytest.mark.parametrize("paths", UNCERTAIN.values(), ids=UNCERTAIN)
+def test_folders_that_may_be_splits_or_classes_are_refused(
+    tmp_path: Path, paths: tuple[str, ...]
+) -> None:
+    touch(tmp_path, *paths)
+    assert "`layout=classes`" in error_of(tmp_path)
+    source = find_images(tmp_path, Reading(layout="classes"))
+    assert labels(source) == {path: path.split("/")[0] for path in paths}
+
+
+def test_what_lies_beside_splits_is_counted(tmp_path: Path) -> None:
+    touch(tmp_path, "train/cat/1.png", "test/cat/1.png", "docs/1.png", "docs/more/2.png")
+    assert "takes 'test', 'train' as splits and passes over 'docs'" in error_of(tmp_path)
+    source = find_images(tmp_path, Reading(layout="splits"))
+    assert set(splits(source)) == {"train/cat/1.png", "test/cat/1.png"}
+    assert source.passed_over == (("images in no split", 2),)
+    assert source.lost == ()
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ("bullet train/1.png", "tram/1.png"),
+        ("bullet train/japan/1.png", "tram/japan/1.png"),
+        ("test tube/1.png", "flask/1.png"),
+        ("tests/1.png", "trainer/1.png", "valid_until/1.png"),
+        ("cat/images/1.png", "dog/images/1.png"),
+        ("cat/a/1.png", "cat/b/1.png", "dog/c/1.png", "dog/d/1.png"),
+        ("train/1.png", "bus/1.png"),
+    ],
+)
+def test_classes_may_have_such_names_and_folders(tmp_path: Path, paths: tuple[str, ...]) -> None:
+    source = find_images(touch(tmp_path, *paths))
+    assert labels(source) == {path: path.split("/")[0] for path in paths}
+
+
+def test_a_layout_is_of_folders(tmp_path: Path) -> None:
+    touch(tmp_path, "1.png")
+    with pytest.raises(FxError, match="`layout` is of folders"):
+        find_images(table(tmp_path, "path\n1.png\n"), Reading(layout="classes"))
+    with pytest.raises(FxError, match="`layout` must be splits or classes; got 'both'"):
+        Reading(layout="both")
+
+
+def test_splits_of_a_table_have_any_usual_name(tmp_path: Path) -> None:
+    touch(tmp_path, "1.png", "2.png", "3.png")
+    text = "path,split\n1.png,Training\n2.png,dev\n3.png,test_set\n"
+    assert list(splits(find_images(table(tmp_path, text))).values()) == ["train", "val", "test"]
 
 
 def test_entries_are_sorted_by_path(tmp_path: Path) -> None:
@@ -261,7 +366,10 @@ def test_the_order_in_which_files_were_made_does_not_matter(
         for path in order:
             (root / path).mkdir(parents=True, exist_ok=True)
             (root / path / "1.png").touch()
-        source = find_images(root)
+        try:
+            source = find_images(root)
+        except FxError as error:
+            return str(error).replace(str(root), ""), ()
         return source.kind, source.entries
 
     shuffled = sorted(paths)
