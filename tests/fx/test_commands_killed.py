@@ -77,7 +77,7 @@ def prepared(folder: Path, before: list[list[str] | str]) -> Path:
     write_splits(folder / "data", per_class=11, tests=3)
     for words in before:
         if words == "fewer images":
-            for file in (folder / "data").glob("*/00*.png"):
+            for file in (folder / "data").rglob("00*.png"):
                 file.unlink()
         else:
             assert "error" not in warm_process().run(run_in, folder, words).answer
