@@ -138,7 +138,7 @@ def advise(images: Path, options: Options, *, begin: Begin) -> Advice:
     """
     from extract.images import find_images
 
-    source = find_images(images, options.reading)
+    source = find_images(images, options.reading).without_small_classes()
     dataset_size = dataset_size_of(source)
     if options.backbone is None:
         options = replace(options, backbone=",".join(_at_hand()))

@@ -42,6 +42,7 @@ class Options:
     fresh : repeat what is finished
     path_column, label_column, split_column, group_column, root : how a table is read
     layout : what the first folders are, ``splits`` or ``classes``; None to see from their names
+    min_images : classes of fewer images are left out; at 0, a class of none is an error
     max_image_mb : 2**20 bytes that an image may take as 8-bit RGB; larger ones are not decoded
     """
 
@@ -68,6 +69,7 @@ class Options:
     group_column: str | None = None
     root: Path | None = None
     layout: str | None = None
+    min_images: int = 0
     max_image_mb: int = 512
 
     @property

@@ -103,6 +103,12 @@ Layout = Annotated[
         callback=lambda value: choice("--layout", value, ("splits", "classes")),
     ),
 ]
+MinImages = Annotated[
+    int,
+    typer.Option(
+        metavar="N", min=0, help="Leave out classes of fewer images (groups, where given)."
+    ),
+]
 Root = Annotated[
     Path | None,
     typer.Option(help="Folder of a table's relative paths. [default: the table's]"),

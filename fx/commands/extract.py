@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,6 +23,7 @@ from fx.commands.arguments import (
     LabelColumn,
     Layout,
     MaxImageMB,
+    MinImages,
     PathColumn,
     Root,
     Size,
@@ -36,6 +38,8 @@ from fx.commands.arguments import (
 from fx.commands.printing import print_some, print_wrapped, show
 from fx.options import names_in
 from fx.output import printable, progress_bars
+
+MOST_COUNTS = 20  # that are printed of one thing
 
 if TYPE_CHECKING:
     from extract.extraction import ExtractResult
@@ -79,6 +83,7 @@ def extract(
     split_column: SplitColumn = None,
     group_column: GroupColumn = None,
     root: Root = None,
+    min_images: MinImages = 0,
     max_image_mb: MaxImageMB = MAX_IMAGE_MB,
     split_seed: SplitSeed = 0,
     snapshot: Annotated[
@@ -127,12 +132,19 @@ def _print(result: ExtractResult) -> None:
     if splits:
         classes = len(next(iter(result.splits.values())))
         print(f"{classes} classes; {', '.join(splits)}")
+    if result.left_out:
+        print_wrapped(printable(f"classes left out: {_counted(result.left_out)}"))
+    if result.too_few:
+        print_wrapped(
+            "too few training images, which heads and fine-tuning refuse: "
+            f"{printable(_counted(result.too_few))}; add images, take such classes away, or leave "
+            "out those of fewer than N images in all by --min-images N"
+        )
     if result.columns:
         used = [f"{what} {name!r}" for what, name in result.columns.items()]
         print_wrapped(printable(f"columns of the table: {', '.join(used)}"))
     if result.passed_over:
-        kinds = ", ".join(f"{kind} {count:,}" for kind, count in result.passed_over.items())
-        print_wrapped(printable(f"passed over: {kinds}"))
+        print_wrapped(printable(f"passed over: {_counted(result.passed_over)}"))
     print_some("unreadable", [f"{one.path}: {one.reason}" for one in result.failed])
     print_some("copies, counted once", [f"{one.path} = {one.copy_of}" for one in result.duplicates])
     print_some("same bytes under two labels, in no split", result.conflicts)
@@ -147,3 +159,10 @@ def _print(result: ExtractResult) -> None:
     if result.leaks_not_sought:
         print(result.leaks_not_sought)
     print(f"store {result.store}, snapshot {result.snapshot}")
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    """Write the first counts of something out."""
+    first = [f"{what} {count:,}" for what, count in list(counts.items())[:MOST_COUNTS]]
+    more = [f"{len(counts) - len(first):,} more"] if len(counts) > len(first) else []
+    return ", ".join([*first, *more])

@@ -180,7 +180,7 @@ def preview(
     """
     from extract.images import find_images
 
-    source = find_images(images, options.reading)
+    source = find_images(images, options.reading).without_small_classes()
     dataset_size = dataset_size_of(source)
     networks = networks_of(options, plan)
     found: list[Preview] = []

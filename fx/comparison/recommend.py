@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 from fx.comparison.statistics import LEVEL, Mean, Scores
 from fx.comparison.strategies import strategy_of
 from fx.records import Difference, Estimate, Measurement, Quadrant, Recommendation
-from heads.evaluation import FEWEST_GROUPS
 
 if TYPE_CHECKING:
     from extract.backbones import Backbone
@@ -67,7 +66,7 @@ def differences(scores: Scores) -> list[Difference]:
 def _covers(mean: Mean) -> str:
     if mean.known:
         return mean.covers
-    return f"no interval: {mean.units} groups of test images, and {FEWEST_GROUPS} are needed"
+    return f"no interval: {mean.units} {mean.unit}, and {mean.fewest} are needed"
 
 
 @dataclass(frozen=True)
@@ -230,7 +229,7 @@ def _against(
     bounds = gain.interval(choice.level)
     if bounds is None:
         said = f"{what} {_amount(scores, gain.mean)} {more}; what holds for other test images"
-        return f"{said} cannot be said of {gain.units} groups ({FEWEST_GROUPS} are needed)."
+        return f"{said} cannot be said of {gain.units} {gain.unit}."
     low, high = (_amount(scores, bound) for bound in bounds)
     if bounds[0] > 0:
         given = ", if draws differ by no more than 2.5 points" if gain.assumed else ""
@@ -252,8 +251,7 @@ def _what_settles(gain: Mean, level: float) -> str:
     images, draws = gain.needed(level)
     if images is not None and images <= MOST_NEEDED * gain.units:
         rounded = round(images, 2 - len(str(images)))
-        unit = "groups of test images" if gain.grouped else "test images"
-        return f", or this one with about {rounded:,} {unit}"
+        return f", or this one with about {rounded:,} {gain.unit}"
     if draws is not None and draws <= MOST_NEEDED * gain.draws:
         return f", or this one with about {draws} draws (`--seeds`)"
     return ""

@@ -255,7 +255,17 @@ class Mean:
     @property
     def known(self) -> bool:
         """Whether there are enough units for an interval."""
-        return self.units >= (FEWEST_GROUPS if self.grouped else 2)
+        return self.units >= self.fewest
+
+    @property
+    def fewest(self) -> int:
+        """Units that an interval takes."""
+        return FEWEST_GROUPS if self.grouped else 2
+
+    @property
+    def unit(self) -> str:
+        """What the units are, in words."""
+        return "groups of test images" if self.grouped else "test images"
 
     def interval(self, level: float = LEVEL) -> tuple[float, float] | None:
         """Bounds, each missed with a chance of (1 - level) / 2; None of too few groups.
@@ -278,14 +288,12 @@ class Mean:
         low, _ = self._over_units(level)
         units, draws = self._shares(level)
         over_units, whole = units * (self.mean - low) ** 2, self.mean**2
-        if self.mean <= 0:
-            return None, None
-        more_units = self.units * over_units / (whole - draws) if whole > draws else None
-        more_draws = self.draws * draws / (whole - over_units) if whole > over_units else None
-        return (
-            None if more_units is None else ceil(more_units),
-            None if more_draws is None else ceil(more_draws),
-        )
+        more_units = more_draws = None
+        if self.mean > 0 and over_units > 0 and whole > draws:
+            more_units = ceil(self.units * over_units / (whole - draws))
+        if self.mean > 0 and draws > 0 and whole > over_units:
+            more_draws = ceil(self.draws * draws / (whole - over_units))
+        return more_units, more_draws
 
     def _shares(self, level: float) -> tuple[float, float]:
         """Part of the units' variance that counts, and the draws' square of a half-width."""

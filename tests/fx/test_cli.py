@@ -292,11 +292,35 @@ def test_how_images_are_read_reaches_the_reader(
 
     monkeypatch.setattr("extract.images.find_images", listed)
     columns = {f"{name}_column": name.upper() for name in ("path", "label", "split", "group")}
-    given = columns | {"layout": "splits", "root": Path("elsewhere"), "max_image_mb": 7}
+    given = columns | {
+        "layout": "splits",
+        "min_images": 3,
+        "root": Path("elsewhere"),
+        "max_image_mb": 7,
+    }
     words = [word for n, v in given.items() for word in (f"--{n.replace('_', '-')}", v)]
     for dry in [(), ("--dry-run",)] if command == "compare" else [()]:
         assert one_line(fx(*command.split(), "data", *words, *dry)) == "fx: error: told"
         assert told.pop() == Reading(**given)
+
+
+def test_classes_of_few_images_are_told_and_may_be_left_out(here: Path, fx: Fx) -> None:
+    write_classes(here / "data", per_class=6)
+    write_classes(here / "data", per_class=1, classes=("a", "b", "single"))
+    (here / "data" / "none").mkdir()
+    (here / "data" / "none" / "1.png").write_bytes(b"none")
+    words = ("extract", "--size", 32)
+    assert "class 'none': " in one_line(fx(*words))
+    assert "--min-images 1" in one_line(fx(*words))
+    said = " ".join(fx(*words, "--min-images", 1).out.split())
+    assert "classes left out: none 0" in said
+    assert "which heads and fine-tuning refuse: single 1; add images" in said
+    assert fx("fit-head", "centroid").status == 1
+    record = json.loads(fx(*words, "--min-images", 2, "--json").out)
+    assert record["left_out"] == {"none": 0, "single": 1}
+    assert record["too_few"] == {}
+    assert fx("fit-head", "centroid").status == 0
+    assert fx(*words, "--min-images", -1).status == 2
 
 
 def test_folders_that_may_be_splits_are_asked_about_but_not_where_labels_are_given(

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extract.images import FileStats, ImageRow, Snapshot, assign_splits
+from extract.images.splits import has_given_test
 from extract.leaks import Leak, leaked_copies
 
 
@@ -149,3 +150,19 @@ def test_the_fingerprint_ignores_times_and_sees_labels() -> None:
     later = Snapshot("/r", (row("p", "1"),), 0, 2)
     relabelled = Snapshot("/r", (row("p", "1", "b"),), 0, 1)
     assert one.fingerprint == later.fingerprint != relabelled.fingerprint
+
+
+@given(seed=st.integers(0, 99), least=st.integers(0, 9))
+def test_classes_of_fewer_images_or_groups_are_in_no_split(seed: int, least: int) -> None:
+    sizes = {"c": 1, "d": 3, "e": 8}
+    rows = many(40) + [
+        row(f"{c}{n}", f"{c}{n}", c) for c, size in sizes.items() for n in range(size)
+    ]
+    rows += [row(f"g{n}", f"g{n}", "g", group="one") for n in range(8)]
+    rows += [row(f"copy {n}", "c0", "c") for n in range(9)]
+    result = assign_splits(rows, seed, least)
+    kept = {"a", "b"} | {c for c, size in (sizes | {"g": 1}).items() if size >= least}
+    assert {one.label for one in result if one.split} == kept
+    without = assign_splits([one for one in rows if one.label in kept], seed)
+    assert tuple(one for one in result if one.label in kept) == without
+    assert not has_given_test(result, seed)

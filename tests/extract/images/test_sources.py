@@ -327,6 +327,15 @@ def test_classes_may_have_such_names_and_folders(tmp_path: Path, paths: tuple[st
     assert labels(source) == {path: path.split("/")[0] for path in paths}
 
 
+def test_small_classes_are_left_out_before_any_image_is_read(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.png", "a/2.png", "b/1.png", "3.png")
+    source = find_images(tmp_path, Reading(min_images=2))
+    assert source.labels == ("a", "b")
+    assert list(labels(source.without_small_classes()).values()) == [None, "a", "a"]
+    with pytest.raises(FxError, match="`min_images` must be at least 0"):
+        Reading(min_images=-1)
+
+
 def test_a_layout_is_of_folders(tmp_path: Path) -> None:
     touch(tmp_path, "1.png")
     with pytest.raises(FxError, match="`layout` is of folders"):
