@@ -8,6 +8,7 @@ No file is ever unpickled with its code: ``weights_only=True`` or safetensors.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import io
 import pickle
@@ -52,7 +53,11 @@ _DICTIONARIES = re.compile(
 )
 _SETTINGS = re.compile(
     r"argparse Namespace|types SimpleNamespace|pathlib(\._local)? (Pure)?(Posix|Windows)?Path"
+    r"|numpy (dtype|ndarray)|numpy\._?core\.multiarray (scalar|_reconstruct)"
+    r"|datetime (datetime|date|time|timedelta|timezone)"
 )
+# how bytes are written, numpy's among them; PyTorch calls it with whatever encoding is named
+_ENCODE, _LATIN = "_codecs encode", ("latin1", "latin-1", "latin_1")
 # that DataParallel, torch.compile and Lightning put before all names
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 # of an average over the steps of a training, which is what timm and torchvision measure
@@ -196,6 +201,8 @@ def _check_pickles(data: bytes, count: int) -> dict[str, type]:
     """
     file, steps, tuples = io.BytesIO(data), 0, 0
     settings: dict[str, type] = {}
+    texts: set[str] = set()
+    encodes = False
     for _ in range(count):
         for step, argument, _ in pickletools.genops(file):
             steps += 1
@@ -209,9 +216,24 @@ def _check_pickles(data: bytes, count: int) -> dict[str, type]:
                     settings[name.replace(" ", ".")] = OrderedDict
                 elif _SETTINGS.fullmatch(name):
                     settings[name.replace(" ", ".")] = _LeftOut
+                elif name == _ENCODE:
+                    encodes = True
                 elif not _HARMLESS.fullmatch(name):
                     raise pickle.UnpicklingError(name)
+            elif isinstance(argument, str):
+                texts.add(argument)
+    # some encodings make more bytes of bytes, and so without an end
+    if encodes and any(map(_is_encoding, texts.difference(_LATIN))):
+        raise pickle.UnpicklingError(_ENCODE)
     return settings
+
+
+def _is_encoding(text: str) -> bool:
+    try:
+        codecs.lookup(text)
+    except (LookupError, ValueError):
+        return False
+    return True
 
 
 def _state_dicts(content: Any, path: Path) -> list[StateDict]:

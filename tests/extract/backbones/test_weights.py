@@ -6,10 +6,12 @@ import pickle
 import sys
 import warnings
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -129,6 +131,15 @@ LAYOUTS: dict[str, Callable[[State], Any]] = {
         f"layer{i}.{n.split('.')[-1]}": t for i, (n, t) in enumerate(s.items())
     },
     "settings": lambda s: {"model": s, "args": argparse.Namespace(lr=0.1, out=Path("runs"))},
+    "numpy's numbers": lambda s: {
+        "net": s,
+        "acc": np.float64(91.2),
+        "f1": np.float32(0.5),
+        "best": np.int64(3),
+        "history": np.arange(12.0).reshape(3, 4),
+        "random": np.random.RandomState(0).get_state(),
+        "begun": datetime(2026, 1, 2, tzinfo=UTC),
+    },
     "more settings": lambda s: {
         "model": s,
         "a": SimpleNamespace(b={Path("c"): 1}),
