@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -31,6 +32,7 @@ from extract.images import (
     batched,
     load_images,
     mean_of_crops,
+    units_of_classes,
 )
 from extract.leaks import Leak, leaked_copies, leaks_not_sought, near_leaks
 from extract.store import (
@@ -69,6 +71,9 @@ class ExtractResult(msgspec.Struct, frozen=True, kw_only=True):
     conflicts : paths of images whose bytes have several labels
     passed_over : how many files, folders and table rows are no labelled images, by kind
     columns : what a table calls the columns that were read, such as ``path``; of folders none
+    left_out : classes of fewer images than there must be, and how many they have
+    too_few : classes that nothing can be trained on, and how many training images (groups, where
+        given) they have: none or one
     splits : rows per split and class
     dim : length of a vector, of the first layer
     crops : squares of each image that a vector is the mean of
@@ -92,6 +97,8 @@ class ExtractResult(msgspec.Struct, frozen=True, kw_only=True):
     leaks_not_sought: str
     passed_over: dict[str, int]
     columns: dict[str, str]
+    left_out: dict[str, int]
+    too_few: dict[str, int]
     splits: dict[str, dict[str, int]]
     dim: int
     crops: int
@@ -170,6 +177,8 @@ def extract(
         leaks_not_sought=leaks_not_sought(taken, first),
         passed_over=dict(source.passed_over),
         columns=dict(source.columns),
+        left_out=_left_out(source, taken),
+        too_few=_too_few(taken),
         splits=taken.counts(),
         dim=first.dim,
         crops=crops,
@@ -289,8 +298,9 @@ def _keep_snapshot(
     name: str | None,
 ) -> Snapshot:
     root = str(source.root.resolve())
-    assigned = assign_splits(rows, split_seed)
-    _check_classes(source, assigned)
+    assigned = assign_splits(rows, split_seed, source.min_images)
+    if not source.min_images:
+        _check_classes(source, assigned)
     snapshot = Snapshot(root, assigned, split_seed, taken_ns, name or "")
     store.write_snapshot(snapshot.name, snapshot.to_parquet(), taken_ns)
     return snapshot
@@ -306,8 +316,22 @@ def _check_classes(source: ImageSource, rows: Sequence[ImageRow]) -> None:
         others = f" and {len(first) - 1:,} more" if len(first) > 1 else ""
         raise FxError(
             f"nothing is left of class {label!r}{others}: {path!r}: {reason}; "
-            "mend its images, or take it away"
+            "mend its images, take it away, or leave such classes out by `min_images=1`"
         )
+
+
+def _left_out(source: ImageSource, snapshot: Snapshot) -> dict[str, int]:
+    """Count the images of classes that are in no split."""
+    labels = {row.label for row in snapshot.rows} | {label for label, *_ in source.lost}
+    out = sorted(label for label in labels - {*snapshot.classes} if label is not None)
+    small = [row for row in snapshot.rows if row.note.startswith("of a class")]
+    units = units_of_classes(replace(row, note="") for row in small)
+    return {label: units[label] for label in out}
+
+
+def _too_few(snapshot: Snapshot) -> dict[str, int]:
+    training = units_of_classes(snapshot.split("train"))
+    return {label: training[label] for label in snapshot.classes if training[label] < 2}
 
 
 def _fill(

@@ -21,7 +21,14 @@ from extract.images.near_duplicates import (
 from extract.images.preprocessing import MAX_SIZE, Preprocessing
 from extract.images.snapshot import DuplicateImage, FailedImage, Snapshot
 from extract.images.sources import find_images
-from extract.images.splits import TEST_SHARE, assign_splits, position, same_bytes, unit_of
+from extract.images.splits import (
+    TEST_SHARE,
+    assign_splits,
+    position,
+    same_bytes,
+    unit_of,
+    units_of_classes,
+)
 
 __all__ = [
     "CROPS",
@@ -55,4 +62,5 @@ __all__ = [
     "read_pixels",
     "same_bytes",
     "unit_of",
+    "units_of_classes",
 ]

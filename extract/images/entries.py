@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -61,6 +62,9 @@ class Reading:
         What the first folders are; by default seen from their names.
     root : Path or None
         Folder that a table's relative paths are relative to; by default the table's own.
+    min_images : int
+        Classes of fewer images (or groups, where they are given) are in no split. At 0, a class
+        of none is an error.
     max_image_mb : int, of 2**20 bytes
         Images that would take more as 8-bit RGB are not decoded; see ``extract.images.decoding``.
     """
@@ -71,11 +75,14 @@ class Reading:
     group_column: str | None = None
     root: Path | None = None
     layout: str | None = None
+    min_images: int = 0
     max_image_mb: int = MAX_IMAGE_MB
 
     def __post_init__(self) -> None:
         if self.layout not in (None, *LAYOUTS):
             raise FxError(f"`layout` must be {' or '.join(LAYOUTS)}; got {self.layout!r}")
+        if self.min_images < 0:
+            raise FxError(f"`min_images` must be at least 0; got {self.min_images}")
 
     def check_is_of_folders(self, images: Path) -> None:
         """Refuse what only tables have.
@@ -134,6 +141,8 @@ class ImageSource:
         Columns of a table that were read, such as ``("path", "Filename")``.
     lost : tuple of (label, path, reason)
         Classes of which nothing is among the entries, sorted, with one of their files each.
+    min_images : int
+        As of ``Reading``; kept when the images have been read.
     """
 
     root: Path
@@ -144,11 +153,18 @@ class ImageSource:
     passed_over: tuple[tuple[str, int], ...] = ()
     columns: tuple[tuple[str, str], ...] = ()
     lost: tuple[tuple[str, str, str], ...] = ()
+    min_images: int = 0
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The different labels, sorted."""
         return tuple(sorted({entry.label for entry in self.entries if entry.label is not None}))
+
+    def without_small_classes(self) -> ImageSource:
+        """Leave out classes of fewer than ``min_images``, as far as is known before any is read."""
+        counts = Counter(entry.label for entry in self.entries)
+        kept = [e for e in self.entries if e.label is None or counts[e.label] >= self.min_images]
+        return replace(self, entries=tuple(kept))
 
     @property
     def labelled(self) -> bool:
@@ -186,8 +202,8 @@ class ImageRow:
     key : SHA-256 of the file's bytes; empty where it could not be read
     label, group : as given; None where there is none
     split : ``train``, ``val``, ``test``, or None for a row in no split
-    note : why it is in no split: the reason it cannot be read, ``copy of …``, or
-        ``conflicting labels``
+    note : why it is in no split: the reason it cannot be read, ``copy of …``, ``conflicting
+        labels``, or ``of a class of fewer than … images``
     readable : whether it has features
     stats : of the file, when it was read
     """

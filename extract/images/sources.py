@@ -87,7 +87,11 @@ def find_images(images: str | Path, reading: Reading | None = None) -> ImageSour
         `reading` does not suit it, or if its folders may be splits and may be classes.
     """
     reading = reading or Reading()
-    return replace(_listed(Path(images), reading), max_image_mb=reading.max_image_mb)
+    return replace(
+        _listed(Path(images), reading),
+        max_image_mb=reading.max_image_mb,
+        min_images=reading.min_images,
+    )
 
 
 def _listed(path: Path, reading: Reading) -> ImageSource:

@@ -7,7 +7,7 @@ moves another one. Copies count once; bytes under two labels are in no split.
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -27,7 +27,9 @@ def unit_of(row: ImageRow) -> str:
     return f"group:{row.group}" if row.group is not None else f"key:{row.key.hex()}"
 
 
-def assign_splits(rows: Iterable[ImageRow], split_seed: int) -> tuple[ImageRow, ...]:
+def assign_splits(
+    rows: Iterable[ImageRow], split_seed: int, min_images: int = 0
+) -> tuple[ImageRow, ...]:
     """Decide every row's split.
 
     Rows come with the split that was given for them, or None. Where no test split is given, a
@@ -40,12 +42,19 @@ def assign_splits(rows: Iterable[ImageRow], split_seed: int) -> tuple[ImageRow, 
     ----------
     rows : with key, label, group, given split
     split_seed : moves the whole split
+    min_images : classes of fewer units are in no split
 
     Returns
     -------
     the rows, sorted by path, with ``split`` and ``note`` decided
     """
     ordered = _settle_copies(sorted(rows, key=lambda row: row.path))
+    units = units_of_classes(ordered)
+    few = f"of a class of fewer than {min_images} images"
+    ordered = [
+        replace(row, note=few) if _counts(row) and units[str(row.label)] < min_images else row
+        for row in ordered
+    ]
     counted = [row for row in ordered if _counts(row)]
     test_given = any(row.split == "test" for row in counted)
     aside = set() if test_given else _test_units(counted, split_seed)
@@ -58,6 +67,12 @@ def assign_splits(rows: Iterable[ImageRow], split_seed: int) -> tuple[ImageRow, 
         else:
             result.append(replace(row, split="test" if unit_of(row) in aside else "train"))
     return tuple(result)
+
+
+def units_of_classes(rows: Iterable[ImageRow]) -> Counter[str]:
+    """Count the images (groups, where given) of each class that can be in a split."""
+    units = {(str(row.label), unit_of(row)) for row in rows if _counts(row)}
+    return Counter(label for label, _ in units)
 
 
 def has_given_test(rows: Iterable[ImageRow], split_seed: int) -> bool:
