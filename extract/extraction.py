@@ -46,6 +46,8 @@ from extract.store import (
 Progress = Callable[[int, int], None]
 # A file changed this shortly before it was looked at could change again unnoticed.
 RACY_NS = 2_000_000_000
+# pixels of a shorter side, and how much longer the other one is, at which an image is odd
+SMALL, NARROW = 8, 10
 
 
 class ExtractedLayer(msgspec.Struct, frozen=True):
@@ -54,6 +56,14 @@ class ExtractedLayer(msgspec.Struct, frozen=True):
     layer: str
     spec: str
     dim: int
+
+
+class OddImage(msgspec.Struct, frozen=True):
+    """An image so small or so narrow that a network sees little of it: its size in pixels."""
+
+    path: str
+    width: int
+    height: int
 
 
 class ExtractResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +78,7 @@ class ExtractResult(msgspec.Struct, frozen=True, kw_only=True):
     reused : images whose features were there
     failed, duplicates, leaks : records, one an image
     leaks_not_sought : which leaks were not looked for; empty where all were
+    odd : images of which a network sees little, of those whose features were computed
     conflicts : paths of images whose bytes have several labels
     passed_over : how many files, folders and table rows are no labelled images, by kind
     columns : what a table calls the columns that were read, such as ``path``; of folders none
@@ -92,6 +103,7 @@ class ExtractResult(msgspec.Struct, frozen=True, kw_only=True):
     reused: int
     failed: list[FailedImage]
     duplicates: list[DuplicateImage]
+    odd: list[OddImage]
     conflicts: list[str]
     leaks: list[Leak]
     leaks_not_sought: str
@@ -153,7 +165,8 @@ def extract(
         known = known_file_stats(store, source) if not rehash else {}
         writer = _start(store, source, backbone, engine, taken_ns, crops=crops, dtype=dtype)
         at_hand = frozenset(writer.known)
-        rows = _fill(writer, source, backbone, engine, known, crops, progress)
+        odd: list[OddImage] = []
+        rows = _fill(writer, source, backbone, engine, known, crops, progress, odd)
         taken = _keep_snapshot(store, source, rows, split_seed, taken_ns, snapshot)
         leaks = leaked_copies(rows) + near_leaks(taken, writer.sets[0])
     seconds = time.perf_counter() - begun
@@ -172,6 +185,7 @@ def extract(
         reused=sum(row.key in at_hand for row in taken.rows if row.readable),
         failed=taken.failed() + [FailedImage(*one) for one in source.skipped],
         duplicates=taken.duplicates(),
+        odd=odd,
         conflicts=taken.conflicts(),
         leaks=leaks,
         leaks_not_sought=leaks_not_sought(taken, first),
@@ -342,8 +356,12 @@ def _fill(
     known: dict[str, tuple[FileStats, bytes]],
     crops: int,
     progress: Progress | None,
+    odd: list[OddImage] | None = None,
 ) -> list[ImageRow]:
-    """Read every image and append the rows that are missing; finished work is never lost."""
+    """Read every image and append the rows that are missing; finished work is never lost.
+
+    Images of odd sizes are added to ``odd``.
+    """
     rows: list[ImageRow] = []
     waiting: deque[tuple[bytes, NDArray[np.uint8] | None]] = deque()
     asked = set(writer.known)
@@ -359,6 +377,8 @@ def _fill(
             rows.append(loaded.row)
             if progress:
                 progress(len(rows), total)
+            if odd is not None and loaded.size is not None and _is_odd(*loaded.size):
+                odd.append(OddImage(loaded.row.path, *loaded.size))
             if loaded.pixels is not None and loaded.row.key not in asked:
                 asked.add(loaded.row.key)
                 waiting.append((loaded.row.key, loaded.perceptual))
@@ -378,6 +398,11 @@ def _fill(
         loading.close()
     writer.commit()
     return rows
+
+
+def _is_odd(width: int, height: int) -> bool:
+    shorter, longer = sorted((width, height))
+    return shorter < SMALL or longer > NARROW * shorter
 
 
 def known_file_stats(

@@ -25,6 +25,7 @@ import io
 import re
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -66,6 +67,9 @@ _MAX_TILE = 2**24  # pixels of a TIFF's tile that is larger than the image
 _JPEG = ("JPEG", "MPO")
 _START_OF_SCAN = b"\xff\xda"
 MB = 2**20
+_PNG = b"\x89PNG\r\n\x1a\n"
+# bytes of one compressed text or profile in a PNG, and of all: Pillow refuses images of more
+_LONGEST_TEXT, _MOST_TEXT = 2**20, 2**25
 _PILLOW_WARNS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
@@ -125,6 +129,24 @@ def read_pixels(
 ) -> NDArray[np.uint8]:
     """Return an image file's pixels as the network is to see them, before normalisation.
 
+    Parameters, and what is raised, are those of `read_pixels_and_size`.
+
+    Returns
+    -------
+    uint8 array of shape (crops, size, size, 3)
+    """
+    return read_pixels_and_size(data, preprocessing, crops, max_image_mb, alone)[0]
+
+
+def read_pixels_and_size(
+    data: bytes,
+    preprocessing: Preprocessing,
+    crops: int = 1,
+    max_image_mb: int = MAX_IMAGE_MB,
+    alone: bool = False,
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """Return an image file's pixels as the network is to see them, and the size of the image.
+
     `decode` and `prepare`, the former at no less than twice ``preprocessing.resize``.
 
     Parameters
@@ -141,7 +163,7 @@ def read_pixels(
 
     Returns
     -------
-    uint8 array of shape (crops, size, size, 3)
+    uint8 array of shape (crops, size, size, 3), and the file's width and height in pixels
 
     Raises
     ------
@@ -151,11 +173,11 @@ def read_pixels(
     least = 2 * preprocessing.resize
     with ExitStack() as memory:
         held = None if alone else memory
-        image, extent = _decoded(data, least, max_image_mb, held, remainder=True)
+        image, extent, size = _decoded(data, least, max_image_mb, held, remainder=True)
         pixels = prepare(image, preprocessing, crops, extent=extent)
         # before others may take its memory
         del image
-    return pixels
+    return pixels, size
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -169,7 +191,7 @@ def image_size(path: Path) -> tuple[int, int]:
         If it has no such header.
     """
     with open_regular(path, 2**63) as (file, _), _pillow():
-        return _opened(file).size
+        return _with_header(file).size
 
 
 def is_image(path: Path) -> bool:
@@ -179,7 +201,7 @@ def is_image(path: Path) -> bool:
     """
     try:
         with open_regular(path, 2**63) as (file, _), _pillow():
-            _opened(file)
+            _with_header(file)
     except HeicUnread:
         return True
     except (OSError, UnreadableImage):
@@ -194,13 +216,14 @@ def _decoded(
     memory: ExitStack | None,
     *,
     remainder: bool,
-) -> tuple[Image.Image, tuple[float, float]]:
-    """Return the image, and its width and height in the pixels of what was decoded.
+) -> tuple[Image.Image, tuple[float, float], tuple[int, int]]:
+    """Return the image, its width and height in the pixels of what was decoded, and in the file's.
 
     Other images wait for its memory until `memory` is left; None where they wait already.
     """
     with _pillow():
-        image = _opened(io.BytesIO(data))
+        image = _opened(io.BytesIO(_without_long_texts(data)))
+        size = image.size
         _refuse_bombs(image, data, max_image_mb)
         extent: tuple[float, float] = image.size
         encoded = image.width * image.height
@@ -232,7 +255,7 @@ def _decoded(
         if turn is not None:
             result = result.transpose(turn)
             extent = result.size
-        return result, extent
+        return result, extent, size
 
 
 def _refuse_bombs(image: Image.Image, data: bytes, max_image_mb: int) -> None:
@@ -363,6 +386,48 @@ def _white_of_floats(image: Image.Image) -> int:
 def _grey_of_floats(samples: NDArray[np.float32], white: int) -> NDArray[np.uint8]:
     share = np.clip(np.nan_to_num(samples, nan=0.0) / white, 0, 1)
     return np.rint(share * 255).astype(np.uint8)
+
+
+def _without_long_texts(data: bytes) -> bytes:
+    """Drop from a PNG the texts and profiles for which Pillow would refuse the whole image."""
+    if not data.startswith(_PNG):
+        return data
+    parts, begin, at, in_all = [], 0, len(_PNG), 0
+    while at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 12 + length
+        if kind in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            unpacked = _unpacked_length(kind, data[at + 8 : end - 4])
+            in_all += max(length, unpacked)
+            if unpacked > _LONGEST_TEXT or in_all > _MOST_TEXT:
+                parts.append(data[begin:at])
+                begin = end
+        at = end
+    return b"".join([*parts, data[begin:]]) if parts else data
+
+
+def _unpacked_length(kind: bytes, body: bytes) -> int:
+    """Bytes of a chunk's compressed text, as far as they are counted; 0 of one that is not."""
+    after = body.partition(b"\0")[2]  # its name
+    if kind == b"iTXt":
+        # whether it is compressed, how, its language, and its name in that
+        packed = after[2:].split(b"\0", 2)[-1] if after[:1] == b"\1" else b""
+    else:
+        packed = after[1:] if kind != b"tEXt" else b""
+    try:
+        return len(zlib.decompressobj().decompress(packed, _LONGEST_TEXT + 1))
+    except zlib.error:  # Pillow's to judge
+        return 0
+
+
+def _with_header(file: BinaryIO) -> ImageFile.ImageFile:
+    try:
+        return _opened(file)
+    except ValueError:  # which Pillow raises for long texts, too
+        file.seek(0)
+        if file.read(len(_PNG)) != _PNG:
+            raise
+        return _opened(io.BytesIO(_without_long_texts(_PNG + file.read(2**30))))
 
 
 def _opened(file: BinaryIO) -> ImageFile.ImageFile:

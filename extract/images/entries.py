@@ -227,8 +227,10 @@ class LoadedImage:
     row : ImageRow
     pixels : uint8 array of shape (crops, size, size, 3), or None
     perceptual : perceptual hash, uint8 array of shape (32,), where it is asked for, or None
+    size : width and height of the file's image in pixels, where it was decoded, or None
     """
 
     row: ImageRow
     pixels: NDArray[np.uint8] | None = None
     perceptual: NDArray[np.uint8] | None = None
+    size: tuple[int, int] | None = None

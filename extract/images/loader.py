@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from extract.errors import one_line
 from extract.files import open_regular
-from extract.images.decoding import MB, UnreadableImage, read_pixels
+from extract.images.decoding import MB, UnreadableImage, read_pixels_and_size
 from extract.images.decoding_memory import BYTES_AT_ONCE, memory_for
 from extract.images.entries import FileStats, ImageEntry, ImageRow, ImageSource, LoadedImage
 from extract.images.near_duplicates import perceptual_hash
@@ -130,13 +130,14 @@ def _load_image(
         if key in stored:
             return LoadedImage(_row(entry, key, "", stats))
         try:
-            pixels = read_pixels(data, preprocessing, crops, source.max_image_mb, alone)
+            limits = source.max_image_mb, alone
+            pixels, size = read_pixels_and_size(data, preprocessing, crops, *limits)
         except UnreadableImage as error:
             return LoadedImage(_row(entry, key, str(error), stats))
         except MemoryError:
             return LoadedImage(_row(entry, b"", "not enough memory to decode it", None))
     perceptual = perceptual_hash(pixels[0]) if hashed else None
-    return LoadedImage(_row(entry, key, "", stats), pixels, perceptual)
+    return LoadedImage(_row(entry, key, "", stats), pixels, perceptual, size)
 
 
 def batched(images: Iterable[NDArray[np.uint8]], batch_size: int) -> Iterator[NDArray[np.uint8]]:

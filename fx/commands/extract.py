@@ -146,6 +146,10 @@ def _print(result: ExtractResult) -> None:
     if result.passed_over:
         print_wrapped(printable(f"passed over: {_counted(result.passed_over)}"))
     print_some("unreadable", [f"{one.path}: {one.reason}" for one in result.failed])
+    print_some(
+        "very small or narrow, so that the network sees little",
+        [f"{one.path}: {one.width:,} by {one.height:,} pixels" for one in result.odd],
+    )
     print_some("copies, counted once", [f"{one.path} = {one.copy_of}" for one in result.duplicates])
     print_some("same bytes under two labels, in no split", result.conflicts)
     print_some(

@@ -17,6 +17,7 @@ import torch
 import torchvision
 import typer
 from conftest import Said, write_classes, write_splits
+from PIL import Image
 
 from extract.errors import FxError
 from extract.images import Reading
@@ -321,6 +322,21 @@ def test_classes_of_few_images_are_told_and_may_be_left_out(here: Path, fx: Fx) 
     assert record["too_few"] == {}
     assert fx("fit-head", "centroid").status == 0
     assert fx(*words, "--min-images", -1).status == 2
+
+
+def test_images_of_which_networks_see_little_are_told(here: Path, fx: Fx) -> None:
+    write_classes(here / "data", per_class=4)
+    sizes = {"1": (1, 1), "2": (500, 3), "3": (9, 100), "4": (9, 90), "5": (8, 8)}
+    for number, (name, size) in enumerate(sizes.items()):
+        image = Image.new("RGB", size, (40 * number, 9, 9))
+        image.save(here / "data" / "a" / f"x{name}.png")
+    said = fx("extract", "--size", 32)
+    assert (
+        "very small or narrow, so that the network sees little: 3\n"
+        "  a/x1.png: 1 by 1 pixels\n  a/x2.png: 500 by 3 pixels\n  a/x3.png: 9 by 100 pixels\n"
+    ) in said.out
+    odd = json.loads(fx("extract", "--size", 48, "--json").out)["odd"]
+    assert odd[1] == {"path": "a/x2.png", "width": 500, "height": 3}
 
 
 def test_folders_that_may_be_splits_are_asked_about_but_not_where_labels_are_given(

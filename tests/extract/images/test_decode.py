@@ -19,13 +19,13 @@ from conftest import SHARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, JpegImagePlugin, TiffImagePlugin
+from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 from torch.nn.functional import interpolate
 from torchvision.transforms import InterpolationMode, functional
 
-from extract.images import Preprocessing, UnreadableImage, decode, read_pixels
+from extract.images import Preprocessing, UnreadableImage, decode, image_size, read_pixels
 from extract.images.crops import prepare
-from extract.images.decoding import is_image
+from extract.images.decoding import is_image, read_pixels_and_size
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the data in ../shared")
 
@@ -373,6 +373,51 @@ def test_a_heic_image_names_the_package_that_reads_it(
     (tmp_path / "phone").write_bytes(FILES["heic"])
     assert is_image(tmp_path / "phone")
     np.testing.assert_array_equal(pixels_of(FILES["avif"]).shape, (31, 45, 3))
+
+
+def with_text(kind: str, size: int, count: int = 1) -> bytes:
+    """A PNG with texts or a profile beside its pixels, and an orientation to be kept."""
+    info, text = PngImagePlugin.PngInfo(), "workflow " * (size // 9 + 1)
+    exif = Image.Exif()
+    exif[274] = 3
+    for number in range(count if kind != "iCCP" else 0):
+        if kind == "iTXt":
+            info.add_itxt(f"k{number}", text, "de", "é", zip=number % 2 == 0)
+        else:
+            info.add_text(f"k{number}", text, zip=kind == "zTXt")
+    extra = {"icc_profile": text.encode()} if kind == "iCCP" else {}
+    return saved(SCENE, "PNG", pnginfo=info, exif=exif, **extra)
+
+
+@pytest.mark.parametrize("kind", ["tEXt", "zTXt", "iTXt", "iCCP"])
+@pytest.mark.parametrize(("size", "count"), [(9, 3), (2**20 + 9, 1), (2**22, 3), (2**19, 200)])
+def test_a_png_may_have_long_texts_and_profiles(
+    kind: str, size: int, count: int, tmp_path: Path
+) -> None:
+    data = with_text(kind, size, count)
+    turned = np.asarray(SCENE.transpose(Image.Transpose.ROTATE_180))
+    np.testing.assert_array_equal(pixels_of(data), turned)
+    # behind the pixels, as some programs write it
+    place, head = data.index(b"IDAT") - 4, 33
+    behind = data[:head] + data[place:-12] + data[head:place] + data[-12:]
+    np.testing.assert_array_equal(pixels_of(behind), turned)
+    (tmp_path / "1.png").write_bytes(data)
+    assert image_size(tmp_path / "1.png") == (45, 31)
+    assert is_image(tmp_path / "1.png")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "TIFF", "AVIF"])
+def test_other_images_may_have_large_profiles(kind: str) -> None:
+    decoded = pixels_of(saved(SCENE, kind, icc_profile=b"profile " * 2**18))
+    np.testing.assert_array_equal(decoded, pixels_of(saved(SCENE, kind)))
+
+
+def test_the_size_of_an_image_is_the_file_s(tmp_path: Path) -> None:
+    small = Preprocessing(16, 18, "bicubic", (0.5,) * 3, (0.5,) * 3)
+    for name, image in {"large": scene(800, 600), "line": scene(500, 3)}.items():
+        pixels, size = read_pixels_and_size(saved(image, "JPEG"), small, 5)
+        assert size == image.size, name
+        np.testing.assert_array_equal(pixels, read_pixels(saved(image, "JPEG"), small, 5))
 
 
 def test_no_bytes_are_an_empty_file() -> None:

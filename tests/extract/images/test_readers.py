@@ -105,9 +105,9 @@ def test_a_process_that_is_killed_is_told_in_one_line_and_the_rest_is_kept(
     command = ("extract", folder, "--store", tmp_path / "f.zarr", "--size", 32)
     command += ("--engine", "torch", "--batch-size", 4)
     unlucky = (folder / "b" / "007.png").read_bytes()
-    read_pixels = reading.read_pixels
+    read_pixels = reading.read_pixels_and_size
 
-    def killed(data: bytes, *arguments: object) -> np.ndarray:
+    def killed(data: bytes, *arguments: object) -> object:
         if data == unlucky:
             # as the system does where memory runs out
             time.sleep(1)
@@ -115,7 +115,7 @@ def test_a_process_that_is_killed_is_told_in_one_line_and_the_rest_is_kept(
         return read_pixels(data, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(reading, "read_pixels", killed)
+        patch.setattr(reading, "read_pixels_and_size", killed)
         patch.setattr(readers, "CHUNK_SIZE", 1)
         said: Said = fx(*command)
     assert said.status == 1
@@ -133,13 +133,13 @@ import sys, time
 from pathlib import Path
 from extract.images import loader, workers
 workers.FEW_CORES = workers.FEW_IMAGES = 0
-read_pixels = loader.read_pixels
+read_pixels = loader.read_pixels_and_size
 begun = Path(sys.argv[1])
 def slow(*arguments):
     begun.touch()
     time.sleep(0.5)
     return read_pixels(*arguments)
-loader.read_pixels = slow
+loader.read_pixels_and_size = slow
 sys.argv = ["fx", *sys.argv[2:]]
 from fx.commands.app import main
 main()
