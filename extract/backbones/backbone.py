@@ -82,10 +82,10 @@ class Backbone:
         if list(layers) == list(self.layers):
             return self
         parts = Layers(self.module, layers).eval()
-        shapes = _shapes(parts, self.preprocessing.size)
+        made = _outputs(parts, self.preprocessing.size)
         dims = {
-            layer: _width(f"layer {layer!r}", shape)
-            for layer, shape in zip(layers, shapes, strict=True)
+            layer: _width(f"layer {layer!r}", vectors)
+            for layer, vectors in zip(layers, made, strict=True)
         }
         return replace(
             self, module=ConcatFeatures(parts).eval(), dim=sum(dims.values()), layers=dims
@@ -134,9 +134,16 @@ def load_backbone(
     preprocessing = _at_size(architecture.preprocessing, size)
     module = architecture.module.eval()
     # before any download: a size that the network cannot see is found out at once
-    (shape,) = _shapes(module, preprocessing.size)
-    dim = _width(f"backbone {name}", shape)
+    early = _outputs(module, preprocessing.size) if weights == "default" else None
     weights, notes = load_weights(name, architecture, weights, channels=channels)
+    (made,) = early or _outputs(module, preprocessing.size)
+    dim = _width(f"backbone {name}", made)
+    loaded = not early and weights != "random"
+    if loaded and not made.is_meta and not made.isfinite().all():
+        raise FxError(
+            f"the network in {weights} is broken: its features are not finite, as large as its "
+            "weights are; its training diverged: take weights from before that"
+        )
     if channels == 1:
         # imported here, since it brings timm along
         from extract.backbones.single_channel import make_grey
@@ -197,8 +204,8 @@ def _at_size(preprocessing: Preprocessing, size: int | None) -> Preprocessing:
         raise FxError(f"{error}; give another `size`") from error
 
 
-def _shapes(module: nn.Module, size: int) -> list[tuple[int, ...]]:
-    """Shapes of the arrays that come out for two images.
+def _outputs(module: nn.Module, size: int) -> list[torch.Tensor]:
+    """What comes out for two images.
 
     For large images only shapes are propagated, which takes no memory. For others the network is
     run: that takes a fraction of the two seconds that torch needs to load its meta device.
@@ -212,7 +219,9 @@ def _shapes(module: nn.Module, size: int) -> list[tuple[int, ...]]:
                 images = torch.zeros(2, 3, size, size, device="meta")
                 made = functional_call(module.eval(), shapes, (images,))
             else:
-                made = module.eval()(torch.zeros(2, 3, size, size))
+                # the range of normalised pixels
+                images = torch.linspace(-2, 2, 6 * size**2).reshape(2, 3, size, size)
+                made = module.eval()(images)
     except FxError:
         raise
     # whatever a network raises whose feature maps shrink to nothing, or whose size is fixed
@@ -221,10 +230,11 @@ def _shapes(module: nn.Module, size: int) -> list[tuple[int, ...]]:
             f"the backbone does not run on images of {size}x{size} pixels ({one_line(error)}); "
             "give another `size`"
         ) from error
-    return [tuple(part.shape) for part in (made if isinstance(made, tuple) else (made,))]
+    return list(made) if isinstance(made, tuple) else [made]
 
 
-def _width(what: str, shape: tuple[int, ...]) -> int:
+def _width(what: str, vectors: torch.Tensor) -> int:
+    shape = tuple(vectors.shape)
     # a layer may be a parameter, which is one for all images
     if len(shape) != 2 or shape[0] != 2:
         raise FxError(f"{what} gives {shape} for two images, not a vector each; choose another")

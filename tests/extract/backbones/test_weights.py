@@ -62,6 +62,15 @@ def test_a_network_that_diverged_is_refused(
     )
 
 
+def test_a_network_whose_features_overflow_is_refused(state: State, tmp_path: Path) -> None:
+    for number in range(4):
+        state[f"features.{number}.1.weight"] *= 1e30
+    file = tmp_path / "weights.pth"
+    torch.save(state, file)
+    with pytest.raises(FxError, match=r"weights.pth is broken: its features are not finite"):
+        loaded(file)
+
+
 def test_every_way_to_weights_refuses_what_diverged(
     state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
