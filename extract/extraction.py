@@ -159,6 +159,7 @@ def extract(
     begun = time.perf_counter()
     taken_ns = time.time_ns()
     check_snapshot_name(snapshot)
+    _check_classes(source, ())
     _check_choice("crops", crops, CROPS)
     _check_choice("dtype", dtype, (None, *DTYPES))
     with store.lock():
@@ -288,6 +289,7 @@ def take_snapshot(
     """
     taken_ns = time.time_ns()
     check_snapshot_name(name)
+    _check_classes(source, ())
     with store.lock():
         known = known_file_stats(store, source)
         readable = {key for _, key in known.values()}
@@ -313,15 +315,19 @@ def _keep_snapshot(
 ) -> Snapshot:
     root = str(source.root.resolve())
     assigned = assign_splits(rows, split_seed, source.min_images)
-    if not source.min_images:
-        _check_classes(source, assigned)
+    _check_classes(source, assigned)
     snapshot = Snapshot(root, assigned, split_seed, taken_ns, name or "")
     store.write_snapshot(snapshot.name, snapshot.to_parquet(), taken_ns)
     return snapshot
 
 
 def _check_classes(source: ImageSource, rows: Sequence[ImageRow]) -> None:
-    """Refuse a class of which no image can be used: it would be missed by nobody."""
+    """Refuse a class of which no image can be used: it would be missed by nobody.
+
+    Of no rows, those are refused of which no image can even be opened.
+    """
+    if source.min_images:
+        return
     kept = {row.label for row in rows if row.split}
     lost = [(row.label, row.path, row.note) for row in rows if row.label not in {None, *kept}]
     first = {label: (path, note) for label, path, note in [*source.lost, *reversed(lost)]}

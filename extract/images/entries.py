@@ -27,6 +27,7 @@ _SPLIT_WORDS: dict[Split, str] = {
     "test": "test|testing|eval|evaluation",
 }
 LAYOUTS = ("splits", "classes")
+_LONGEST_NAME = 255  # of a folder; matching a cell of a megabyte would take days
 
 
 def split_named(name: str) -> Split | None:
@@ -41,6 +42,8 @@ def split_within(name: str) -> Split | None:
 
 def _split_matching(pattern: str, name: str) -> Split | None:
     tidy = name.strip().lower()
+    if len(tidy) > _LONGEST_NAME:
+        return None
     found = [
         split
         for split, words in _SPLIT_WORDS.items()

@@ -61,7 +61,7 @@ def from_table(table: Path, reading: Reading) -> ImageSource:
     skipped: set[tuple[str, str]] = set()
     lost: dict[str, tuple[str, str]] = {}
     unlabelled = listed = 0
-    file_at = cache(_files_below(root))
+    file_at, split_of = cache(_files_below(root)), cache(split_named)
     rows = zip(*(columns[name] for name in _COLUMNS), strict=True)
     for number, (path, label, side, group) in enumerate(rows, start=1):
         if path is None:
@@ -69,7 +69,7 @@ def from_table(table: Path, reading: Reading) -> ImageSource:
                 continue
             raise FxError(f"{shown(table)}: row {number} has no path; fill it in or drop the row")
         listed += 1
-        known = split_named(side) if side is not None else None
+        known = split_of(side) if side is not None else None
         if side is not None and known is None:
             raise FxError(
                 f"{shown(table)}: unknown split {side[:80]!r} in row {number}; "
@@ -181,7 +181,11 @@ def _cells_of_csv(
     if said := re.fullmatch(r'"?sep=(.)"?\s*', first):
         first = next((line for line in lines if line.strip()), "")
     separator = said[1] if said else _separator(first, reading.path_column or "path")
-    rows = csv.reader(chain([first], lines), delimiter=separator, strict=True)
+    # blanks may belong to a file's name, but not where a quote follows
+    blanks = f'{separator} "' in first
+    rows = csv.reader(
+        chain([first], lines), delimiter=separator, skipinitialspace=blanks, strict=True
+    )
     header = next(rows, [])
     known = _known_columns(table, header, reading)
     places = {name: header.index(column) for name, column in known.items()}

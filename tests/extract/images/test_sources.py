@@ -348,6 +348,8 @@ def test_splits_of_a_table_have_any_usual_name(tmp_path: Path) -> None:
     touch(tmp_path, "1.png", "2.png", "3.png")
     text = "path,split\n1.png,Training\n2.png,dev\n3.png,test_set\n"
     assert list(splits(find_images(table(tmp_path, text))).values()) == ["train", "val", "test"]
+    message = error_of(table(tmp_path, f"path,split\n1.png,train{'1' * 500_000}x\n"))
+    assert "unknown split" in message
 
 
 def test_entries_are_sorted_by_path(tmp_path: Path) -> None:
@@ -695,6 +697,12 @@ def test_a_quote_that_swallows_rows_is_refused(tmp_path: Path, lines: list[str])
     text = "path,label,notes\n" if "notes" in lines[-1] else "path,label\n"
     message = error_of(table(tmp_path, text + "\n".join(lines).format(*names) + "\n"))
     assert "row 1" in message
+
+
+def test_quoted_cells_may_stand_behind_blanks(tmp_path: Path) -> None:
+    touch(tmp_path, "a, b.png")
+    source = find_images(table(tmp_path, '"label", "path"\n"cat", "a, b.png"\n'))
+    assert labels(source) == {"a, b.png": "cat"}
 
 
 def test_a_quote_within_a_cell_is_a_quote(tmp_path: Path) -> None:
