@@ -22,6 +22,10 @@ class Record(msgspec.Struct, frozen=True):
         plain: dict[str, Any] = msgspec.to_builtins(self)
         return plain
 
+    def __getitem__(self, name: str) -> Any:
+        """Give a value by its name in the JSON, as scripts that read that do."""
+        return self.as_json()[name]
+
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Self:
         """Make a record of JSON values.

@@ -6,6 +6,7 @@ from extract.backbones.compiler import import_compiler, without_compiler
 from extract.backbones.families import FAMILIES
 from extract.backbones.families._family import Architecture, Family
 from extract.backbones.info import BackboneInfo, backbone_info, list_backbones
+from extract.backbones.weights import check_numbers
 
 __all__ = [
     "FAMILIES",
@@ -14,6 +15,7 @@ __all__ = [
     "BackboneInfo",
     "Family",
     "backbone_info",
+    "check_numbers",
     "cut_points",
     "import_compiler",
     "list_backbones",

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from extract.backbones import Backbone, load_backbone
+from extract.backbones import Backbone, check_numbers, load_backbone
 from extract.errors import FxError, one_line
 from extract.files import check_room, open_regular, read_record, whole_file, write_whole
 from extract.images import Preprocessing
@@ -173,7 +173,8 @@ def load_model(directory: Path) -> FinetunedModel:
     Raises
     ------
     FxError
-        If a file is missing, is not what fx writes, or the tensors do not fit the record.
+        If a file is missing, is not what fx writes, the tensors do not fit the record, or are not
+        finite.
     """
     file = directory / MODEL_RECORD
     try:
@@ -194,6 +195,7 @@ def load_model(directory: Path) -> FinetunedModel:
         raise FxError(
             f"{tensors} cannot be read ({one_line(error)}); fine-tune again with `fresh`"
         ) from error
+    check_numbers(network, source=str(tensors))
     return FinetunedModel(network.eval(), record.preprocessing, record.classes)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from conftest import calibrate_batch_norm, finetuned, training_data
 from torch import nn
@@ -388,6 +389,14 @@ def test_a_model_that_is_damaged_or_holds_code_is_refused(
         load_model(tmp_path)
     torch.save({"evil": print}, tensors)
     with pytest.raises(FxError, match=r"model.safetensors cannot be read"):
+        load_model(tmp_path)
+    # one that says nothing of the tensors' hash, which a training left that diverged
+    record = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps(record | {"model_sha256": None}))
+    broken = safetensors.torch.load(whole)
+    broken["classifier.weight"][0, 0] = float("nan")
+    tensors.write_bytes(safetensors.torch.save(broken))
+    with pytest.raises(FxError, match=r"classifier.weight has 1 of .* numbers NaN or infinite"):
         load_model(tmp_path)
     (tmp_path / "model.json").write_text("{}")
     with pytest.raises(FxError, match="is no model of fx"):

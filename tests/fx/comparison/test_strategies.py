@@ -87,6 +87,8 @@ def test_an_added_strategy_and_metric_are_seen_wherever_the_others_are(
     # what was written is read as what it was
     comparison = Run(folder).result(Comparison)
     assert json.loads(json.dumps(comparison.as_json())) == record
+    # a script may read it by the JSON's names
+    assert comparison["results"][0]["accuracy"] == knn["accuracy"]
     again = write_report(tmp_path / "again.html", comparison, title="again")
     assert "Cohen&#39;s kappa" in again.read_text()
 
