@@ -312,7 +312,8 @@ def main() -> None:
     ]
     options.out.write_text(
         f"# The comparison's statements, simulated\n\nMade by `benchmarks/simulations.py`, which "
-        f"says how; {n:,} repetitions a row.\n\n" + "\n".join(parts)
+        f"says how; {n:,} repetitions a row. Where every size has one draw, the interval of a mean "
+        f"allows for other test images alone, and is told as that.\n\n" + "\n".join(parts)
     )
 
 
