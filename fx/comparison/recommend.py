@@ -15,6 +15,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fx.comparison.plan import REPEATED
 from fx.comparison.statistics import LEVEL, Mean, Scores
 from fx.comparison.strategies import strategy_of
 from fx.records import Difference, Estimate, Measurement, Quadrant, Recommendation
@@ -240,11 +241,11 @@ def _against(
         return f"{none}; {could} would have been shown."
     return (
         f"{what} {_amount(scores, gain.mean)} (at most {high}) {more}, which is not shown: a gain "
-        f"of {could} would have been{_what_settles(gain, choice.level)}."
+        f"of {could} would have been{_what_settles(gain, choice.level, size)}."
     )
 
 
-def _what_settles(gain: Mean, level: float) -> str:
+def _what_settles(gain: Mean, level: float, size: int) -> str:
     """Say how many test images, or else draws, would show a gain as large as the one measured."""
     if gain.assumed:
         return ", with draws taken to differ by 2.5 points; `--seeds 3` measures by how much"
@@ -253,7 +254,9 @@ def _what_settles(gain: Mean, level: float) -> str:
         rounded = round(images, 2 - len(str(images)))
         return f", or this one with about {rounded:,} {gain.unit}"
     if draws is not None and draws <= MOST_NEEDED * gain.draws:
-        return f", or this one with about {draws} draws (`--seeds`)"
+        # of more images than these, all can be drawn in one way only
+        option = " (`--seeds`)" if size <= REPEATED else ""
+        return f", or this one with about {draws} draws{option}"
     return ""
 
 

@@ -35,6 +35,7 @@ COMMANDS = {
     "advise": (),
     "compare": (),
     "predict": (),
+    "runs": (),
     "store ls": (),
     "store verify": (),
     "store gc": (),
