@@ -172,7 +172,8 @@ def _scores(
 ) -> list[Scores]:
     """Score the cells by the metric that decides, then by the others that could have."""
     metrics = [METRICS[name] for name in METRICS]
-    kept = [(cell, np.load(folder / PROBABILITIES)) for cell, folder in cells]
+    # read as they are scored: of many classes, all at once may be more than memory holds
+    kept = [(cell, np.load(folder / PROBABILITIES, mmap_mode="r")) for cell, folder in cells]
     return [
         Scores.of(one, kept, groups, whole)
         for one in sorted(metrics, key=lambda one: one.name != metric)

@@ -89,8 +89,7 @@ def cost(curves: Mapping[str, list[Point]], styles: Mapping[str, Style], metric:
         seconds_of = [seconds for seconds, _ in measured]
         layout["xaxis"] |= {"tickvals": _ticks(min(seconds_of), max(seconds_of))}
     layout["hovermode"] = "closest"
-    label = metric.label[:1].upper() + metric.label[1:]
-    alt = f"{label} against seconds; the tables of results give the same numbers."
+    alt = f"{metric.heading} against seconds; the tables of results give the same numbers."
     return {"data": data, "layout": layout, "alt": alt}
 
 
@@ -301,8 +300,7 @@ def _curve_in_words(curves: Mapping[str, list[Point]], metric: Metric) -> str:
             if (value := point.mean(metric.name)) is not None
         ]
         lines.append(f"{strategy} {', '.join(points) or 'without a result'}")
-    label = metric.label[:1].upper() + metric.label[1:]
-    return f"{label} by number of training images: {'; '.join(lines)}."
+    return f"{metric.heading} by number of training images: {'; '.join(lines)}."
 
 
 def _upright(x: float) -> dict[str, Any]:

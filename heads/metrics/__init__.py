@@ -40,5 +40,10 @@ class Metric:
     per_image: Callable[[NDArray[np.intp], NDArray[np.float64]], NDArray[np.float64]] | None = None
     is_share: bool = False
 
+    @property
+    def heading(self) -> str:
+        """The label as a line or a column begins with it."""
+        return self.label[:1].upper() + self.label[1:]
+
 
 METRICS: Registry[Metric] = Registry(__name__, "METRIC", "metric")
