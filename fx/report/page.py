@@ -79,7 +79,6 @@ def _templates() -> Environment:
     environment.filters |= {
         "number": number,
         "signed": _signed,
-        "probability": _probability,
         "seconds": _seconds,
         "interval": _interval,
         "plain": _plain,
@@ -109,10 +108,6 @@ def number(value: float | None, decimals: int = 3) -> str:
 
 def _signed(value: float) -> str:
     return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _probability(value: float) -> str:
-    return "under 0.001" if value < 0.001 else number(value)
 
 
 def _seconds(value: float | None) -> str:

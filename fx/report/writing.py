@@ -120,7 +120,6 @@ def write_report(
         ],
         points=sorted(points, key=lambda point: _place(point, decides)),
         metrics=metrics,
-        metric_labels=[one.heading for one in metrics],
         confusions=confusions,
         classes=comparison.classes,
         upright=max(map(len, comparison.classes), default=0) > 3,
