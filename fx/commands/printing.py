@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 # Records listed one by one; of more, only how many there are is said.
 SHOWN = 5
 WIDTH = 80  # columns
-MOST_CLASSES = 12  # whose confusion is a table; of more, the worst pairs are listed
+MOST_CLASSES = 10  # whose confusion is a table; of more, the worst pairs are listed
+LONGEST_HEADING = 8  # characters of a class in such a table
 
 
 def show(record: object, as_json: bool, otherwise: Callable[[], object]) -> None:
@@ -88,7 +89,7 @@ def print_measured(
     predicted = sum(map(sum, measured.confusion))
     if predicted > measured.n_test:
         print(f"{predicted:,} predictions, {predicted // measured.n_test} of each image:")
-    _print_confusion(measured.confusion, result.classes)
+    print_confusion(measured.confusion, result.classes)
 
 
 def _print_accuracy(measured: Evaluation, what: str) -> None:
@@ -103,23 +104,43 @@ def _print_accuracy(measured: Evaluation, what: str) -> None:
     print(f"{accuracy} ({low:.3f} to {high:.3f}, 95 %)")
 
 
-def _print_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
+def print_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
+    """Print all of a confusion matrix; of many classes its largest mistakes, and what is left."""
     if len(classes) <= MOST_CLASSES:
-        rows = [
-            [label, *(f"{count or '·'}" for count in row)]
-            for label, row in zip(classes, confusion, strict=True)
-        ]
-        print_table(["true \\ said", *(label[:8] for label in classes)], rows)
+        _print_matrix(confusion, classes)
         return
     wrong = sorted(
         (
-            (count, classes[truth], classes[said])
+            (-count, truth, said)
             for truth, row in enumerate(confusion)
             for said, count in enumerate(row)
             if truth != said and count
         ),
-        reverse=True,
     )
-    if wrong:
-        rows = [[truth, said, str(count)] for count, truth, said in wrong[:SHOWN]]
-        print_table(["true", "said", "images"], rows, title="most confused")
+    faultless = sum(0 < row[truth] == sum(row) for truth, row in enumerate(confusion))
+    untested = sum(not any(row) for row in confusion)
+    are = "is" if faultless == 1 else "are"
+    found = [f"{faultless:,} of {len(classes):,} classes {are} without a mistake"]
+    found += [f"{untested:,} without a test image"] * bool(untested)
+    rows = [[classes[truth], classes[said], -count] for count, truth, said in wrong[:SHOWN]]
+    if len(wrong) > SHOWN:
+        found.append(f"the {SHOWN} largest of {len(wrong):,} confusions (--json has all):")
+    print_wrapped("; ".join(found))
+    if rows:
+        print_table(["true", "said", "images"], rows)
+
+
+def _print_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
+    """Print true classes down, predicted ones across: by number where their names are too long."""
+    names = headings = list(classes)
+    if max(map(len, names)) > LONGEST_HEADING:
+        headings = [str(number) for number in range(1, len(names) + 1)]
+        names = [
+            f"{number:>{len(headings[-1])}} {name}"
+            for number, name in zip(headings, names, strict=True)
+        ]
+    rows = [
+        [name, *(count or None for count in row)]
+        for name, row in zip(names, confusion, strict=True)
+    ]
+    print_table(["true \\ said", *headings], rows)

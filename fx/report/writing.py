@@ -45,7 +45,8 @@ _MARKERS = {
 class _Confusion:
     """Confusion of one strategy: a table, a plot, or the worst mistakes, as the classes are many.
 
-    ``plot`` is the id of its place, ``worst`` has rows of true class, predicted class and images.
+    ``plot`` is the id of its place, ``worst`` has rows of true class, predicted class and images,
+    the first of as many as ``mistaken``.
     """
 
     heading: str
@@ -53,6 +54,7 @@ class _Confusion:
     as_table: bool
     plot: str
     worst: list[tuple[str, str, str]]
+    mistaken: int
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,8 @@ def _confusions(comparison: Comparison, figures: Figures) -> list[_Confusion]:
         drawn = not as_table and len(classes) <= _MAX_CLASSES_IN_PLOT
         figures[plot] = [draw.confusion(run.confusion, classes, heading)] if drawn else []
         worst = _worst(run.confusion, classes)
-        found.append(_Confusion(heading, run.confusion, as_table, plot, worst))
+        shown = worst[:_WORST]
+        found.append(_Confusion(heading, run.confusion, as_table, plot, shown, len(worst)))
     return found
 
 
@@ -221,7 +224,7 @@ def _worst(matrix: list[list[int]], classes: Sequence[str]) -> list[tuple[str, s
         if count and predicted != true
     ]
     mistakes.sort(key=lambda mistake: -mistake[0])
-    return [(true, predicted, f"{count:,}") for count, true, predicted in mistakes[:_WORST]]
+    return [(true, predicted, f"{count:,}") for count, true, predicted in mistakes]
 
 
 def _trainings(comparison: Comparison, figures: Figures) -> list[_Trainings]:

@@ -7,12 +7,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 from conftest import Said
 
 from extract.errors import FxError
 from fx.commands.app import app
+from fx.commands.printing import print_confusion
 from fx.output import _Lines
 
 Fx = Callable[..., Said]
@@ -109,3 +111,22 @@ def test_progress_is_told_as_a_rate_or_as_seconds_each(
     lines.progress(0, 100)
     lines.progress(10, 100)
     assert file.getvalue() == f"training: {said}\n"
+
+
+@pytest.mark.parametrize("classes", [2, 10, 11, 1000])
+def test_a_confusion_is_shown_whole_or_says_what_is_not_shown(
+    classes: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    matrix = np.eye(classes, dtype=int) * 700
+    matrix[:, 0] = 1  # each class has a mistake but the first
+    matrix[-1] = 0  # and the last one no image
+    names = [f"a class of a long name {number}" for number in range(classes)]
+    print_confusion(matrix.tolist(), names)
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 80
+    if classes <= 10:
+        assert re.findall(r"^ *(\d+) a class", said, re.M) == [str(n + 1) for n in range(classes)]
+        return
+    said = " ".join(said.split())
+    assert f"1 of {classes:,} classes is without a mistake; 1 without a test image" in said
+    assert f"the 5 largest of {classes - 2:,} confusions" in said

@@ -268,6 +268,19 @@ def test_every_figure_is_one_that_plotly_knows(tmp_path: Path, parsed: Page) -> 
             assert figure["alt"]
 
 
+@pytest.mark.parametrize(("classes", "told"), [(40, "point at one"), (300, "the JSON has all")])
+def test_what_is_left_out_of_a_large_confusion_is_said(
+    classes: int, told: str, tmp_path: Path
+) -> None:
+    many = comparison([str(number) for number in range(classes)])
+    matrix = np.array(many.curves()["logreg"][-1].best.confusion)
+    mistaken = np.count_nonzero(matrix) - np.count_nonzero(matrix.diagonal())
+    path = write_report(tmp_path / "report.html", many, title="many classes")
+    shown = Page(path.read_text(encoding="utf-8")).text
+    assert f"10 of {mistaken:,} mistaken pairs of classes" in shown
+    assert told in shown
+
+
 def test_the_learning_curve_has_means_intervals_and_single_seeds(parsed: Page) -> None:
     [figure] = parsed.figures()["learning-curve"]
     band, dots, line = [t for t in figure["data"] if t["legendgroup"] == "logreg"]
