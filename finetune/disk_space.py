@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from extract.files import check_room
 from extract.images import ImageRow
 from finetune.settings import AUTO, FinetuneSettings
-from finetune.split import Resources, SplitNetwork
+from finetune.split import Resources, SplitNetwork, bytes_of_activations
 from finetune.training import bytes_of
 from heads.limits import MAX_ROWS
 
@@ -29,6 +28,7 @@ def check_room_for_training(
     *,
     settings: FinetuneSettings,
     resources: Resources,
+    kept: bool,
     auxiliaries: nn.Module | None = None,
 ) -> int:
     """Make sure that the disk has room for all that a training writes.
@@ -40,6 +40,7 @@ def check_room_for_training(
     rows : images whose activations are kept
     training : images that train
     settings, resources : of the training
+    kept : whether the outputs of what does not train are
     auxiliaries : what trains along and is not delivered
 
     Returns
@@ -72,13 +73,11 @@ def check_room_for_training(
     if resources.cache.exists():
         check_room(directory, reserved)
         return reserved
-    # pixels are kept where they are fewer
-    side = split.backbone.preprocessing.size
-    least = 3 * side**2 * len(rows)
-    if split.trunk is not None:
-        with torch.inference_mode():
-            # in float16
-            activations = 2 * split.trunk(torch.zeros(1, 3, side, side)).numel()
-        least = min(least, activations * (len(rows) + settings.kept_views * images))
+    least = 3 * split.backbone.preprocessing.size**2 * len(rows)
+    if split.trunk is not None and kept:
+        activations = bytes_of_activations(split.backbone, split.trunk)
+        activations *= len(rows) + settings.kept_views * images
+        # without a limit, pixels are kept where they are fewer
+        least = min(least, activations) if resources.cache_limit is None else activations
     check_room(directory, reserved + least)
     return reserved

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from finetune.disk_space import check_room_for_training
 from finetune.flips import FlipTrial, try_flips
 from finetune.network import Network, TrainedPart
 from finetune.settings import AUTO, FinetuneSettings
-from finetune.split import Resources, SplitNetwork
+from finetune.split import Resources, SplitNetwork, trunk_of
 from finetune.starting_head import (
     Features,
     apply_temperature,
@@ -37,6 +37,7 @@ from finetune.training import (
     Rows,
     Trainer,
     TrainingState,
+    join_processes,
     make_accelerator,
     save_model,
     train,
@@ -207,6 +208,9 @@ def finetune(
     if settings.unfreeze == "all":
         auxiliaries = Auxiliaries.of(backbone.module, len(images.classes), seed=settings.seed)
     rows = resources.activation_rows or [*images.train, *images.validation, *images.test]
+    kept = resources.keeps_activations(
+        backbone, split.trunk, settings, len(rows), len(images.may_train)
+    )
     reserved = check_room_for_training(
         directory,
         split,
@@ -214,6 +218,7 @@ def finetune(
         images.may_train,
         settings=settings,
         resources=resources,
+        kept=kept,
         auxiliaries=auxiliaries,
     )
     trial = None
@@ -223,7 +228,7 @@ def finetune(
         settings = replace(settings, augment="none" if trial is None else trial.augment)
     with accelerator.main_process_first():
         activations, part, notes = split.load_inputs(
-            rows, images.may_train, images.root, settings, resources, reserved
+            rows, images.may_train, images.root, settings, resources, reserved, kept=kept
         )
     numbers = images.numbers(images.train)
     trainer = Trainer(
@@ -311,6 +316,42 @@ def finetune(
     return result
 
 
+def identity_of(
+    backbone: Backbone, data: TrainingData, settings: FinetuneSettings, resources: Resources
+) -> dict[str, Any]:
+    """All that decides what a fine-tuning gives, besides its images and their features.
+
+    Parameters are those of ``finetune``.
+
+    Returns
+    -------
+    JSON values: settings as they come to be
+
+    Raises
+    ------
+    FxError
+        If there are too few images, or the network has fewer blocks.
+    """
+    images = _Images.of(data, settings.seed)
+    rows = resources.activation_rows or [*images.train, *images.validation, *images.test]
+    trunk = trunk_of(backbone, settings.unfreeze)
+    kept = resources.keeps_activations(backbone, trunk, settings, len(rows), len(images.may_train))
+    engine = None
+    # it runs frozen blocks, and the network on mirrored images; it does not train
+    if kept or (settings.augment == AUTO and not settings.from_scratch):
+        engine = resources.engine_of(backbone.module, backbone.preprocessing, backbone.identity)
+    return {
+        **settings.identity(len(images.train), kept=kept),
+        "backbone": backbone.identity,
+        "preprocessing": backbone.preprocessing.to_dict(),
+        "device": resources.device.type,
+        # each draws dropout masks of its own
+        "processes": join_processes(resources.device).num_processes,
+        "activations": kept,
+        "engine": engine and engine.numerics,
+    }
+
+
 def fill_activations(
     backbone: Backbone,
     rows: Sequence[ImageRow],
@@ -333,10 +374,11 @@ def fill_activations(
         If an image changed since the snapshot.
     """
     split = SplitNetwork.of(backbone, len({row.label for row in training}), settings)
+    kept = resources.keeps_activations(backbone, split.trunk, settings, len(rows), len(training))
     reserved = check_room_for_training(
-        resources.cache, split, rows, training, settings=settings, resources=resources
+        resources.cache, split, rows, training, settings=settings, resources=resources, kept=kept
     )
-    split.load_inputs(rows, training, root, settings, resources, reserved)
+    split.load_inputs(rows, training, root, settings, resources, reserved, kept=kept)
 
 
 def _start_as_head(

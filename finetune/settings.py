@@ -170,10 +170,31 @@ class FinetuneSettings:
                 f"cutmix is for whole images; got {self.unfreeze}; take `unfreeze=all`"
             )
 
-    def identity(self) -> dict[str, Any]:
-        """All that decides the result, together with the data: JSON values."""
-        rate = self.learning_rate if self.learning_rate == AUTO else self.peak_learning_rate
-        return {**asdict(self), "learning_rate": rate, "recipe_version": RECIPE_VERSION}
+    def identity(self, rows: int | None = None, *, kept: bool = True) -> dict[str, Any]:
+        """All that decides the result, together with the data: JSON values.
+
+        What is left open is said as it comes to be, where that is known before training, and what
+        has no effect is always the same.
+
+        Parameters
+        ----------
+        rows : training rows; None where there are now more, now fewer
+        kept : whether outputs of frozen blocks are, and so are augmented views
+        """
+        found: dict[str, Any] = {"recipe_version": RECIPE_VERSION}
+        if self.learning_rate != "auto":
+            found["learning_rate"] = float(self.peak_learning_rate)
+        if self.batch_size != "auto":
+            if rows is not None:
+                found["epochs"] = self.epochs_for(rows)
+            if self.micro_batch is not None and self.micro_batch >= self.batch_size:
+                found["micro_batch"] = None
+        if self.from_scratch:
+            found["batch_norm"] = "train"
+            if self.augment == AUTO:
+                found["augment"] = "none"
+        found["views"] = self.kept_views if kept else 0
+        return asdict(self) | found
 
     def with_found(self, found: TunedSettings) -> FinetuneSettings:
         """Put what was found by trial in the place of what was left to be found."""

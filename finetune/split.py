@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
 
 from extract.backbones import Backbone, import_compiler
 from extract.engines import Engine, make_engine
+from extract.files import in_units
 from extract.images import MAX_IMAGE_MB, ImageRow, Preprocessing
 from finetune.blocks import cut, depths
 from finetune.data import Activations, TooLarge, Views, load_activations
@@ -22,13 +24,16 @@ Progress = Callable[[str], Callable[[int, int], None] | None]
 
 @dataclass(frozen=True)
 class Resources:
-    """Where and with what a fine-tuning runs; none of it decides what comes out.
+    """Where and with what a fine-tuning runs.
+
+    What of it decides the result, ``finetune.finetuning.identity_of`` says.
 
     Attributes
     ----------
     device : that trains
     cache : folder for activations at the freezing boundary
-    cache_limit : most bytes of them; beyond it the frozen blocks run for every batch
+    cache_limit : most bytes of them; beyond it the frozen blocks run for every batch. None for as
+        many as the disk has room for
     activation_rows : images whose activations the cache shall hold, where it is shared by several
         fine-tunings; by default those of the data
     augmented_rows : those of them of which augmented views are kept, where training augments; by
@@ -64,6 +69,28 @@ class Resources:
             batch_size=self.batch_size,
             identity=identity,
         )
+
+    def keeps_activations(
+        self,
+        backbone: Backbone,
+        trunk: nn.Module | None,
+        settings: FinetuneSettings,
+        images: int,
+        training: int,
+    ) -> bool:
+        """Decide, before anything is trained, whether the outputs of the frozen blocks are kept.
+
+        Parameters
+        ----------
+        backbone : gives the size of the images
+        trunk : the frozen blocks; None where there are none
+        settings : of the training; where flips are still to be decided on, they are counted
+        images, training : how many images there are, and how many of them train
+        """
+        if trunk is None or self.cache_limit is None:
+            return trunk is not None
+        views = images + settings.kept_views * training
+        return bytes_of_activations(backbone, trunk) * views <= self.cache_limit
 
 
 @dataclass(frozen=True)
@@ -111,8 +138,10 @@ class SplitNetwork:
         settings: FinetuneSettings,
         resources: Resources,
         reserved: int,
+        *,
+        kept: bool,
     ) -> tuple[Activations, TrainedPart, list[str]]:
-        """Run the trunk once, or keep the pixels where there is none or its outputs are too large.
+        """Run the trunk once, or keep the pixels where its outputs are not kept.
 
         Parameters
         ----------
@@ -121,6 +150,7 @@ class SplitNetwork:
         root : folder that the rows' paths are relative to
         settings, resources : of the training
         reserved : bytes that are to stay free on the disk
+        kept : what ``Resources.keeps_activations`` said
 
         Returns
         -------
@@ -129,8 +159,8 @@ class SplitNetwork:
         preprocessing = self.backbone.preprocessing
         notes: list[str] = []
 
-        def kept(trunk: Engine | None) -> Activations:
-            about = trunk and [self.backbone.weights_hash, settings.unfreeze, trunk.precision]
+        def load(trunk: Engine | None) -> Activations:
+            about = trunk and [self.backbone.identity, settings.unfreeze, trunk.numerics]
             return load_activations(
                 sorted(rows, key=lambda row: row.path),
                 root,
@@ -146,13 +176,35 @@ class SplitNetwork:
                 announce=resources.progress,
             )
 
-        if self.trunk is not None:
+        if self.trunk is not None and kept:
             identity = f"{self.backbone.identity} below {settings.unfreeze}"
             engine = resources.engine_of(self.trunk, preprocessing, identity)
             try:
                 part = TrainedPart(self.tail, self.classifier, None, settings.dropout)
-                return kept(engine), part, notes
+                return load(engine), part, notes
             except TooLarge as error:
                 notes.append(f"the frozen blocks run for every batch: {error}")
+        elif self.trunk is not None and resources.cache_limit is not None:
+            notes.append(
+                "the frozen blocks run for every batch: what they give would take more than the "
+                f"{in_units(resources.cache_limit)} of `cache_limit`"
+            )
         part = TrainedPart(self.tail, self.classifier, preprocessing, settings.dropout, self.trunk)
-        return kept(None), part, notes
+        return load(None), part, notes
+
+
+def bytes_of_activations(backbone: Backbone, trunk: nn.Module) -> int:
+    """Bytes of what frozen blocks give for one image, as it is kept: in float16."""
+    side = backbone.preprocessing.size
+    # where an engine may have brought it
+    device = next((one.device for one in trunk.parameters()), None)
+    with torch.inference_mode():
+        found: torch.Tensor = trunk(torch.zeros(1, 3, side, side, device=device))
+    return 2 * found.numel()
+
+
+def trunk_of(backbone: Backbone, unfreeze: int | Literal["all"]) -> nn.Module | None:
+    """Cut off the blocks of a backbone that stay frozen; None where there are none."""
+    import_compiler()
+    trunk, _ = cut(backbone.module.eval(), backbone.trained_size, unfreeze, backbone.cut_points)
+    return None if isinstance(trunk, nn.Identity) else trunk

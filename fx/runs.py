@@ -1,11 +1,17 @@
-"""Runs: one folder for each set of settings and snapshot; what is finished is not done twice."""
+"""Runs: one folder for each identity; what is finished is not done twice.
+
+An identity is all that decides a result and nothing else: two runs have one folder where they would
+give the same. It is made here, for heads, networks and comparisons; the cells of a comparison lie
+in its folder.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -14,30 +20,68 @@ from extract.files import read_record, write_whole
 from fx.output import to_json
 from fx.records import Record
 
+if TYPE_CHECKING:
+    from extract.images import Snapshot
+    from extract.store import FeatureSet
+
 RESULT = "result.json"
 
 Result = TypeVar("Result", bound=Record)
 
 
 class Run(msgspec.Struct, frozen=True):
-    """All that decides a result, and where the result is kept.
+    """Where a result is kept.
 
     Attributes
     ----------
     directory : of this run alone
-    identity : resolved settings and the snapshot's fingerprint, JSON values
     """
 
     directory: Path
-    identity: dict[str, Any] = {}
 
     @classmethod
-    def of(cls, out: Path, name: str, identity: dict[str, Any]) -> Run:
-        """Name the folder by what the run is, for people, and by the hash of its identity."""
-        canonical = json.dumps(identity, sort_keys=True, default=str)
+    def of(
+        cls,
+        out: Path,
+        name: str,
+        snapshot: Snapshot,
+        features: Sequence[FeatureSet],
+        **settings: Any,
+    ) -> Run:
+        """Name the folder by what the run is, for people, and by the hash of its identity.
+
+        Parameters
+        ----------
+        out : folder of all runs
+        name : for people
+        snapshot : of the images, known by its rows and not by its name
+        features : sets that the result depends on, known by what they hold of the snapshot's
+            images: neither how nor when they were computed
+        settings : JSON values; each as it comes to be (``cpu``, not ``auto``), so that what is the
+            default is the same where it is given, and what has no effect as if it were not given
+
+        Raises
+        ------
+        FxError
+            If features of the snapshot's images are missing.
+        """
+        from heads.evaluation import VERSION
+
+        keys = [row.key for row in snapshot.rows if row.split]
+        identity = {
+            "settings": settings,
+            "snapshot": snapshot.fingerprint,
+            # a split that was given is measured on, where one by hash may say too little
+            "test_was_given": snapshot.test_was_given,
+            # not the names of the sets, which are others once damage has been mended or garbage
+            # dropped
+            "features": [one.digest(keys) for one in features],
+            "version": VERSION,
+        }
+        canonical = json.dumps(identity, sort_keys=True)
         digest = hashlib.sha256(canonical.encode()).hexdigest()[:8]
         safe = name.replace("/", "_").replace(":", "-")
-        return cls(out / f"{safe}-{digest}", identity)
+        return cls(out / f"{safe}-{digest}")
 
     @property
     def finished(self) -> bool:

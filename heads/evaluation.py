@@ -13,7 +13,9 @@ from extract.errors import FxError
 from heads.calibration import ReliabilityBin, reliability_bins
 from heads.metrics import METRICS
 
-VERSION = 2  # of how predictions are measured: what another one measured is not shown beside it
+# Raised when the same rows come to give another head, or other measures of it: what an earlier
+# version made is not shown beside it.
+VERSION = 3
 NORMAL_95 = float(stats.norm.ppf(0.975))  # standard errors to either side of a 95 % interval
 FEWEST_GROUPS = 20  # of test rows; of fewer, how much groups differ is not known
 

@@ -75,6 +75,11 @@ class Engine(ABC):
     def name(self) -> str:
         """What computes the features, recorded with them."""
 
+    @property
+    def numerics(self) -> dict[str, str | int]:
+        """What decides the last bits of a row, besides network and pixels: JSON values."""
+        return {"engine": self.name, "precision": self.precision, "batch_size": self.batch_size}
+
     def versions(self) -> dict[str, str]:
         """Versions of the libraries that take part.
 

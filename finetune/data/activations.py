@@ -128,7 +128,7 @@ def load_activations(
     cache : folder for files of activations
     views : augmented images to keep too
     training : keys of the images that augmented images are wanted of
-    limit : most bytes that the file may have
+    limit : most bytes that the file may have; None for as many as the disk has room for
     max_image_mb : 2**20 bytes that an image may take as 8-bit RGB
     reserved : bytes that are to stay free on the disk
     announce : given what is being done and what it takes on the disk, returns a callback
@@ -136,9 +136,10 @@ def load_activations(
     Raises
     ------
     TooLarge
-        If the file would be larger than `limit`, or a trunk's than the disk has room for.
+        If the file would be larger than `limit`; without one, if a trunk's is larger than the disk
+        has room for.
     NoRoom
-        If the disk has no room for the pixels.
+        If the disk has no room for it.
     FxError
         If an image changed since the snapshot.
     """
@@ -232,7 +233,8 @@ def _check_room(file: Path, size: int, has_trunk: bool, limit: int | None, reser
             f"the activations need {in_units(size)}, and {in_units(limit)} are allowed; raise "
             "`cache_limit`, unfreeze fewer blocks, or take a smaller `size`"
         )
-    if has_trunk and free_bytes(file) < size + reserved:
+    # where a limit says what is kept, the disk does not: another time it may have more room
+    if has_trunk and limit is None and free_bytes(file) < size + reserved:
         raise TooLarge(
             f"the activations need {in_units(size)} below {file.parent}, and the training "
             f"{in_units(reserved)}; {in_units(free_bytes(file))} are free"

@@ -201,8 +201,8 @@ def _directory(out: Path, prepared: Sequence[Prepared]) -> Path:
     if len(prepared) == 1:
         return prepared[0].context.directory
     name = "-and-".join(one.backbone.name for one in prepared)
-    identity = {"of": [one.context.directory.name for one in prepared]}
-    return Run.of(out, f"compare-{name}", identity).directory
+    folders = [one.context.directory.name for one in prepared]
+    return Run.of(out, f"compare-{name}", prepared[0].snapshot, [], of=folders).directory
 
 
 def _info(spelled: str) -> StrategyInfo:

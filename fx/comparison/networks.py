@@ -18,7 +18,7 @@ from fx.output import Begin
 from fx.records import FlipDecision, Record
 from fx.runs import Run
 from fx.stages.extract import fill_store
-from fx.stages.rows import check_labelled, keys_of, needs_folds, used_rows
+from fx.stages.rows import check_labelled, needs_folds, used_rows
 
 if TYPE_CHECKING:
     from extract.backbones import Backbone
@@ -159,9 +159,9 @@ def prepare(source: ImageSource, options: Options, plan: Plan, *, begin: Begin) 
         If the network cannot be had, has fewer blocks than are asked for, or the images do not
         suffice.
     """
+    from extract.engines import training_precision
     from extract.store import FeatureStore
     from finetune.settings import FinetuneSettings
-    from heads.evaluation import VERSION
 
     backbone = open_backbone(options)
     engine = open_engine(options, backbone)
@@ -171,26 +171,28 @@ def prepare(source: ImageSource, options: Options, plan: Plan, *, begin: Begin) 
     snapshot = read_snapshot(store, dataclasses.replace(options, snapshot=extracted.snapshot))
     check_labelled(snapshot)
     folds = folds_of(snapshot)
-    identity = {
-        "features": store.open_set(extracted.spec).digest(keys_of(used_rows(snapshot))),
-        "snapshot": snapshot.fingerprint,
+    directory = Run.of(
+        options.out,
+        f"compare-{backbone.name}",
+        snapshot,
+        [store.open_set(extracted.spec)],
         # whatever the strategies, of which there may be more another time
-        "training": [
+        training=[
             FinetuneSettings(
                 unfreeze="all",
                 from_scratch=scratch,
                 epochs=plan.epochs,
                 batch_size=options.batch_size or BATCH_SIZE,
                 class_weight=plan.class_weight,
+                precision=training_precision(options.precision, engine.device),
             ).identity()
             for scratch in (False, True)
         ],
-        "seed": options.seed,
-        "folds": folds,
-        "measures": VERSION,
-        "device": engine.device.type,
-    }
-    directory = Run.of(options.out, f"compare-{backbone.name}", identity).directory
+        engine=engine.numerics,
+        device=engine.device.type,
+        seed=options.seed,
+        folds=folds,
+    ).directory
     context = ComparisonContext(
         settled(options, backbone),
         plan.epochs,

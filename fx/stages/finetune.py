@@ -15,7 +15,7 @@ from fx.output import Begin
 from fx.runs import Run
 from fx.stages.extract import fill_store
 from fx.stages.records import FinetunedModel
-from fx.stages.rows import check_labelled, keys_of, needs_folds, training_data, used_rows
+from fx.stages.rows import check_labelled, needs_folds, training_data
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +55,7 @@ def finetune_images(
         If a setting is out of range, too little is labelled, or training cannot go on.
     """
     from extract.engines import resolve_device
-    from finetune.finetuning import finetune
+    from finetune.finetuning import finetune, identity_of
     from finetune.split import Resources
     from finetune.training import join_processes
 
@@ -68,7 +68,27 @@ def finetune_images(
     processes = join_processes(device)
     snapshot, stored = _prepared(images, backbone, options, scratch, processes, begin)
     check_labelled(snapshot)
-    run = _run(options.out, settings, backbone, snapshot, stored, device)
+    resources = Resources(
+        device=device,
+        cache=options.out,
+        cache_limit=cache_limit,
+        engine=options.engine,
+        precision=options.precision,
+        batch_size=options.batch_size,
+        log_to=log_to,
+        max_image_mb=options.max_image_mb,
+        progress=begin,
+    )
+    data = training_data(snapshot, snapshot.split("train"))
+    name = "scratch" if scratch else f"finetune-{settings.unfreeze}"
+    run = Run.of(
+        options.out,
+        f"{name}-{backbone.name}",
+        snapshot,
+        # of the head that it starts from
+        [] if stored is None else [stored],
+        **identity_of(backbone, data, settings, resources),
+    )
     if options.fresh:
         run.forget()
     if run.finished:
@@ -78,21 +98,11 @@ def finetune_images(
     begun = time.perf_counter()
     trained = finetune(
         backbone,
-        training_data(snapshot, snapshot.split("train")),
+        data,
         None if stored is None else stored.features,
         settings=settings,
         directory=run.directory,
-        resources=Resources(
-            device=device,
-            cache=run.directory / "cache",
-            cache_limit=cache_limit,
-            engine=options.engine,
-            precision=options.precision,
-            batch_size=options.batch_size,
-            log_to=log_to,
-            max_image_mb=options.max_image_mb,
-            progress=begin,
-        ),
+        resources=dataclasses.replace(resources, cache=run.directory / "cache"),
     )
     result = FinetunedModel(
         path=str(run.directory),
@@ -151,31 +161,6 @@ def _settings(
         return FinetuneSettings.of_recipe(recipe, precision=precision, seed=options.seed, **chosen)
     except ValueError as error:
         raise FxError(str(error)) from error
-
-
-def _run(
-    out: Path,
-    settings: FinetuneSettings,
-    backbone: Backbone,
-    snapshot: Snapshot,
-    stored: FeatureSet | None,
-    device: torch.device,
-) -> Run:
-    from heads.evaluation import VERSION
-
-    identity = {
-        **settings.identity(),
-        "backbone": backbone.name,
-        "weights": backbone.weights_hash,
-        "preprocessing": backbone.preprocessing.to_dict(),
-        "snapshot": snapshot.fingerprint,
-        # of the head that it starts from
-        "features": None if stored is None else stored.digest(keys_of(used_rows(snapshot))),
-        "device": device.type,
-        "measures": VERSION,
-    }
-    name = "scratch" if settings.from_scratch else f"finetune-{settings.unfreeze}"
-    return Run.of(out, f"{name}-{backbone.name}", identity)
 
 
 def _prepared(

@@ -23,7 +23,6 @@ from fx.stages.rows import (
     keys_of,
     labels_of,
     needs_folds,
-    used_rows,
 )
 
 if TYPE_CHECKING:
@@ -34,6 +33,8 @@ if TYPE_CHECKING:
     from extract.store import FeatureSet, FeatureStore
     from heads.evaluation import Evaluation
     from heads.head import Head, OutOfFoldPredictions, Source
+
+AUDIT_VERSION = 2  # raised when the same head comes to doubt other labels
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def fit_head_on_store(
     from heads.fitting import fit_head
     from heads.limits import Limits
 
-    choices = _Choices(kind, kernel, normalize, class_weight, c, folds)
+    choices = _Choices(kind, kernel, normalize, class_weight, c and float(c), folds)
     store = FeatureStore(options.store)
     stored = _Stored(store, choose_sets(store, options), read_snapshot(store, options))
     check_labelled(stored.snapshot)
@@ -194,22 +195,20 @@ def _together(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _run(options: Options, choices: _Choices, stored: _Stored, audit: bool) -> Run:
-    from heads.evaluation import VERSION
     from heads.kinds import HEADS
 
     if not HEADS[choices.kind].kernels:
         choices = dataclasses.replace(choices, kernel=None)
-    identity = {
+    return Run.of(
+        options.out,
+        f"{choices.kind}-{stored.backbone}",
+        stored.snapshot,
+        stored.sets,
         **dataclasses.asdict(choices),
-        "seed": options.seed,
-        "measures": VERSION,
-        # not the names of the sets, which are others once damage has been mended or garbage dropped
-        "features": [one.digest(keys_of(used_rows(stored.snapshot))) for one in stored.sets],
-        "snapshot": stored.snapshot.fingerprint,
+        seed=options.seed,
         # a number, since results of earlier audits say something else
-        **({"audit": 2} if audit else {}),
-    }
-    return Run.of(options.out, f"{choices.kind}-{stored.backbone}", identity)
+        audit=AUDIT_VERSION if audit else None,
+    )
 
 
 def _measured_on_folds(
