@@ -215,7 +215,7 @@ def extract_files(
     paths : n files; one may be named twice
     backbone : of one layer
     engine : runs ``backbone.module``
-    store : where features go; locked while this runs
+    store : where features go; locked while this runs, once no other process writes to it
 
     Returns
     -------
@@ -231,7 +231,8 @@ def extract_files(
     source = ImageSource(Path.cwd(), "unlabelled", entries, ())
     if len(backbone.layers) != 1:
         raise ValueError(f"backbone must be of one layer, got {', '.join(backbone.layers)}")
-    with store.lock():
+    # a search of scikit-learn's asks from several processes at once
+    with store.lock(wait=True):
         writer = _start(store, source, backbone, engine, time.time_ns())
         rows = {row.path: row for row in _fill(writer, source, backbone, engine, {}, 1, None)}
     for name in names:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 
 from fx.interruption import (
@@ -11,6 +12,17 @@ from fx.interruption import (
     heed_no_more,
     status_when_interrupted,
 )
+
+
+def open_standard_streams() -> None:
+    """Lead to nowhere what the caller has closed: the next open file would be taken for it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # has the lowest number that is free
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
 
 
 def main() -> None:
@@ -24,6 +36,7 @@ def run() -> None:
     """Run the command, and end with its status."""
     try:
         try:
+            open_standard_streams()
             go_on_in_a_process_of_its_own()
             main()
         finally:

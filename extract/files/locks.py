@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 
-def lock_folder(folder: Path, *, shared: bool) -> int:
-    """Lock a folder without waiting, and return the descriptor whose closing lets go.
+def lock_folder(folder: Path, *, shared: bool, wait: bool = False) -> int:
+    """Lock a folder, and return the descriptor whose closing lets go.
 
     The folder itself is locked, and no file in it: that works on a disk that is full or read-only,
     and a file would be foreign to Zarr, whose readers warn of it.
@@ -13,7 +13,7 @@ def lock_folder(folder: Path, *, shared: bool) -> int:
     Raises
     ------
     BlockingIOError
-        If another process holds a lock that excludes this one.
+        If another process holds a lock that excludes this one, and this is not to wait for it.
     OSError
         If the folder cannot be opened. Where the file system has no locks, only a lock that is not
         shared fails.
@@ -23,7 +23,8 @@ def lock_folder(folder: Path, *, shared: bool) -> int:
 
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB)
     except BaseException as error:
         # no reason not to read
         if shared and isinstance(error, OSError) and not isinstance(error, BlockingIOError):

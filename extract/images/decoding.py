@@ -6,8 +6,8 @@ What a file's pixels are
     inverted kind too), YCbCr and Lab become RGB; embedded colour profiles are ignored.
     16-bit samples keep their upper byte, so that 65535 is 255; 12-bit ones their upper 8 bits.
     Pillow's wider integers are read on the 16-bit scale, and what lies outside 0..65535 is clipped.
-    Floats lie between 0 and white, where white is 1, or 255 if the largest value is above 1, or
-    65535 if it is above 255; below 0 and NaN are black.
+    Floats (of 32 bits, in one channel) lie between 0 and white, where white is 1, or 255 if the
+    largest value is above 1, or 65535 if it is above 255; below 0 and NaN are black.
 A file that ends before its pixels do has none: no part of an image is made up.
 
 What a file may take
@@ -22,6 +22,7 @@ What a file may take
 """
 
 import io
+import logging
 import re
 import struct
 import warnings
@@ -43,9 +44,7 @@ from extract.images.preprocessing import Preprocessing
 
 # Pillow's own; an MPO is a JPEG with more images behind it
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF")
-_NO_IMAGE = (
-    "not a JPEG, PNG, WebP, BMP, TIFF, GIF, PPM, AVIF or HEIC image, or its header is damaged"
-)
+_NO_IMAGE = "not a JPEG, PNG, WebP, BMP, TIFF, GIF, PPM, AVIF or HEIC image"
 # kinds of an ISO media file that hold HEVC images; the last two hold AVIF images as well
 _HEIC = (*(b"heic heix heim heis hevc hevx hevm hevs".split()), b"mif1", b"msf1")
 
@@ -59,7 +58,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 # TIFF tags
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 258, 262, 284, 339
 _ROWS_PER_STRIP, _TILE_WIDTH, _TILE_LENGTH = 278, 322, 323
 _MAX_SIDE = 2**20  # pixels; Pillow keeps an address for every row
 _MAX_SCANS = 500
@@ -70,6 +69,8 @@ MB = 2**20
 _PNG = b"\x89PNG\r\n\x1a\n"
 # bytes of one compressed text or profile in a PNG, and of all: Pillow refuses images of more
 _LONGEST_TEXT, _MOST_TEXT = 2**20, 2**25
+# the reason why an image is not read tells what Pillow would print
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 _PILLOW_WARNS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
@@ -243,6 +244,7 @@ def _decoded(
         if image.format == "PNG" and "16" in str(image.tile[0].args):
             # Pillow would compare a colour key of 16 bits with samples that it has cut to 8
             image.info.pop("transparency", None)
+        _take_planes_as_wide_as_they_are(image)
         if memory is not None:
             memory.enter_context(memory_for(_bytes_taken(image, turn, encoded, data)))
         image.load()
@@ -290,6 +292,19 @@ def _tile(image: Image.Image) -> tuple[int, int]:
     if _TILE_WIDTH in tags:
         return int(tags[_TILE_WIDTH]), int(tags.get(_TILE_LENGTH, image.height))
     return image.width, min(int(tags.get(_ROWS_PER_STRIP, image.height)), image.height)
+
+
+def _take_planes_as_wide_as_they_are(image: ImageFile.ImageFile) -> None:
+    """Have Pillow read a TIFF's uncompressed planes of 16 bits; it takes bytes for samples."""
+    tags: Any = getattr(image, "tag_v2", {})
+    if tags.get(_PLANAR) == 2 and set(tags.get(_BITS_PER_SAMPLE, ())) == {16}:
+        order = ";16L" if tags.prefix == b"II" else ";16B"
+        image.tile = [
+            tile._replace(args=(tile.args[0] + order, *tile.args[1:]))
+            if tile.codec_name == "raw"
+            else tile
+            for tile in image.tile
+        ]
 
 
 def _bytes_taken(
@@ -439,16 +454,19 @@ def _opened(file: BinaryIO) -> ImageFile.ImageFile:
     if not start:
         raise UnreadableImage("empty file")
     Image.init()
+    reason = _NO_IMAGE
     # none of AVIF where Pillow was built without it
-    for factory, accept in (Image.OPEN[name] for name in FORMATS if name in Image.OPEN):
+    for name in (name for name in FORMATS if name in Image.OPEN):
+        factory, accept = Image.OPEN[name]
         if accept is not None and accept(start) is True:
             file.seek(0)
             with suppress(SyntaxError, IndexError, TypeError, struct.error):
                 return factory(file, "")
+            reason = f"{name} of a kind that is not read, or its header is damaged"
     if start[4:8] == b"ftyp" and start[8:12] in _HEIC:
         file.seek(0)
         return _opened_heic(file)
-    raise UnreadableImage(_NO_IMAGE)
+    raise UnreadableImage(reason)
 
 
 def _opened_heic(file: BinaryIO) -> ImageFile.ImageFile:
@@ -465,7 +483,7 @@ def _reason(error: Exception) -> str:
     text = " ".join(re.sub(r" \(\d+ bytes not processed\)", "", str(error)).split())[:200]
     if text and isinstance(error, OSError | SyntaxError | ValueError):
         return text
-    return f"damaged image ({type(error).__name__}: {text})"
+    return f"damaged image ({': '.join(filter(None, (type(error).__name__, text)))})"
 
 
 @contextmanager

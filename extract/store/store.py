@@ -208,10 +208,14 @@ class FeatureStore:
         )
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, *, wait: bool = False) -> Iterator[None]:
         """Hold the store for writing; the operating system lets go when the process dies.
 
         What a killed writer has left is cleared up first.
+
+        Parameters
+        ----------
+        wait : until another process, or thread, lets go of it
 
         Raises
         ------
@@ -219,7 +223,7 @@ class FeatureStore:
             If another process holds it (the message says which), or the disk gets full.
         """
         try:
-            descriptor = lock_folder(self.path, shared=False)
+            descriptor = lock_folder(self.path, shared=False, wait=wait)
         except BlockingIOError:
             raise FxError(
                 f"{self.path} is being written by {self.root.attributes().writer}; wait for it, "

@@ -1,6 +1,7 @@
 """Heads and features as scikit-learn's own objects."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,19 @@ def test_paths_become_features_that_are_computed_once(
     Path("data").rename("moved")
     again = extractor.transform([Path("moved", *path.parts[1:]) for path in paths])
     np.testing.assert_array_equal(again, features[:20])
+
+
+def test_features_are_waited_for_while_another_writes_to_the_store(
+    images: tuple[list[Path], list[str]],
+) -> None:
+    # as in a search with n_jobs=2, which would score nan where one of two ends in an error
+    extractor = FeatureExtractor(size=32, engine="torch")
+    store = FeatureStore.create(extractor.store)
+    with ThreadPoolExecutor(1) as other, store.lock():
+        features = other.submit(extractor.transform, images[0])
+        with pytest.raises(TimeoutError):
+            features.result(timeout=2)
+    assert features.result().shape == (20, 1280)
 
 
 def test_a_pipeline_from_paths_is_cloned_searched_and_predicts(

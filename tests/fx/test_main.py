@@ -28,6 +28,16 @@ def test_a_process_has_the_status_of_its_command(words: list[str], status: int) 
     assert result.stdout or result.stderr
 
 
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_a_stream_that_is_closed_is_nobody_else_s(closed: str) -> None:
+    words = ["/bin/sh", "-c", f'exec "$0" -m fx store ls nowhere {closed}', sys.executable]
+    said = subprocess.run(words, capture_output=True, text=True)
+    error = "" if "2>" in closed else "fx: error: no feature store at nowhere"
+    assert (said.returncode, said.stdout) == (1, "")
+    assert said.stderr.startswith(error)
+    assert bool(said.stderr) == bool(error)
+
+
 def test_all_that_was_printed_reaches_a_pipe() -> None:
     result = run("def main():\n    print('x' * 100_000, end='')\n    sys.exit(0)")
     assert result.returncode == 0

@@ -242,6 +242,27 @@ def test_16_bit_colour_is_scaled_like_16_bit_grey() -> None:
     np.testing.assert_array_equal(pixels[0, :, 2], [255] * 6)
 
 
+@pytest.mark.parametrize("order", "<>")
+def test_planes_of_16_bits_are_what_they_are_in_one(order: str) -> None:
+    """As GDAL writes bands; Pillow reads such planes, not compressed, as bytes."""
+    planes = (np.moveaxis(np.asarray(SCENE), 2, 0).astype(np.uint16) * 257).astype(f"{order}u2")
+    _, height, width = planes.shape
+    size, head = planes[0].nbytes, 32
+    begins, sizes, bits = ([head + n * size for n in range(3)], [size] * 3, [16] * 3)
+    lists = struct.pack(f"{order}9I", *begins, *sizes, *bits)
+    at = head + 3 * size
+    tags = {256: width, 257: height, 259: 1, 262: 2, 277: 3, 278: height, 284: 2}
+    entries = {tag: (1, value) for tag, value in tags.items()}
+    entries |= {273: (3, at), 279: (3, at + 12), 258: (3, at + 24)}
+    directory = struct.pack(f"{order}H", len(entries))
+    for tag in sorted(entries):
+        directory += struct.pack(f"{order}HHII", tag, 4, *entries[tag])
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    start = mark + struct.pack(f"{order}I", at + len(lists))
+    data = start.ljust(head, b"\0") + planes.tobytes() + lists + directory + bytes(4)
+    np.testing.assert_array_equal(pixels_of(data), SCENE)
+
+
 @given(st.lists(st.integers(0, 65535), min_size=1, max_size=40))
 def test_16_bit_grey_keeps_the_order_of_its_values(values: list[int]) -> None:
     ordered = np.sort(np.array([values], dtype=np.uint16))
@@ -434,6 +455,11 @@ def test_other_formats_are_not_let_in(data: bytes) -> None:
         UnreadableImage, match="not a JPEG, PNG, WebP, BMP, TIFF, GIF, PPM, AVIF or"
     ):
         decode(data)
+
+
+def test_a_kind_of_tiff_that_is_not_read_is_called_so() -> None:
+    with pytest.raises(UnreadableImage, match=r"^TIFF of a kind that is not read"):
+        decode(tiff(np.ones((4, 4))))
 
 
 @pytest.mark.parametrize("name", FILES)
