@@ -299,12 +299,10 @@ def _take_planes_as_wide_as_they_are(image: ImageFile.ImageFile) -> None:
     tags: Any = getattr(image, "tag_v2", {})
     if tags.get(_PLANAR) == 2 and set(tags.get(_BITS_PER_SAMPLE, ())) == {16}:
         order = ";16L" if tags.prefix == b"II" else ";16B"
-        image.tile = [
-            tile._replace(args=(tile.args[0] + order, *tile.args[1:]))
-            if tile.codec_name == "raw"
-            else tile
-            for tile in image.tile
-        ]
+        for place, tile in enumerate(image.tile):
+            if tile.codec_name == "raw":
+                band, *others = cast(tuple[Any, ...], tile.args)
+                image.tile[place] = tile._replace(args=(band + order, *others))
 
 
 def _bytes_taken(

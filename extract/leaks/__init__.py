@@ -1,6 +1,6 @@
 """Leaks: images that lie on both sides of a split, whole or in part, as they are or mirrored."""
 
-from extract.leaks.leaks import Leak, leaked_copies, leaks_not_sought, near_leaks
+from extract.leaks.leaks import Leak, leaked_copies, leaked_groups, leaks_not_sought, near_leaks
 from extract.leaks.parts import find_parts, grey_thumbnail, is_part
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "grey_thumbnail",
     "is_part",
     "leaked_copies",
+    "leaked_groups",
     "leaks_not_sought",
     "near_leaks",
 ]

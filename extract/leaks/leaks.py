@@ -1,7 +1,8 @@
-"""What lies on both sides of a split, byte for byte, nearly so, mirrored, or in part."""
+"""What lies on both sides of a split: images, nearly so, mirrored or in part, and groups."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -17,12 +18,13 @@ Kind = Literal["mirrored", "crop", "mirrored crop"] | None
 
 
 class Leak(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An image whose copy, or near-copy, lies on another side of the split.
+    """An image whose copy, or near-copy, or group lies on another side of the split.
 
     Attributes
     ----------
     path, split : of the image
-    copy, near_copy : path of the other one; one of the two is None
+    copy, near_copy : path of the other one
+    group : that both are of; one of the three is not None
     other : the other one's split
     kind : of a near-copy that is more than resized or encoded again: mirrored, or one of the two
         images is a part of the other, or that and mirrored
@@ -32,6 +34,7 @@ class Leak(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     split: str
     copy: str | None = None
     near_copy: str | None = None
+    group: str | None = None
     other: str
     kind: Kind = None
 
@@ -52,6 +55,22 @@ def leaked_copies(rows: Iterable[ImageRow]) -> list[Leak]:
                 leaks.append(
                     Leak(path=row.path, split=row.split, copy=first.path, other=first.split)
                 )
+    return leaks
+
+
+def leaked_groups(rows: Iterable[ImageRow]) -> list[Leak]:
+    """List images that are not for training, of whose group others are, or are for validation."""
+    grouped = [row for row in rows if row.group is not None and row.split]
+    sides: dict[str | None, set[str]] = defaultdict(set)
+    for row in grouped:
+        sides[row.group].add(str(row.split))
+    leaks = []
+    for row in sorted(grouped, key=lambda row: row.path):
+        others = sides[row.group] - {str(row.split), "test"}
+        if row.split != "train" and others:
+            leaks.append(
+                Leak(path=row.path, split=str(row.split), group=row.group, other=min(others))
+            )
     return leaks
 
 

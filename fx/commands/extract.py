@@ -155,7 +155,8 @@ def _print(result: ExtractResult) -> None:
     print_some(
         "leaks between splits",
         [
-            f"{one.path} ({one.split}) ~ {one.copy or one.near_copy} ({one.other})"
+            f"{one.path} ({one.split}) ~ "
+            f"{one.copy or one.near_copy or f'group {one.group!r}'} ({one.other})"
             + (f", {one.kind}" if one.kind else "")
             for one in result.leaks
         ],

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from extract.images import FileStats, ImageRow, Snapshot, assign_splits
 from extract.images.splits import has_given_test
-from extract.leaks import Leak, leaked_copies
+from extract.leaks import Leak, leaked_copies, leaked_groups
 
 
 def row(path: str, content: str, label: str | None = "a", **given_: object) -> ImageRow:
@@ -124,6 +124,17 @@ def test_a_copy_in_a_given_test_split_counts_there_and_is_a_leak() -> None:
     assert splits(result)["z-test"] == "test"
     assert splits(result)["a-train"] is None
     assert leaked_copies(rows) == [Leak(path="a-train", split="train", copy="z-test", other="test")]
+
+
+def test_groups_that_given_splits_tear_are_leaks_and_those_of_hashes_never_are() -> None:
+    sides = {"1": "train", "2": "test", "3": "val", "4": "test", "5": "test", "6": "train"}
+    groups = {"1": "x", "2": "x", "3": "x", "4": "y", "5": None, "6": None}
+    rows = assign_splits([row(n, n, split=sides[n], group=groups[n]) for n in sides], 0)
+    assert leaked_groups(rows) == [
+        Leak(path="2", split="test", group="x", other="train"),
+        Leak(path="3", split="val", group="x", other="train"),
+    ]
+    assert not leaked_groups(assign_splits([row(n, n, group=groups[n]) for n in sides], 0))
 
 
 def test_given_splits_are_kept_and_val_is_never_set_aside() -> None:
