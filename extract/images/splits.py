@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from extract.images.entries import ImageRow
 
 TEST_SHARE = 0.2
+# Training images (groups, where given) that a class keeps where it has more: two to choose a head
+# by cross-validation on, and one for fine-tuning to set aside.
+MIN_TRAINING = 3
 
 
 def position(seed: int, unit: str) -> float:
@@ -27,16 +33,28 @@ def unit_of(row: ImageRow) -> str:
     return f"group:{row.group}" if row.group is not None else f"key:{row.key.hex()}"
 
 
+def group_numbers(rows: Sequence[ImageRow]) -> NDArray[np.intp] | None:
+    """Number the groups of rows from 0; None where every row stands alone.
+
+    Returns
+    -------
+    int array of shape (len(rows),), or None
+    """
+    groups = np.unique([unit_of(row) for row in rows], return_inverse=True)[1]
+    return groups if len(groups) and groups.max() + 1 < len(rows) else None
+
+
 def assign_splits(
     rows: Iterable[ImageRow], split_seed: int, min_images: int = 0
 ) -> tuple[ImageRow, ...]:
     """Decide every row's split.
 
     Rows come with the split that was given for them, or None. Where no test split is given, a
-    fifth of the units of the rows without one, or with ``train``, is set aside by hash. Two
-    exceptions, for classes with more than one unit: one that would have no test row gives up the
-    unit with its lowest hash, and one that would have no other row keeps that with its highest.
-    A class of one unit is for training.
+    fifth of the units of the rows without one, or with ``train``, is set aside by hash: those
+    whose hash is below 0.2. Two exceptions, by classes. One of three units or more that would have
+    no test row gives up the unit with its lowest hash. And every class keeps three units to train
+    on, two where it has three, and what it has where it has fewer: those with its highest hashes.
+    So a unit's side depends on others only in classes that have few units, or one of many classes.
 
     Parameters
     ----------
@@ -87,17 +105,21 @@ def _counts(row: ImageRow) -> bool:
 
 
 def _test_units(rows: list[ImageRow], seed: int) -> set[str]:
-    candidates = [row for row in rows if row.split != "val"]
-    aside = {unit_of(row) for row in candidates if position(seed, unit_of(row)) < TEST_SHARE}
     units: dict[str, set[str]] = defaultdict(set)
-    for row in candidates:
-        units[str(row.label)].add(unit_of(row))
-    for label in sorted(units):
-        ordered = sorted(units[label], key=lambda unit: position(seed, unit))
-        if len(ordered) > 1 and not units[label] & aside:
+    for row in rows:
+        if row.split != "val":
+            units[str(row.label)].add(unit_of(row))
+    places = {unit: position(seed, unit) for of_class in units.values() for unit in of_class}
+    aside = {unit for unit, place in places.items() if place < TEST_SHARE}
+    by_hash = {label: sorted(units[label], key=places.__getitem__) for label in sorted(units)}
+    for ordered in by_hash.values():
+        if len(ordered) >= MIN_TRAINING and not aside.intersection(ordered):
             aside.add(ordered[0])
-        elif units[label] <= aside:
-            aside.discard(ordered[-1])
+    # last, since a group may hold several classes: what cannot be trained on cannot be measured
+    for ordered in by_hash.values():
+        kept = MIN_TRAINING if len(ordered) > MIN_TRAINING else min(len(ordered), MIN_TRAINING - 1)
+        tested = [unit for unit in ordered if unit in aside]
+        aside.difference_update(tested[max(0, len(ordered) - kept) :])
     return aside
 
 

@@ -53,6 +53,7 @@ def set_validation_aside(
     if not validation:
         raise FxError(
             f"too few images to fine-tune; got {len(rows)} training images in {len(units)} "
-            f"classes; give at least {SMALLEST_SHARED_CLASS} a class, or fit a head"
+            f"classes, and no class has {SMALLEST_SHARED_CLASS} of different groups, of which one "
+            "would choose the epoch; add images, or fit a head"
         )
     return training, validation

@@ -2,10 +2,20 @@
 
 import hashlib
 
+import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extract.images import FileStats, ImageRow, Snapshot, assign_splits
+from extract.images import (
+    FileStats,
+    ImageRow,
+    Snapshot,
+    assign_splits,
+    position,
+    unit_of,
+    units_of_classes,
+)
 from extract.images.splits import has_given_test
 from extract.leaks import Leak, leaked_copies, leaked_groups
 
@@ -70,23 +80,41 @@ def test_members_of_a_group_stay_on_one_side(groups: list[int], seed: int) -> No
     assert all(len(side) == 1 for side in sides.values())
 
 
-def test_a_class_without_a_test_row_gives_up_one() -> None:
-    for seed in range(20):
-        result = assign_splits([*many(40), row("x1", "x1", "c"), row("x2", "x2", "c")], seed)
-        assert any(r.split == "test" for r in result if r.label == "c")
-
-
-def test_a_class_of_one_image_keeps_it_for_training() -> None:
-    for seed in range(20):
-        assert splits(assign_splits([*many(40), row("x", "x", "c")], seed))["x"] == "train"
-
-
-def test_no_class_of_two_images_is_wholly_in_the_test_split() -> None:
+@pytest.mark.parametrize(
+    ("units", "least"), [(1, 1), (2, 2), (3, 2), (4, 3), (5, 3), (6, 3), (30, 3)]
+)
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_class_keeps_enough_to_train_on_and_one_to_measure(
+    units: int, least: int, size: int
+) -> None:
     for seed in range(60):
-        rows = [row(f"{label}{n}", f"{label}{n}", label) for label in "abcdefgh" for n in range(2)]
-        result = assign_splits(rows, seed)
-        for label in "abcdefgh":
-            assert {r.split for r in result if r.label == label} == {"train", "test"}
+        few = [
+            row(f"{n}-{i}", f"{n}-{i}", "c", group=str(n) if size > 1 else None)
+            for n in range(units)
+            for i in range(size)
+        ]
+        result = [one for one in assign_splits([*many(40), *few], seed) if one.label == "c"]
+        assert {one.split for one in result} == {"train"} | ({"test"} if units > 2 else set())
+        training = sum(one.split == "train" for one in result) / size
+        assert training >= least
+        # those of the highest hashes train
+        places = {one.split: position(seed, unit_of(one)) for one in result}
+        assert units > 4 or len(places) < 2 or places["test"] < places["train"]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(5, 60), st.integers(0, 99))
+def test_groups_of_several_classes_leave_all_of_them_trainable(groups: int, seed: int) -> None:
+    drawn = np.random.default_rng(seed)
+    rows = [
+        row(f"{n}", f"{n}", "abcdef"[drawn.integers(6)], group=str(drawn.integers(groups)))
+        for n in range(100)
+    ]
+    before, after = (
+        units_of_classes(rows),
+        units_of_classes(one for one in assign_splits(rows, seed) if one.split == "train"),
+    )
+    assert all(after[label] >= min(2, before[label]) for label in before)
 
 
 def test_a_path_that_a_table_lists_twice_counts_once() -> None:
