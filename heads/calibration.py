@@ -13,6 +13,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
+WIDER = 1_000  # times this range, for scores of any unit
 CALIBRATION_BINS = 15
 
 ReliabilityBin = tuple[float, float, int]  # mean confidence, accuracy, rows
@@ -60,11 +61,15 @@ def fit_temperature(
     *,
     weights: NDArray[np.float64] | None = None,
     spread: float | None = None,
+    any_unit: bool = False,
 ) -> float:
     """Find the temperature with the least log loss on held-out rows.
 
     Where the least lies at the end of the range, the rows do not determine it (none is mistaken,
-    or none is told right), and the temperature stays 1.
+    or none is told right), and the temperature stays 1. For scores of any unit 1 is as good as
+    another: there the temperature is found as if one row more were mistaken for the class that
+    comes second, much as J. Platt smooths labels ("Probabilistic Outputs for Support Vector
+    Machines", 1999).
 
     Parameters
     ----------
@@ -73,16 +78,22 @@ def fit_temperature(
     weights : float64 array of shape (n,), optional; what each row counts
     spread : float, optional; the temperature is drawn towards 1 as by a normal prior of its
         logarithm with this standard deviation, which many rows outweigh
+    any_unit : whether scores are log probabilities but for a factor, not known
     """
     ends = np.log([MIN_TEMPERATURE, MAX_TEMPERATURE])
+    second = np.argsort(scores, axis=1)[:, -2]
+    if any_unit:
+        ends += np.array([-1, 1]) * np.log(WIDER)
 
     def loss(log_temperature: float) -> float:
-        losses = log_losses(scores * np.exp(-log_temperature), labels)
+        cooled = scores * np.exp(-log_temperature)
+        losses = log_losses(cooled, labels)
         drawn = 0.0 if spread is None else (log_temperature / spread) ** 2 / (2 * len(labels))
-        return float(np.average(losses, weights=weights)) + drawn
+        mistaken = log_losses(cooled, second).mean() / len(labels) if any_unit else 0.0
+        return float(np.average(losses, weights=weights) + mistaken) + drawn
 
     found = minimize_scalar(loss, bounds=ends, method="bounded", options={"xatol": 1e-6})
-    if min(loss(end) for end in ends) <= found.fun + 1e-6:
+    if not any_unit and min(loss(end) for end in ends) <= found.fun + 1e-6:
         return 1.0
     return float(np.exp(found.x))
 
@@ -93,12 +104,13 @@ def calibrate(
     *,
     weights: NDArray[np.float64] | None = None,
     spread: float | None = None,
+    any_unit: bool = False,
 ) -> Calibration:
     """Fit the temperature on held-out scores, and measure them before and after.
 
     Parameters are those of `fit_temperature`; weights count in the log losses.
     """
-    temperature = fit_temperature(scores, labels, weights=weights, spread=spread)
+    temperature = fit_temperature(scores, labels, weights=weights, spread=spread, any_unit=any_unit)
     cooled = scores / temperature
     before, after = log_losses(scores, labels), log_losses(cooled, labels)
     return Calibration(

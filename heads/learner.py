@@ -187,7 +187,7 @@ class Learner(ABC):
         self, scores: Scores, labels: Labels, weights: NDArray[np.float64] | None
     ) -> Calibration:
         """Fit the temperature on scores of held-out rows, (n, k), and their labels."""
-        return calibrate(scores, labels, weights=weights)
+        return calibrate(scores, labels, weights=weights, any_unit=self.calibrated_search)
 
     def state(self, pipeline: Pipeline) -> State:
         """Give all that a fit has found, as arrays named ``step.attribute``."""

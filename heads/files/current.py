@@ -30,7 +30,7 @@ from extract.files import (
     refuse_holes,
     write_whole,
 )
-from heads.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE, Calibration
+from heads.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE, WIDER, Calibration
 from heads.evaluation import Evaluation
 from heads.head import Head, Source
 from heads.kinds import HEADS
@@ -173,7 +173,8 @@ def _read_record(path: Path) -> _Record:
         raise ValueError(f"format {found!r} instead of {FORMAT}")
     record = decoded(data, _Record)
     check_depth(record.spec)
-    if not MIN_TEMPERATURE / 10 <= record.calibration.temperature <= 10 * MAX_TEMPERATURE:
+    least, most = MIN_TEMPERATURE / WIDER, MAX_TEMPERATURE * WIDER
+    if not least <= record.calibration.temperature <= most:
         raise ValueError(f"a temperature of {record.calibration.temperature:g}")
     return record
 

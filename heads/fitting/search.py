@@ -158,7 +158,8 @@ def _candidate(
     """Score one value of C, fold by fold; a row counts by the weight of its class."""
     temperature = 1.0
     if learner.calibrated_search:
-        temperature = fit_temperature(np.concatenate(scores), np.concatenate(truth))
+        together = np.concatenate(scores), np.concatenate(truth)
+        temperature = fit_temperature(*together, any_unit=True)
     folds = list(zip(scores, truth, strict=True))
     losses = [
         np.average(log_losses(score / temperature, y), weights=weights[y]) for score, y in folds

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import softmax
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits, make_classification
 from sklearn.linear_model import LogisticRegression
@@ -357,6 +358,27 @@ def test_rows_count_by_their_weights_in_a_temperature() -> None:
     )
     assert once.temperature == pytest.approx(often.temperature, rel=1e-4)
     assert once.log_loss_after == pytest.approx(often.log_loss_after)
+
+
+@given(seed=st.integers(0, 10**6), unit=st.floats(0.01, 100))
+@settings(max_examples=30, deadline=None)
+def test_scores_of_any_unit_have_a_temperature_that_a_few_sure_rows_do_not_drive_to_the_end(
+    seed: int, unit: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 20, 40)
+    sure = rng.normal(size=(40, 20))
+    sure[np.arange(40), y] = sure.max(axis=1) + 0.1  # none is mistaken
+    temperature = fit_temperature(unit * sure, y, any_unit=True)
+    assert temperature == pytest.approx(unit * fit_temperature(sure, y, any_unit=True), rel=1e-3)
+    # as confident as 40 right ones and one mistaken allow
+    confidence = softmax(unit * sure / temperature, axis=1).max(axis=1)
+    assert 0.9 < confidence.mean() < 0.999
+    many = rng.normal(size=(5000, 20)) * 2
+    honest = softmax(many, axis=1).cumsum(axis=1) > rng.random((5000, 1))
+    assert fit_temperature(unit * many, honest.argmax(axis=1), any_unit=True) == pytest.approx(
+        unit, rel=0.1
+    )
 
 
 def test_a_temperature_that_the_rows_do_not_determine_stays_one() -> None:
