@@ -18,7 +18,7 @@ BATCH_NORM = ("inference", "train")
 
 # Raised when the same settings come to give other networks, so that no run counts as finished that
 # an older version trained.
-RECIPE_VERSION = 3
+RECIPE_VERSION = 4
 
 # What each sets where nothing else is asked for. ``keras-guide`` is the second phase of F. Chollet,
 # "Transfer learning and fine-tuning" (keras.io, 2020), whose first phase the fitted head replaces;
