@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from extract.images import ImageRow, unit_of
+from extract.images import ImageRow, group_numbers
 from heads.fitting import fit_head
 from heads.head import Head
 
@@ -35,13 +35,12 @@ def starting_head(
     progress : called with fits done and in all
     """
     rows = by_path(rows)
-    grouped = any(row.group is not None for row in rows)
     return fit_head(
         features([row.key for row in rows]),
         np.array([row.label for row in rows]),
         kind="logreg",
         class_weight=class_weight,
-        groups=np.array([unit_of(row) for row in rows]) if grouped else None,
+        groups=group_numbers(rows),
         seed=seed,
         progress=progress,
     )

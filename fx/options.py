@@ -40,6 +40,8 @@ class Options:
     split_seed : random seed of the test split
     seed : of everything else that is random
     fresh : repeat what is finished
+    near_copies : what becomes of those among the images to fit on: ``group`` keeps them in one
+        fold, ``warn`` says them, ``ignore`` neither
     path_column, label_column, split_column, group_column, root : how a table is read
     layout : what the first folders are, ``splits`` or ``classes``; None to see from their names
     min_images : classes of fewer images are left out; at 0, a class of none is an error
@@ -63,6 +65,7 @@ class Options:
     split_seed: int = 0
     seed: int = 0
     fresh: bool = False
+    near_copies: str = "group"
     path_column: str | None = None
     label_column: str | None = None
     split_column: str | None = None

@@ -12,6 +12,7 @@ from extract.images.entries import (
 )
 from extract.images.loader import batched, largest_file, load_images, mean_of_crops
 from extract.images.near_duplicates import (
+    NearCopies,
     are_mirrored,
     first_near_copies,
     hash_of_thumbnail,
@@ -24,6 +25,7 @@ from extract.images.sources import find_images
 from extract.images.splits import (
     TEST_SHARE,
     assign_splits,
+    group_numbers,
     position,
     same_bytes,
     unit_of,
@@ -41,6 +43,7 @@ __all__ = [
     "ImageEntry",
     "ImageRow",
     "ImageSource",
+    "NearCopies",
     "Preprocessing",
     "Reading",
     "Snapshot",
@@ -51,6 +54,7 @@ __all__ = [
     "decode",
     "find_images",
     "first_near_copies",
+    "group_numbers",
     "hash_of_thumbnail",
     "image_size",
     "largest_file",

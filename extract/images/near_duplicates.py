@@ -1,11 +1,16 @@
 """Near-copies: the same image in another size or encoding, or mirrored, by perceptual hash."""
 
-from collections.abc import Iterator
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from extract.images.crops import scaled_to
+from extract.images.entries import ImageRow
+from extract.images.splits import unit_of
 
 # the first 16 rows of the orthonormal DCT-II of 64 values
 _LOW_FREQUENCIES = np.cos(np.pi / 128 * np.outer(np.arange(16), np.arange(1, 128, 2))) / 32**0.5
@@ -17,6 +22,9 @@ MAX_DISTANCE = 20
 # That is exact but for coefficients between 0 and the median: of 200 photographs, mirrored and
 # encoded again, at most 36 bits differ, and at least 96 of different ones.
 MAX_MIRRORED_DISTANCE = 40
+# Near-copies stay together where every class is left so many groups, or all that it has: one to
+# measure on, and two to choose a head by. And where none of them has more of a class than this.
+MIN_GROUPS, MAX_SHARE = 3, 3 / 4
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 
 
@@ -137,7 +145,7 @@ def near_copy_groups(hashes: NDArray[np.uint8], groups: NDArray[np.intp]) -> NDA
     from scipy.sparse.csgraph import connected_components
 
     joined = np.unique(groups, return_inverse=True)[1]
-    for rows_a, rows_b, same in _compared(hashes, hashes):
+    for rows_a, rows_b, same in _compared(hashes, hashes, of_one_set=True):
         # of those that are joined already, there may be more pairs than memory holds
         i, j = np.nonzero(same & (joined[rows_a][:, None] != joined[rows_b]))
         if len(i):
@@ -148,15 +156,75 @@ def near_copy_groups(hashes: NDArray[np.uint8], groups: NDArray[np.intp]) -> NDA
     return joined
 
 
+@dataclass(frozen=True)
+class NearCopies:
+    """Which images of a set shall stay together, since they are near-copies.
+
+    Attributes
+    ----------
+    groups : by path, the group of each image that is to stay with others, which it or a chain of
+        near-copies nearly is
+    images : how many images have a near-copy that stands in another group, or alone
+    apart : classes whose near-copies are not kept together: too few groups would be left of them
+    """
+
+    groups: Mapping[str, str] = field(default_factory=dict)
+    images: int = 0
+    apart: tuple[str, ...] = ()
+
+    @classmethod
+    def among(cls, rows: Sequence[ImageRow], hashes: NDArray[np.uint8]) -> NearCopies:
+        """Find them among n labelled rows by their perceptual hashes, of shape (n, 32)."""
+        names, unit = np.unique([unit_of(row) for row in rows], return_inverse=True)
+        joined = near_copy_groups(hashes, unit)
+        units_in = _distinct(joined, unit)
+        several = units_in[joined] > 1
+        if not several.any():
+            return cls()
+        classes, label = np.unique([str(row.label) for row in rows], return_inverse=True)
+        pairs, sizes = np.unique(np.stack([label, joined]), axis=1, return_counts=True)
+        of_class, group = pairs
+        torn = np.bincount(of_class) < np.minimum(_distinct(label, unit), MIN_GROUPS)
+        large = (units_in[group] > 1) & (sizes > MAX_SHARE * np.bincount(label)[of_class])
+        torn[of_class[large]] = True
+        kept = several & ~np.isin(joined, group[torn[of_class]])
+        # named by the first of its units, so that other images change the name as little as can be
+        first = np.full(len(units_in), len(names))
+        np.minimum.at(first, joined, unit)
+        return cls(
+            {
+                rows[i].path: f"near-copies of {names[first[joined[i]]]}"
+                for i in np.flatnonzero(kept).tolist()
+            },
+            int(several.sum()),
+            tuple(classes[np.unique(label[several & ~kept])].tolist()),
+        )
+
+    def joined(self, rows: Sequence[ImageRow]) -> list[ImageRow]:
+        """Rows with these groups in the place of their own."""
+        return [
+            replace(row, group=self.groups[row.path]) if row.path in self.groups else row
+            for row in rows
+        ]
+
+
+def _distinct(of: NDArray[np.intp], what: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Count the distinct values among the rows of each number: int array of shape (max + 1,)."""
+    return np.bincount(np.unique(np.stack([of, what]), axis=1)[0])
+
+
 def _compared(
     a: NDArray[np.uint8],
     b: NDArray[np.uint8],
     max_distance: int = MAX_DISTANCE,
     max_mirrored_distance: int = MAX_MIRRORED_DISTANCE,
+    *,
+    of_one_set: bool = False,
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_]]]:
     """Yield rows of two sets, some at a time, and which pairs of them are copies, where any is.
 
-    What is compared with the same row of `a` comes in the order of `b`.
+    What is compared with the same row of `a` comes in the order of `b`. Of one set, given twice,
+    most pairs come once.
     """
     rows_a, rows_b = np.flatnonzero(a.any(axis=1)), np.flatnonzero(b.any(axis=1))
     # the product of two rows of +1 and -1 is 256 less twice the bits that differ
@@ -164,6 +232,8 @@ def _compared(
     for chunk_b in _chunks(rows_b, 2048):
         even_b, odd_b = _signs(b[chunk_b])
         for chunk_a in _chunks(rows_a, 512):
+            if of_one_set and chunk_a[0] > chunk_b[-1]:
+                break
             even_a, odd_a = _signs(a[chunk_a])
             even, odd = even_a @ even_b.T, odd_a @ odd_b.T
             same = even + odd >= least

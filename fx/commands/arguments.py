@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from fx.options import Options
+from fx.stages.rows import NEAR_COPIES
 
 DATA, RUNS, FEATURES, MAX_IMAGE_MB = Path("data"), Options.out, Options.store, Options.max_image_mb
 
@@ -118,6 +119,13 @@ ClassWeight = Annotated[
     typer.Option(
         help="balanced: all classes weigh the same, however many images they have.",
         callback=lambda value: choice("--class-weight", value, ("balanced",)),
+    ),
+]
+NearCopies = Annotated[
+    str,
+    typer.Option(
+        help="Among the images to fit on: group keeps them in one fold, warn says them, ignore.",
+        callback=lambda value: choice("--near-copies", value, NEAR_COPIES),
     ),
 ]
 LogTo = Annotated[

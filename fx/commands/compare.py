@@ -28,6 +28,7 @@ from fx.commands.arguments import (
     LogTo,
     MaxImageMB,
     MinImages,
+    NearCopies,
     Out,
     PathColumn,
     Precision,
@@ -127,6 +128,7 @@ def compare(
     min_images: MinImages = 0,
     max_image_mb: MaxImageMB = MAX_IMAGE_MB,
     split_seed: SplitSeed = 0,
+    near_copies: NearCopies = "group",
     seed: Seed = 0,
     out: Out = RUNS,
     fresh: Fresh = False,
@@ -177,9 +179,11 @@ def _plan(
 ) -> Plan:
     from fx.comparison import Plan
 
+    words = names_in(sizes)
+    if not all(word.isdecimal() for word in words):
+        raise typer.BadParameter(f"--sizes must be numbers between commas; got {sizes!r}")
     try:
-        of_sizes = tuple(int(word) for word in sizes.split(",") if word.strip())
-        return Plan(names_in(strategies), of_sizes, seeds, epochs, class_weight)
+        return Plan(names_in(strategies), tuple(map(int, words)), seeds, epochs, class_weight)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
 

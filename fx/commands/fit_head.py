@@ -16,6 +16,7 @@ from fx.commands.arguments import (
     Debug,
     Fresh,
     Json,
+    NearCopies,
     Out,
     PerClass,
     Seed,
@@ -84,6 +85,7 @@ def fit_head(
         bool, typer.Option("--audit", help="List the images whose labels may be wrong.")
     ] = False,
     snapshot: SnapshotName = None,
+    near_copies: NearCopies = "group",
     seed: Seed = 0,
     out: Out = RUNS,
     fresh: Fresh = False,

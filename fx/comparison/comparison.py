@@ -33,7 +33,7 @@ from fx.output import Begin, to_json
 from fx.records import Comparison, FlipDecision, Measurement, Skipped, StrategyInfo
 from fx.report import gather_evidence, learning_curve_png, write_report
 from fx.runs import Run
-from fx.stages.rows import given_groups, needs_folds
+from fx.stages.rows import needs_folds
 from heads.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def compare(
     FxError
         If the images do not suffice, or nothing fits the budget.
     """
-    from extract.images import find_images
+    from extract.images import find_images, group_numbers
     from extract.store import FeatureStore
     from finetune.training import check_tracker
 
@@ -92,7 +92,7 @@ def compare(
         raise FxError(f"nothing was measured: {skipped[0].strategy}: {skipped[0].reason}")
     measured, first = [cell for cell, _ in cells], prepared[0]
     tested = tested_rows(first.snapshot, first.context.folds)
-    scores, *others = _scores(cells, given_groups(tested), first.dataset_size.training, metric)
+    scores, *others = _scores(cells, group_numbers(tested), first.dataset_size.training, metric)
     recommended = recommend(measured, scores, others, prefer)
     directory = _directory(options.out, prepared)
     comparison = Comparison(
@@ -186,6 +186,7 @@ def _notes(prepared: Prepared, plan: Plan) -> list[str]:
 
     folds, images = prepared.context.folds, prepared.dataset_size.images
     notes = [BALANCED] if plan.class_weight else []
+    notes += prepared.notes
     if folds > 1:
         notes.append(
             f"Each of {images:,} images was a test image once, in {folds} outer folds; seconds "

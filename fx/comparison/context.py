@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from extract.images import NearCopies, group_numbers, position, unit_of
 from fx.options import Options, read_snapshot
 from fx.output import Begin
-from fx.stages.rows import groups_of, keys_of, labels_of, used_rows
+from fx.stages.rows import labels_of, used_rows
 
 if TYPE_CHECKING:
     from extract.images import ImageRow, Snapshot
@@ -34,6 +35,7 @@ class ComparisonContext:
     features : name of the feature set
     snapshot : name of the snapshot
     directory : of the comparison
+    near_copies : images to fit on that are to stay together
     augment : of fine-tunings, once it has been decided
     folds : outer folds by which every image is a test image once; 1 for the snapshot's own split
     """
@@ -44,6 +46,7 @@ class ComparisonContext:
     features: str
     snapshot: str
     directory: Path
+    near_copies: NearCopies = dataclasses.field(default_factory=NearCopies)
     augment: str = AUTO
     folds: int = 1
 
@@ -93,6 +96,11 @@ class OpenContext:
         """Rows that any cell may train on."""
         return used_rows(self.snapshot) if self.context.folds > 1 else self.snapshot.split("train")
 
+    @property
+    def training_rows(self) -> list[ImageRow]:
+        """Rows to fit on, in groups that stay together, near-copies among them."""
+        return self.context.near_copies.joined(self.snapshot.split("train"))
+
     def of_folds(self, seed: int) -> list[OpenContext]:
         """Split the images anew by outer folds: each is a test image in one of them.
 
@@ -106,7 +114,7 @@ class OpenContext:
             np.array([classes.index(label) for label in labels_of(rows)]),
             classes=classes,
             folds=self.context.folds,
-            groups=groups_of(rows, self.features.hashes(keys_of(rows))),
+            groups=group_numbers(self.context.near_copies.joined(rows)),
             seed=seed,
         )
         found = []
@@ -162,8 +170,6 @@ def nested_subset(rows: Sequence[ImageRow], size: int, seed: int) -> list[ImageR
     size : how many are wanted; at least one of each class is given
     seed : another order
     """
-    from extract.images import position, unit_of
-
     by_class: dict[str, list[ImageRow]] = defaultdict(list)
     for row in rows:
         by_class[str(row.label)].append(row)

@@ -36,7 +36,7 @@ from fx.output import Begin
 from fx.records import Measurement, Skipped
 from fx.runs import Run
 from fx.stages.predict import milliseconds_per_image
-from fx.stages.rows import given_groups, labels_of
+from fx.stages.rows import labels_of
 from heads.kinds import HEADS
 from heads.metrics import METRICS
 
@@ -147,6 +147,7 @@ def measure_cell(
 def _measure_cell(
     context: ComparisonContext, cell: Cell, shared_seconds: float, begin: Begin
 ) -> Measurement:
+    from extract.images import group_numbers
     from heads.evaluation import evaluate
 
     opened, run = open_context(context, begin), run_of(context, cell)
@@ -157,7 +158,7 @@ def _measure_cell(
     begun = time.perf_counter()
     fits: list[tuple[Subset, Fitted]] = []
     for number, part in enumerate(parts):
-        rows = nested_subset(part.snapshot.split("train"), cell.n_train, cell.seed)
+        rows = nested_subset(part.training_rows, cell.n_train, cell.seed)
         folder = directory / f"fold-{number}" if len(parts) > 1 else directory
         subset = Subset(rows, cell.seed, folder)
         fits.append((subset, strategy.fit(part, subset)))
@@ -167,7 +168,7 @@ def _measure_cell(
     truth = [classes.index(label) for label in labels_of(tested)]
     evaluation = fitted.evaluation if len(fits) == 1 else None
     if evaluation is None:
-        evaluation = evaluate(probabilities, np.array(truth), classes, groups=given_groups(tested))
+        evaluation = evaluate(probabilities, np.array(truth), classes, groups=group_numbers(tested))
     if len(fits) > 1:
         evaluation = replace(evaluation, measured_by=f"{len(fits)} outer folds")
     _keep_probabilities(directory, probabilities)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ from fx.output import Begin
 from fx.records import FlipDecision, Record
 from fx.runs import Run
 from fx.stages.extract import fill_store
-from fx.stages.rows import check_labelled, needs_folds, used_rows
+from fx.stages.rows import check_labelled, folds_of, near_copies_among, used_rows
 
 if TYPE_CHECKING:
     from extract.backbones import Backbone
@@ -47,6 +46,7 @@ class Prepared:
     backbone : the network
     extracted : what the extraction found
     snapshot : of the images
+    notes : on near-copies among them
     """
 
     context: ComparisonContext
@@ -54,6 +54,7 @@ class Prepared:
     backbone: Backbone
     extracted: ExtractResult
     snapshot: Snapshot
+    notes: list[str]
 
     @property
     def sizes(self) -> list[int]:
@@ -134,16 +135,6 @@ def of_folds(images: int, classes: int, folds: int) -> DatasetSize:
     return DatasetSize(images, images - test, test, 0, classes, folds)
 
 
-def folds_of(snapshot: Snapshot) -> int:
-    """Decide by how many outer folds a comparison measures; 1 for the snapshot's own split."""
-    from extract.images import unit_of
-    from heads.fitting import MIN_PER_CLASS, OUTER_FOLDS
-
-    units = {(row.label, unit_of(row)) for row in used_rows(snapshot)}
-    rarest = min(Counter(label for label, _ in units).values())
-    return OUTER_FOLDS if needs_folds(snapshot) and rarest >= MIN_PER_CLASS else 1
-
-
 def name_with_network(strategy: str, network: str, several: bool) -> str:
     """Name the network too where there are several, and where one decides the strategy."""
     needed = several and strategy_of(strategy).needs_backbone
@@ -170,12 +161,14 @@ def prepare(source: ImageSource, options: Options, plan: Plan, *, begin: Begin) 
     store = FeatureStore(options.store)
     snapshot = read_snapshot(store, dataclasses.replace(options, snapshot=extracted.snapshot))
     check_labelled(snapshot)
-    folds = folds_of(snapshot)
+    folds, features = folds_of(snapshot), store.open_set(extracted.spec)
+    fitted = used_rows(snapshot) if folds > 1 else snapshot.split("train")
+    near_copies, notes = near_copies_among(fitted, features, options.near_copies)
     directory = Run.of(
         options.out,
         f"compare-{backbone.name}",
         snapshot,
-        [store.open_set(extracted.spec)],
+        [features],
         # whatever the strategies, of which there may be more another time
         training=[
             FinetuneSettings(
@@ -192,6 +185,7 @@ def prepare(source: ImageSource, options: Options, plan: Plan, *, begin: Begin) 
         device=engine.device.type,
         seed=options.seed,
         folds=folds,
+        near_copies=options.near_copies,
     ).directory
     context = ComparisonContext(
         settled(options, backbone),
@@ -200,11 +194,12 @@ def prepare(source: ImageSource, options: Options, plan: Plan, *, begin: Begin) 
         extracted.spec,
         snapshot.name,
         directory,
+        near_copies=near_copies,
         folds=folds,
     )
     if extracted.new:
         _extraction_in(directory).finish(_Extraction(extracted.seconds))
-    return Prepared(context, plan, backbone, extracted, snapshot)
+    return Prepared(context, plan, backbone, extracted, snapshot, notes)
 
 
 def settled(options: Options, backbone: Backbone) -> Options:

@@ -15,7 +15,7 @@ from fx.output import Begin
 from fx.runs import Run
 from fx.stages.extract import fill_store
 from fx.stages.records import FinetunedModel
-from fx.stages.rows import check_labelled, needs_folds, training_data
+from fx.stages.rows import check_labelled, near_copies_among, needs_folds, training_data
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +68,10 @@ def finetune_images(
     processes = join_processes(device)
     snapshot, stored = _prepared(images, backbone, options, scratch, processes, begin)
     check_labelled(snapshot)
+    rows, notes = snapshot.split("train"), _few_tested(snapshot)
+    if stored is not None:
+        near_copies, said = near_copies_among(rows, stored, options.near_copies)
+        rows, notes = near_copies.joined(rows), notes + said
     resources = Resources(
         device=device,
         cache=options.out,
@@ -79,7 +83,7 @@ def finetune_images(
         max_image_mb=options.max_image_mb,
         progress=begin,
     )
-    data = training_data(snapshot, snapshot.split("train"))
+    data = training_data(snapshot, rows)
     name = "scratch" if scratch else f"finetune-{settings.unfreeze}"
     run = Run.of(
         options.out,
@@ -87,6 +91,7 @@ def finetune_images(
         snapshot,
         # of the head that it starts from
         [] if stored is None else [stored],
+        near_copies=None if stored is None else options.near_copies,
         **identity_of(backbone, data, settings, resources),
     )
     if options.fresh:
@@ -112,7 +117,7 @@ def finetune_images(
         n_train=trained.n_train,
         n_validation=trained.n_validation,
         evaluation=trained.metrics,
-        notes=(*_few_tested(snapshot), *trained.notes),
+        notes=(*notes, *trained.notes),
         seconds=time.perf_counter() - begun,
         unfreeze=settings.unfreeze,
         from_scratch=scratch,

@@ -18,10 +18,10 @@ from fx.runs import Run
 from fx.stages.records import DoubtfulLabels, HeadResult
 from fx.stages.rows import (
     check_labelled,
-    given_groups,
-    groups_of,
+    folds_of,
     keys_of,
     labels_of,
+    near_copies_among,
     needs_folds,
 )
 
@@ -63,10 +63,6 @@ class _Stored:
 
         keys = keys_of(rows)
         return np.concatenate([one.features(keys) for one in self.sets], axis=1)
-
-    def groups(self, rows: Sequence[ImageRow]) -> NDArray[np.intp] | None:
-        """What must not be torn apart; see ``fx.stages.rows.groups_of``."""
-        return groups_of(rows, self.sets[0].hashes(keys_of(rows)))
 
     @property
     def backbone(self) -> str:
@@ -115,9 +111,10 @@ def fit_head_on_store(
     FxError
         If there is no store, too little that is labelled, or features are missing.
     """
+    from extract.images import group_numbers
     from extract.store import FeatureStore
     from heads.doubts import doubt_labels
-    from heads.fitting import fit_head
+    from heads.fitting import fit_head, measure_by_resampling
     from heads.limits import Limits
 
     choices = _Choices(kind, kernel, normalize, class_weight, c and float(c), folds)
@@ -133,11 +130,29 @@ def fit_head_on_store(
     train, validation, test = (stored.snapshot.split(name) for name in ("train", "val", "test"))
     # before the head is fitted, which may take hours
     check_room(run.directory, Limits.least_bytes(len(train), sum(one.dim for one in stored.sets)))
-    metrics, notes = _measured_on_folds(stored, choices, options.seed, begin)
-    if metrics is not None:
+    by_folds = folds_of(stored.snapshot) > 1
+    notes: list[str] = []
+    if by_folds:
         train = train + test
+    elif needs_folds(stored.snapshot):
+        notes.append(
+            f"one split of {len(test)} test images says little, but a class has too few images "
+            "for outer folds"
+        )
+    near_copies, said = near_copies_among(train, stored.sets[0], options.near_copies)
+    train, notes = near_copies.joined(train), notes + said
     rows = [*train, *validation]
-    features, groups, n = stored.features(rows), stored.groups(rows), len(train)
+    features, groups, n = stored.features(rows), group_numbers(rows), len(train)
+    metrics: Evaluation | None = None
+    if by_folds:
+        metrics = measure_by_resampling(
+            features,
+            labels_of(train),
+            groups=groups,
+            seed=options.seed,
+            progress=begin("measuring on outer folds"),
+            **dataclasses.asdict(choices),
+        )
     head = fit_head(
         features[:n],
         labels_of(train),
@@ -150,7 +165,7 @@ def fit_head_on_store(
         **dataclasses.asdict(choices),
     )
     if metrics is None:
-        head = head.tested(stored.features(test), labels_of(test), groups=given_groups(test))
+        head = head.tested(stored.features(test), labels_of(test), groups=group_numbers(test))
     else:
         head = dataclasses.replace(head, metrics=metrics)
     head = dataclasses.replace(head, notes=(*notes, *head.notes))
@@ -206,34 +221,10 @@ def _run(options: Options, choices: _Choices, stored: _Stored, audit: bool) -> R
         stored.sets,
         **dataclasses.asdict(choices),
         seed=options.seed,
+        near_copies=options.near_copies,
         # a number, since results of earlier audits say something else
         audit=AUDIT_VERSION if audit else None,
     )
-
-
-def _measured_on_folds(
-    stored: _Stored, choices: _Choices, seed: int, begin: Begin
-) -> tuple[Evaluation | None, list[str]]:
-    """Measure on outer folds of all rows, or None where the test rows shall; and what to note."""
-    from extract.errors import FxError
-    from heads.fitting import measure_by_resampling
-
-    snapshot, test = stored.snapshot, stored.snapshot.split("test")
-    everything = snapshot.split("train") + test
-    if not needs_folds(snapshot):
-        return None, []
-    try:
-        metrics = measure_by_resampling(
-            stored.features(everything),
-            labels_of(everything),
-            groups=stored.groups(everything),
-            seed=seed,
-            progress=begin("measuring on outer folds"),
-            **dataclasses.asdict(choices),
-        )
-    except FxError as error:
-        return None, [f"one split of {len(test)} test images says little, but {error}"]
-    return metrics, []
 
 
 def _held_out(head: Head) -> OutOfFoldPredictions:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from extract.images import ImageRow, Snapshot
+    from extract.images import ImageRow, NearCopies, Snapshot
+    from extract.store import FeatureSet
     from finetune.finetuning import TrainingData
 
 
 # Below so many labelled images without a given test split, outer folds measure instead of one.
 FEW = 1_000
+# What becomes of near-copies among the images to fit on: they stay in one fold, they are said, or
+# nothing.
+NEAR_COPIES = ("group", "warn", "ignore")
+SHOWN_CLASSES = 3
+LEAST_TRAINING = 2  # images, or groups, of a class: the folds of cross-validation need two
 
 
 def needs_folds(snapshot: Snapshot) -> bool:
@@ -27,15 +31,26 @@ def needs_folds(snapshot: Snapshot) -> bool:
     return few and not snapshot.split("val") and not snapshot.test_was_given
 
 
+def folds_of(snapshot: Snapshot) -> int:
+    """Decide by how many outer folds to measure; 1 for the snapshot's own split."""
+    from extract.images import units_of_classes
+    from heads.fitting import MIN_PER_CLASS, OUTER_FOLDS
+
+    rarest = min(units_of_classes(used_rows(snapshot)).values(), default=0)
+    return OUTER_FOLDS if needs_folds(snapshot) and rarest >= MIN_PER_CLASS else 1
+
+
 def check_labelled(snapshot: Snapshot) -> None:
     """Refuse a snapshot from which nothing can be learned or measured.
 
     Raises
     ------
     FxError
-        If it has fewer than two classes, or no training or test rows.
+        If it has fewer than two classes, no training or test rows, or a class with fewer than two
+        images (or groups) to train on.
     """
     from extract.errors import FxError
+    from extract.images import units_of_classes
 
     classes = snapshot.classes
     if not classes:
@@ -53,6 +68,34 @@ def check_labelled(snapshot: Snapshot) -> None:
                 f"snapshot {snapshot.name} has no {split} rows; "
                 "give each class at least three images"
             )
+    if folds_of(snapshot) > 1:
+        return
+    units = units_of_classes(snapshot.split("train"))
+    few = [label for label in classes if units[label] < LEAST_TRAINING]
+    if few:
+        more = f", and {len(few) - 1:,} other classes have as few" if few[1:] else ""
+        raise FxError(
+            f"class {few[0]!r} has too few images to train on: {_places_of(snapshot, few[0])}{more}"
+            f"; {LEAST_TRAINING} are needed, of different groups; add images, or leave small "
+            "classes out with fx extract --min-images"
+        )
+
+
+def _places_of(snapshot: Snapshot, label: str) -> str:
+    """Say where the images of a class are: in which splits, and in none for which reasons."""
+    rows = [row for row in snapshot.rows if row.label == label]
+    places = Counter(row.split or _why_in_none(row) for row in rows)
+    groups = len({row.group for row in rows if row.split == "train"})
+    said = [f"{places.pop(split, 0):,} {split}" for split in ("train", "val", "test")]
+    said[0] += " of one group" if groups == 1 and not said[0].startswith("1 ") else ""
+    said += [f"{count:,} {place}" for place, count in places.most_common()]
+    return ", ".join(one for one in said if not one.startswith("0 ") or one == said[0])
+
+
+def _why_in_none(row: ImageRow) -> str:
+    if not row.readable:
+        return "unreadable"
+    return "copy of another" if row.note.startswith("copy of") else row.note
 
 
 def keys_of(rows: Sequence[ImageRow]) -> list[bytes]:
@@ -78,32 +121,34 @@ def training_data(snapshot: Snapshot, rows: Sequence[ImageRow]) -> TrainingData:
     return TrainingData(Path(snapshot.root), rows, validation, test, snapshot.fingerprint)
 
 
-def given_groups(rows: Sequence[ImageRow]) -> NDArray[np.intp] | None:
-    """Number the groups that rows were given with, from 0; None where every row stands alone."""
-    import numpy as np
-
-    from extract.images import unit_of
-
-    groups = np.unique([unit_of(row) for row in rows], return_inverse=True)[1]
-    return groups if len(groups) and groups.max() + 1 < len(rows) else None
-
-
-def groups_of(rows: Sequence[ImageRow], hashes: NDArray[np.uint8]) -> NDArray[np.intp] | None:
-    """Number what must not be torn apart in cross-validation: groups, and near-copies.
+def near_copies_among(
+    rows: Sequence[ImageRow], features: FeatureSet, mode: str
+) -> tuple[NearCopies, list[str]]:
+    """Find the near-copies among rows that are to stay together; say what was found.
 
     Parameters
     ----------
-    rows : n rows of a snapshot
-    hashes : uint8 array of shape (n, 32), their perceptual hashes
-
-    Returns
-    -------
-    int array of shape (n,), or None where every row stands alone
+    rows : labelled rows that a model may be fitted on
+    features : with their perceptual hashes
+    mode : a name of NEAR_COPIES
     """
-    import numpy as np
+    from extract.images import NearCopies
 
-    from extract.images import near_copy_groups, unit_of
-
-    unit = np.unique([unit_of(row) for row in rows], return_inverse=True)[1]
-    groups = near_copy_groups(hashes, unit)
-    return groups if len(np.unique(groups)) < len(rows) else None
+    if mode == "ignore":
+        return NearCopies(), []
+    found = NearCopies.among(rows, features.hashes(keys_of(rows)))
+    if not found.images:
+        return found, []
+    said = f"{found.images:,} of {len(rows):,} images to fit on are near-copies of others"
+    if mode == "warn":
+        return NearCopies(), [f"{said}, which may be in other folds: figures may be too good"]
+    notes = [f"{said}; those stay in one fold"] if found.groups else []
+    if found.apart:
+        some = ", ".join(map(repr, found.apart[:SHOWN_CLASSES]))
+        more = len(found.apart) - SHOWN_CLASSES
+        some += f" and {more:,} more" if more > 0 else ""
+        notes.append(
+            f"near-copies of {some} do not stay in one fold: they are most of the images, so that "
+            "too few groups would be left"
+        )
+    return found, notes

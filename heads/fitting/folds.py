@@ -90,9 +90,9 @@ def _deal_out(
 
 
 def _numbered(groups: ArrayLike) -> NDArray[np.intp]:
-    """Number groups from 0, in the order of their names."""
-    numbers: NDArray[np.intp] = np.unique(np.asarray(groups), return_inverse=True)[1]
-    return numbers
+    """Number groups from 0, as they come: by any names the folds are the same."""
+    first, numbers = np.unique(np.asarray(groups), return_index=True, return_inverse=True)[1:]
+    return np.argsort(np.argsort(first))[numbers]
 
 
 def _units_per_class(labels: NDArray[np.intp], k: int, unit: NDArray[np.intp]) -> NDArray[np.intp]:

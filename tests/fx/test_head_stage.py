@@ -1,19 +1,23 @@
 """Stage two as its user runs it: what is measured on what, joined features, copies together."""
 
+import itertools
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
-from conftest import Said, make_image, write_classes
+from conftest import Said, make_image, write_classes, write_splits
+from PIL import Image
 
 from extract.images import ImageRow, Snapshot
 from extract.store import FeatureStore
 from extract.store.feature_set import checksum_of
 from extract.store.zarr_files import set_attributes
-from fx.stages.rows import groups_of, keys_of
+from finetune.data import set_validation_aside
+from fx.stages.rows import NEAR_COPIES, keys_of
 from heads.files import load_head
 
 Fx = Callable[..., Said]
@@ -93,10 +97,73 @@ def test_a_class_of_two_images_is_measured_by_one_split_and_it_is_said(
     for number in range(2):
         make_image(2, 9_000 + number).save(f"data/c/{number}.png")
     answered(fx, "extract", "--size", 32)
-    said = fx("fit-head", "logreg", "--json")
-    # one of its two images is set aside for testing: too few remain to choose by
-    assert said.status == 1
-    assert "class 'c'" in said.err
+    head = answered(fx, "fit-head", "logreg")
+    assert head["classes"] == ["a", "b", "c"]
+    assert [one["n_test"] > 0 for one in head["per_class"]] == [True, True, False]
+    assert "a class has too few images for outer folds" in " ".join(head["notes"])
+
+
+def test_a_class_that_cannot_be_trained_on_is_refused_and_where_its_images_are_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fx: Fx
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_splits(Path("data"), per_class=6, classes=("a", "b", "c"))
+    for number in range(2, 6):
+        Path(f"data/train/c/{number:03d}.png").unlink()
+    shutil.copy("data/train/c/000.png", "data/train/c/copy.png")
+    Path("data/train/c/001.png").write_bytes(b"no image")
+    answered(fx, "extract", "--size", 32)
+    for command in (("fit-head", "logreg"), ("finetune",), ("compare",)):
+        said = fx(*command)
+        assert said.status == 1
+        words = " ".join(said.err.split())
+        assert "class 'c' has too few images to train on: 1 train, 5 test, 1 unreadable" in words
+        assert "leave small classes out with fx extract --min-images" in words
+
+
+def test_near_copies_stay_in_one_fold_for_heads_and_networks_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fx: Fx
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_splits(Path("data"), per_class=10, classes=("a", "b"))
+    for label in "ab":
+        for number in range(0, 10, 2):
+            with Image.open(f"data/train/{label}/{number:03d}.png") as image:
+                image.save(f"data/train/{label}/again{number}.jpg", quality=90)
+    # one scene, from a fixed camera
+    scene = np.asarray(make_image(2, 77)).astype(float)
+    for number in range(8):
+        for split in ("train", "test"):
+            Path("data", split, "c").mkdir(exist_ok=True)
+            noise = np.random.default_rng([number, len(split)]).normal(0, 2, scene.shape)
+            pixels = (scene + noise).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(f"data/{split}/c/{number}{split}.png")
+    answered(fx, "extract", "--size", 64)
+    sides: list[list[set[str]]] = []
+
+    def set_aside(rows: Sequence[ImageRow], seed: int) -> tuple[list[ImageRow], list[ImageRow]]:
+        parts = set_validation_aside(rows, seed)
+        sides.append([{row.path for row in part} for part in parts])
+        return parts
+
+    monkeypatch.setattr("finetune.finetuning.set_validation_aside", set_aside)
+    found = {
+        mode: answered(fx, "fit-head", "centroid", "--near-copies", mode) for mode in NEAR_COPIES
+    }
+    notes = {mode: " ".join(one["notes"]) for mode, one in found.items()}
+    said = "28 of 38 images to fit on are near-copies of others"
+    assert f"{said}; those stay in one fold" in notes["group"]
+    assert "near-copies of 'c' do not stay in one fold" in notes["group"]
+    assert f"{said}, which may be in other folds" in notes["warn"]
+    assert "near-copies" not in notes["ignore"]
+    assert len({one["path"] for one in found.values()}) == 3
+    tuned = answered(fx, "finetune", "--epochs", 1)
+    assert tuned["notes"][0] == f"{said}; those stay in one fold"
+    for label, number in itertools.product("ab", range(0, 10, 2)):
+        pair = {f"train/{label}/{number:03d}.png", f"train/{label}/again{number}.jpg"}
+        assert [len(pair & side) for side in sides[-1]] in ([0, 2], [2, 0])
+    compared = answered(fx, "compare", "--strategies", "logreg", "--sizes", 19)
+    assert tuned["notes"][0] in compared["notes"]
 
 
 @pytest.mark.parametrize("kind", ["logreg", "svm", "knn", "centroid"])
@@ -168,22 +235,6 @@ def test_a_broken_image_among_joined_features_is_told_once(extracted: Path, fx: 
     assert [one["path"] for one in found["failed"]] == ["a/004.png"]
     assert len(found["predictions"]) == 35
     assert found["predictions"][4]["path"] == "a/005.png"
-
-
-def row(name: str, group: str | None = None) -> ImageRow:
-    return ImageRow(f"{name}.png", name.encode() * 32, "a", group, "train", "", True, None)
-
-
-def test_near_copies_and_groups_are_kept_together() -> None:
-    rng = np.random.default_rng(0)
-    hashes = rng.integers(0, 256, (6, 32), dtype=np.uint8)
-    hashes[4] = hashes[1] ^ np.eye(32, dtype=np.uint8)[3]  # one bit of 256
-    rows = [row("p", "g"), row("q", "g"), row("r"), row("s"), row("t"), row("u")]
-    groups = groups_of(rows, hashes)
-    assert groups is not None
-    together = {tuple(np.flatnonzero(groups == one)) for one in groups}
-    assert together == {(0, 1, 4), (2,), (3,), (5,)}
-    assert groups_of(rows[2:4], hashes[2:4]) is None
 
 
 def test_a_run_is_known_by_the_rows_that_it_was_fitted_on(tmp_path: Path, fx: Fx) -> None:

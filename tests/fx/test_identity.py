@@ -47,6 +47,7 @@ KEPT = {
     **SHOWN,
     "--fresh": Option("--fresh", "repeats the same"),
     "--seed": Option("--seed 1"),
+    "--near-copies": Option("--near-copies warn"),
     "--out": Option("--out elsewhere", "is where it lies"),
 }
 # what images there are, with which labels and splits: all of it is in the snapshot

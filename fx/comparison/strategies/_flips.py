@@ -34,7 +34,7 @@ def decide_flips(context: ComparisonContext, *, begin: Begin) -> FlipDecision:
 
     begun = time.perf_counter()
     opened = open_context(context, begin)
-    seed, rows = context.options.seed, opened.snapshot.split("train")
+    seed, rows = context.options.seed, opened.training_rows
     rows = nested_subset(rows, min(len(rows), DECIDING_ROWS), seed)
     validation = opened.snapshot.split("val")
     if not validation:

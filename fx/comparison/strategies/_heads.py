@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fx.comparison.strategies._strategy import Costs, Fitted, Strategy
-from fx.stages.rows import groups_of, keys_of, labels_of
+from fx.stages.rows import keys_of, labels_of
 
 if TYPE_CHECKING:
     from fx.comparison.context import OpenContext, Subset
@@ -37,6 +37,7 @@ class HeadStrategy(Strategy):
         return _STYLES.get(self.name)
 
     def fit(self, opened: OpenContext, subset: Subset) -> Fitted:
+        from extract.images import group_numbers
         from heads.files import MODEL, RECORD, save_head
         from heads.fitting import fit_head
         from heads.head import Source
@@ -48,7 +49,7 @@ class HeadStrategy(Strategy):
             labels_of(rows),
             kind=self.name,
             class_weight=opened.context.class_weight,
-            groups=groups_of(rows, features.hashes(keys_of(rows))),
+            groups=group_numbers(rows),
             validation=(read(keys_of(validation)), labels_of(validation)) if validation else None,
             spec=features.spec.to_dict(),
             source=Source((features.weights_source,)),

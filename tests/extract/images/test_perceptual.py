@@ -15,16 +15,20 @@ from sklearn.datasets import load_digits
 from test_decode import BICUBIC, BILINEAR, SHARED, needs_shared, photographs, saved, scene
 
 from extract.images import (
+    ImageRow,
+    NearCopies,
     Preprocessing,
     are_mirrored,
     decode,
     first_near_copies,
+    group_numbers,
     near_copies,
     near_copy_groups,
     read_pixels,
 )
 from extract.images.crops import prepare
 from extract.images.near_duplicates import perceptual_hash
+from heads.fitting import make_folds
 
 
 @needs_shared
@@ -185,6 +189,70 @@ def test_groups_are_joined_by_chains_of_near_copies(n: int, groups: int, seed: i
     expected = connected_components(graph, directed=False)[1][given]
     found = near_copy_groups(hashes, given)
     np.testing.assert_array_equal(found, np.unique(expected, return_inverse=True)[1])
+
+
+def row(name: str, label: str, group: str | None = None) -> ImageRow:
+    return ImageRow(f"{name}.png", name.encode().ljust(32), label, group, "train", "", True, None)
+
+
+def alike(*sets: int) -> np.ndarray:
+    """Hashes, of which so many in turn are those of one image."""
+    rng = np.random.default_rng(0)
+    one = np.eye(32, dtype=np.uint8)  # one bit of 256
+    return np.concatenate(
+        [rng.integers(0, 256, 32, np.uint8) ^ one[np.arange(size)] for size in sets]
+    )
+
+
+def test_near_copies_and_given_groups_stay_together() -> None:
+    rows = [row("p", "a", "g"), row("q", "a"), row("r", "b"), row("s", "b", "g"), row("t", "b")]
+    rows += [row(f"{label}{n}", label) for label in "ab" for n in range(4)]
+    found = NearCopies.among(rows, alike(1, 2, *(1 for _ in range(10))))
+    joined = group_numbers(found.joined(rows))
+    assert joined is not None
+    assert {
+        tuple(np.flatnonzero(joined == one)) for one in joined if (joined == one).sum() > 1
+    } == {
+        (0, 3),
+        (1, 2),
+    }
+    assert (found.images, found.apart) == (2, ())
+    # by a chain: a given group, and what is a near-copy of one of its members
+    found = NearCopies.among(rows[1:], alike(1, 2, *(1 for _ in range(9))))
+    assert found.groups.keys() == {"r.png", "s.png"}
+    assert not NearCopies.among(rows, alike(*(1 for _ in rows))).groups
+
+
+@pytest.mark.parametrize(
+    ("sets", "kept"),
+    [
+        ((6,), False),  # one scene
+        ((5, 1), False),
+        ((4, 1, 1), True),
+        ((5, 1, 1), True),
+        ((7, 1, 1), False),  # one group with more than three quarters
+        ((2, 2, 2), True),
+        ((2, 1), False),
+        ((1, 1), True),
+    ],
+)
+def test_near_copies_stay_together_where_classes_stay_fittable(
+    sets: tuple[int, ...], kept: bool
+) -> None:
+    rows = [row(f"a{n}", "a") for n in range(sum(sets))]
+    others = [row(f"b{n}", "b") for n in range(9)]
+    found = NearCopies.among([*rows, *others], alike(*sets, 3, *(1 for _ in range(6))))
+    copies = sum(size for size in sets if size > 1)
+    assert found.images == copies + 3
+    assert len(found.groups) == (copies if kept else 0) + 3
+    assert found.apart == (() if kept or not copies else ("a",))
+    groups = group_numbers(found.joined([*rows, *others]))
+    assert groups is not None
+    labels = np.array([0] * len(rows) + [1] * 9)
+    if len(rows) > 1:
+        # whatever was joined, folds can be made
+        splits, _ = make_folds(labels, classes=["a", "b"], folds=5, groups=groups)
+        assert all(set(labels[fitting]) == {0, 1} for fitting, _ in splits)
 
 
 def test_ten_thousand_images_alike_take_the_memory_of_none() -> None:
