@@ -44,10 +44,11 @@ def domain_distance(backbone: Backbone, batches: Iterable[NDArray[np.uint8]]) ->
     sums = [torch.zeros(3, layer.num_features, dtype=torch.float64) for layer in layers]
 
     def seen(_: nn.Module, inputs: tuple[torch.Tensor], *, of: torch.Tensor) -> None:
-        values = inputs[0].detach().double()
-        of[0] += values.numel() // values.shape[1]
-        of[1] += values.sum(dim=(0, 2, 3)).cpu()
-        of[2] += values.square().sum(dim=(0, 2, 3)).cpu()
+        values = inputs[0].detach()
+        count = values.numel() // values.shape[1]
+        # of one batch in float32, which takes a third of the time that float64 takes
+        means = [one.mean(dim=(0, 2, 3)) for one in (values, values.square())]
+        of += count * torch.stack([torch.ones_like(means[0]), *means]).double().cpu()
 
     hooks = [
         layer.register_forward_pre_hook(partial(seen, of=one))

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 SAMPLED_IN_ALL = 2_000  # images, of all networks together
 FOLDS = 3  # of the cross-validated accuracies
+PROBES = ("knn", "logreg")
 HEADERS = 200  # images whose size in pixels is read
 TIMED_STRATEGIES = ("logreg", "svm", "finetune:1", "finetune:all")
 
@@ -175,20 +176,24 @@ def _look_with(
     context = ComparisonContext(
         settled(options, backbone), Plan().epochs, None, "", "", options.out
     )
+    seconds = sample.seconds / len(some.entries)
     # of one fit, however many outer folds would measure it
-    cost_model = CostModel(context, source, replace(dataset_size, folds=1))
-    begin("trying")(1, 1)
+    cost_model = CostModel(context, source, replace(dataset_size, folds=1), seconds)
+    scores = _scores(sample, begin("trying heads"))
+    tick, predicted = begin("timing strategies"), dict[str, float]()
+    for number, name in enumerate(TIMED_STRATEGIES):
+        tick(number, len(TIMED_STRATEGIES))
+        cell = Cell(name, dataset_size.training, 0)
+        predicted[name] = cost_model.cell(cell) + cost_model.shared(name)
+    tick(len(TIMED_STRATEGIES), len(TIMED_STRATEGIES))
     network = NetworkAdvice(
         backbone=backbone.name,
         size=backbone.preprocessing.size,
         distance=sample.distance,
         n=len(sample.labels),
-        **_scores(sample),
-        extraction_seconds=sample.seconds / len(some.entries) * dataset_size.images,
-        predicted_seconds={
-            name: cost_model.cell(Cell(name, dataset_size.training, 0)) + cost_model.shared(name)
-            for name in TIMED_STRATEGIES
-        },
+        **scores,
+        extraction_seconds=cost_model.extraction(),
+        predicted_seconds=predicted,
     )
     return network, odd
 
@@ -200,7 +205,7 @@ def _at_hand() -> list[str]:
     return sorted(names, key=lambda name: name != DEFAULT_BACKBONE)
 
 
-def _scores(sample: _Sample) -> dict[str, float | None]:
+def _scores(sample: _Sample, tick: Progress) -> dict[str, float | None]:
     """LogME, H-score, and the cross-validated accuracy of two probes."""
     from heads.fitting import fit_head
     from heads.transferability import h_score, logme
@@ -214,13 +219,15 @@ def _scores(sample: _Sample) -> dict[str, float | None]:
     if len(set(labels)) < 2:
         return found
     found |= {"logme": logme(features, labels), "h_score": h_score(features, labels)}
-    for kind in ("knn", "logreg"):
+    for number, kind in enumerate(PROBES):
+        tick(number, len(PROBES))
         try:
             held_out = fit_head(features, labels, kind=kind, folds=FOLDS, groups=together).held_out
         except FxError:
             continue
         assert held_out is not None, "a head that was just fitted"
         found[kind] = float((held_out.probabilities.argmax(axis=1) == held_out.labels).mean())
+    tick(len(PROBES), len(PROBES))
     return found
 
 

@@ -243,8 +243,10 @@ class _Lines:
         if now - self._last >= _SECONDS_BETWEEN_LINES and done < total:
             self._last = now
             rate = (done - self._first) / (now - self._start)
-            known = f", {_rate(rate)}, {_rough_duration((total - done) / rate)} left"
-            self._print(f"{done:,} of {total:,}{known if rate > 0 else ''}")
+            line = f"{done:,} of {total:,}"
+            if rate > 0:
+                line += f", {_rate(rate)}, {_rough_duration((total - done) / rate)} left"
+            self._print(line)
 
     def finish(self) -> None:
         seconds = time.monotonic() - self._start

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.covariance import LedoitWolf
+from scipy.linalg import solve
+from sklearn.covariance import ledoit_wolf
 
 MAX_ITER, TOLERANCE = 100, 1e-4  # of the fixed point, the latter relative
 
@@ -74,9 +75,10 @@ def h_score(features: ArrayLike, labels: ArrayLike) -> float:
     X = np.asarray(features, np.float64)
     y = np.unique(np.asarray(labels), return_inverse=True)[1]
     X = X - X.mean(axis=0)
-    shrunk = LedoitWolf(assume_centered=True).fit(X)
+    covariance, shrinkage = ledoit_wolf(X, assume_centered=True)
     counts = np.bincount(y)
     means = np.stack([X[y == k].mean(axis=0) for k in range(len(counts))])
-    between = (means.T * (counts / len(y))) @ means
+    # of the covariance of the means, the trace of the product takes its few vectors alone
+    distances = (means * solve(covariance, means.T, assume_a="pos").T).sum(axis=1)
     # the means shrink as the covariance does, as in Ibrahim et al.
-    return float((1 - shrunk.shrinkage_) * np.trace(np.linalg.solve(shrunk.covariance_, between)))
+    return float((1 - shrinkage) * (distances @ counts) / len(y))

@@ -86,7 +86,7 @@ def _print(advice: Advice) -> None:
     print_wrapped(
         f"{sum(classes.values()):,} labelled images of {len(classes):,} classes: about "
         f"{advice.n_train:,} to train on, {advice.n_test:,} to test; the largest class has "
-        f"{advice.imbalance:.1f} times the smallest"
+        f"{advice.imbalance:.1f} times as many as the smallest"
     )
     counts = {
         "unreadable": len(sample.unreadable),
@@ -112,8 +112,7 @@ def _print(advice: Advice) -> None:
     print_table(
         ["seconds, predicted", "extract", *advice.networks[0].predicted_seconds],
         [
-            [one.backbone, f"{one.extraction_seconds:,.0f}"]
-            + [f"{seconds:,.0f}" for seconds in one.predicted_seconds.values()]
+            [one.backbone, *map(round, (one.extraction_seconds, *one.predicted_seconds.values()))]
             for one in advice.networks
         ],
     )

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from finetune.settings import FinetuneSettings
     from finetune.timing import Timing
 
-TRIED_ROWS = (200, 800, 3200)  # of chance, on two of which a kind of head is timed
+TRIED_ROWS = (200, 800, 3200)  # of chance: a kind of head is timed on so many and a quarter
 START_SECONDS = 1.0  # of a cell's process
 _GROWTH = (1.0, 2.0)  # least and largest power of the rows that a fit's time grows with
 
@@ -50,20 +50,28 @@ class CostModel:
     context : what the cells share
     source : of whose first images decoding and the network are timed
     dataset_size : how many images there are
+    seconds_an_image : to decode an image and to compute its features; None to have it timed
     """
 
     def __init__(
-        self, context: ComparisonContext, source: ImageSource, dataset_size: DatasetSize
+        self,
+        context: ComparisonContext,
+        source: ImageSource,
+        dataset_size: DatasetSize,
+        seconds_an_image: float | None = None,
     ) -> None:
         self.context = context
         self.source = dataclasses.replace(source, entries=source.entries[:TIMED])
         self.dataset_size = dataset_size
+        self._seconds_an_image = seconds_an_image
         self._heads: dict[str, tuple[float, float]] = {}
         self._networks: dict[str, Timing] = {}
 
     @cached_property
     def seconds_an_image(self) -> float:
         """Seconds to decode an image and to compute its features."""
+        if self._seconds_an_image is not None:
+            return self._seconds_an_image
         engine = open_engine(self.context.options, self._backbone)
         return seconds_per_image(engine, self.source, 1)[0]
 
@@ -95,9 +103,9 @@ class CostModel:
     def head_seconds(self, kind: str, rows: int) -> float:
         """Seconds of fitting a head on so many rows."""
         # how an SVM's time grows shows on thousands of rows only
-        small, large = (
-            TRIED_ROWS[:2] if self.dataset_size.training < TRIED_ROWS[2] else TRIED_ROWS[1:]
-        )
+        training = max(self.dataset_size.training, TRIED_ROWS[0])
+        large = max(tried for tried in TRIED_ROWS if tried <= training)
+        small = large // 4
         if kind not in self._heads:
             few, many = self._time_head(kind, small), self._time_head(kind, large)
             power = math.log(many / few) / math.log(large / small)

@@ -113,6 +113,17 @@ def test_progress_is_told_as_a_rate_or_as_seconds_each(
     assert file.getvalue() == f"training: {said}\n"
 
 
+def test_progress_without_any_progress_is_told_without_a_rate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fx.output._SECONDS_BETWEEN_LINES", 0.0)
+    file = io.StringIO()
+    lines = _Lines("trying", file)
+    lines.progress(0, 2)
+    lines.progress(0, 2)
+    assert file.getvalue() == "trying: 0 of 2\n" * 2
+
+
 @pytest.mark.parametrize("classes", [2, 10, 11, 1000])
 def test_a_confusion_is_shown_whole_or_says_what_is_not_shown(
     classes: int, capsys: pytest.CaptureFixture[str]
