@@ -177,6 +177,8 @@ def _cells_of_csv(
     table: Path, lines: Iterator[str], root: Path, reading: Reading, readings: _Readings
 ) -> _Cells:
     first = next((line for line in lines if line.strip()), "")
+    if not first:
+        raise ValueError("it is empty")
     # Excel's own way to name the separator
     if said := re.fullmatch(r'"?sep=(.)"?\s*', first):
         first = next((line for line in lines if line.strip()), "")
@@ -213,7 +215,14 @@ def _cells_of_csv(
                 found[name].append(converted[name](cell))
     except csv.Error as error:
         raise ValueError(f"row {number + 1}: {error}; a quote may be too many there") from error
-    return known, found
+    return known, found | {n: _as_integers(found[n]) for n in ("label", "group") if n in found}
+
+
+def _as_integers(column: list[str | None]) -> list[str | None]:
+    """Read as integers what pandas has written as floats, as it does where one is missing."""
+    if not all(re.fullmatch(r"-?\d+(\.0)?", text) for text in {*column} if text is not None):
+        return column
+    return [text and text.removesuffix(".0") for text in column]
 
 
 def _separator(header: str, path_column: str) -> str:
@@ -352,7 +361,8 @@ def _why_no_file(root: Path, path: str) -> str:
     try:
         mode = (root / path).stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        return "no such file"
+        is_address = re.match(r"[a-z][a-z0-9]+:/", path)
+        return "an address; download what it names" if is_address else "no such file"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     except ValueError:  # a NUL in it

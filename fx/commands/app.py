@@ -6,6 +6,7 @@ import errno
 import gc
 import io
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -152,6 +153,10 @@ def _explain(error: Exception) -> str:
             return f"{error.strerror}; make room in one of them, or name another in TMPDIR"
         return error.strerror
     reason = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or re.search(r"(?i)(alloc\w*|out of) memory", reason):
+        todo = with_options("give a smaller `batch_size` or `size`, or fewer images")
+        said = f" ({reason[:200]})" if reason else ""
+        return f"too little memory{said}; {todo}"
     return f"{type(error).__name__}: {reason}; --debug shows where"
 
 

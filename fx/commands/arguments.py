@@ -79,7 +79,10 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 EngineName = Annotated[str, typer.Option("--engine", help="auto, torch or openvino.")]
 BatchSize = Annotated[
     int | None,
-    typer.Option(min=1, help="Images in one forward pass. [default: what suits the engine]"),
+    # all that a GPU gains it gains with some hundreds; the network is compiled for so many
+    typer.Option(
+        min=1, max=4096, help="Images in one forward pass. [default: what suits the engine]"
+    ),
 ]
 MaxImageMB = Annotated[
     int,

@@ -47,6 +47,26 @@ def test_parameters_become_options_of_the_command_that_runs(
     assert told in said.out
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+        RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+    ],
+)
+def test_too_little_memory_is_told_with_what_takes_less(
+    error: Exception, fx: Fx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("fx.stages.extract.extract_images", fail)
+    said = fx("extract")
+    assert said.err.startswith("fx: error: too little memory")
+    assert said.err.endswith("give a smaller --batch-size or --size, or fewer images\n")
+
+
 def test_a_parameter_may_have_another_name_than_its_option(
     fx: Fx, monkeypatch: pytest.MonkeyPatch
 ) -> None:

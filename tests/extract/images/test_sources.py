@@ -583,6 +583,24 @@ def test_labels_of_numbers_in_parquet_become_text(tmp_path: Path) -> None:
         assert [entry.label for entry in source.entries] == expected
 
 
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (["1.0", "0.0", ""], ["1", "0", None]),
+        (["1", "1.0", "2"], ["1", "1", "2"]),
+        (["1.0", "1.5", "a"], ["1.0", "1.5", "a"]),
+        (["01", "1", "1e0"], ["01", "1", "1e0"]),
+    ],
+)
+def test_integers_that_a_csv_has_as_floats_are_integers(
+    cells: list[str], expected: list[str | None], tmp_path: Path
+) -> None:
+    touch(tmp_path, "0.png", "1.png", "2.png")
+    rows = "".join(f"{number}.png,{cell},{cell}\n" for number, cell in enumerate(cells))
+    entries = find_images(table(tmp_path, "path,label,group\n" + rows)).entries
+    assert [entry.label for entry in entries] == [entry.group for entry in entries] == expected
+
+
 def test_blanks_and_capitals_in_a_header_and_blanks_around_labels_do_no_harm(
     tmp_path: Path,
 ) -> None:
@@ -778,6 +796,12 @@ def test_listed_files_that_are_not_there_are_told(tmp_path: Path) -> None:
         ("folder", "not a regular file"),
         ("gone.png", "no such file"),
     )
+
+
+def test_addresses_and_an_empty_table_are_told_as_such(tmp_path: Path) -> None:
+    for text, told in (("path\nhttps://x.org/1.png\n", "an address"), ("\n", "it is empty")):
+        with pytest.raises(FxError, match=told):
+            find_images(table(tmp_path, text))
 
 
 def test_a_table_may_list_hidden_files_and_files_of_any_name(tmp_path: Path) -> None:
