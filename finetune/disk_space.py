@@ -8,7 +8,8 @@ from pathlib import Path
 
 from torch import nn
 
-from extract.files import check_room
+from extract.errors import NoRoom
+from extract.files import check_room, in_units
 from extract.images import ImageRow
 from finetune.settings import AUTO, FinetuneSettings
 from finetune.split import Resources, SplitNetwork, bytes_of_activations
@@ -67,8 +68,8 @@ def check_room_for_training(
     model = bytes_of(split.backbone.module.state_dict()) + bytes_of(split.classifier.state_dict())
     model += 4 * split.backbone.dim * min(MAX_ROWS, images)  # limits
     # each state is written beside the last one, and the model beside a state
-    kept = (directory / "training.safetensors").exists()
-    reserved = max(state, model) + (0 if kept else state) + SMALL_FILES
+    resumed = (directory / "training.safetensors").exists()
+    reserved = max(state, model) + (0 if resumed else state) + SMALL_FILES
     # of an interrupted run the activations may be there already
     if resources.cache.exists():
         check_room(directory, reserved)
@@ -77,7 +78,16 @@ def check_room_for_training(
     if split.trunk is not None and kept:
         activations = bytes_of_activations(split.backbone, split.trunk)
         activations *= len(rows) + settings.kept_views * images
-        # without a limit, pixels are kept where they are fewer
-        least = min(least, activations) if resources.cache_limit is None else activations
+        # a limit says what is kept; without one, pixels are where they are fewer
+        if resources.cache_limit is not None:
+            try:
+                check_room(directory, reserved + activations)
+            except NoRoom as error:
+                raise NoRoom(
+                    f"{error}; or set `cache_limit` below {in_units(activations)}, and the frozen "
+                    "blocks run for every batch"
+                ) from error
+            return reserved
+        least = min(least, activations)
     check_room(directory, reserved + least)
     return reserved

@@ -78,7 +78,8 @@ class Run(msgspec.Struct, frozen=True):
             "features": [one.digest(keys) for one in features],
             "version": VERSION,
         }
-        canonical = json.dumps(identity, sort_keys=True)
+        # a number of NumPy is the same number
+        canonical = json.dumps(identity, sort_keys=True, default=lambda number: number.item())
         digest = hashlib.sha256(canonical.encode()).hexdigest()[:8]
         safe = name.replace("/", "_").replace(":", "-")
         return cls(out / f"{safe}-{digest}")

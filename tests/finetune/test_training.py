@@ -18,7 +18,7 @@ from torch import nn
 
 from extract.backbones import Backbone, load_backbone
 from extract.engines import make_engine, normalise
-from extract.errors import FxError
+from extract.errors import FxError, NoRoom
 from extract.images import Snapshot, find_images, load_images
 from extract.store import FeatureStore
 from finetune.blocks import cut, depths, find_blocks
@@ -96,6 +96,22 @@ def test_a_limit_that_the_pixels_exceed_too_is_an_error(
 ) -> None:
     with pytest.raises(FxError, match="`cache_limit`"):
         run(backbone, store, tmp_path, unfreeze=1, cache_limit=1000)
+
+
+def test_what_is_within_the_limit_is_kept_or_there_is_no_room(
+    backbone: Backbone, store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the pixels of 72 images would fit, 200 views behind the first block do not
+    depth = len(find_blocks(backbone.module, backbone.trained_size)) - 1
+    chosen = {"unfreeze": depth, "augment": "course", "views": 200}
+    with monkeypatch.context() as patch:
+        patch.setattr("extract.files.durable.free_bytes", lambda path: 160_000_000)
+        with pytest.raises(NoRoom, match="or set `cache_limit` below"):
+            run(backbone, store, tmp_path, **chosen, cache_limit=2**40)
+    # without a limit, the disk is one
+    monkeypatch.setattr("finetune.data.activations.free_bytes", lambda path: 0)
+    result, _ = run(backbone, store, tmp_path, unfreeze=1, epochs=1)
+    assert any("run for every batch" in note for note in result.notes)
 
 
 def test_kept_views_are_the_trunk_of_the_augmented_images(

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import typer
@@ -327,6 +328,27 @@ def test_a_split_that_was_given_is_another_than_the_same_one_by_hash(
     assert given.fingerprint == snapshot.fingerprint
     first, second = (Run.of(tmp_path, "run", one, []) for one in (snapshot, given))
     assert first != second
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_a_precision_makes_another_run_where_it_is_not_what_auto_comes_to(
+    has_bf16: bool, identify: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # it extracts in fp32, and trains in bf16 where the processor multiplies it
+    monkeypatch.setattr("extract.engines.devices._multiplies_bf16", lambda device: has_bf16)
+    for name in ("finetune", "compare"):
+        found = {
+            identify(f"{name} data {SMALL} --precision {one} --out {has_bf16}")
+            for one in ("auto", "fp32", "bf16")
+        }
+        assert len(found) == 2 + has_bf16
+
+
+def test_a_number_of_numpy_is_the_same_number(place: Path, tmp_path: Path) -> None:
+    store = FeatureStore(place / "heads.zarr")
+    snapshot = Snapshot.from_parquet(*store.read_snapshot("mine"))
+    first, second = (Run.of(tmp_path, "run", snapshot, [], seed=one) for one in (3, np.int64(3)))
+    assert first == second
 
 
 def test_the_kind_of_device_is_in_the_identity_of_a_training(
