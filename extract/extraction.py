@@ -80,6 +80,7 @@ class ExtractResult(msgspec.Struct, frozen=True, kw_only=True):
     leaks_not_sought : which leaks were not looked for; empty where all were
     odd : images of which a network sees little, of those whose features were computed
     conflicts : paths of images whose bytes have several labels
+    notes : which of a checkpoint's networks was taken, where several would fit
     passed_over : how many files, folders and table rows are no labelled images, by kind
     columns : what a table calls the columns that were read, such as ``path``; of folders none
     left_out : classes of fewer images than there must be, and how many they have
@@ -107,6 +108,7 @@ class ExtractResult(msgspec.Struct, frozen=True, kw_only=True):
     conflicts: list[str]
     leaks: list[Leak]
     leaks_not_sought: str
+    notes: tuple[str, ...]
     passed_over: dict[str, int]
     columns: dict[str, str]
     left_out: dict[str, int]
@@ -191,10 +193,11 @@ def extract(
         conflicts=taken.conflicts(),
         leaks=leaks,
         leaks_not_sought=leaks_not_sought(taken, first),
+        notes=backbone.notes,
         passed_over=dict(source.passed_over),
         columns=dict(source.columns),
-        left_out=_left_out(source, taken),
-        too_few=_too_few(taken),
+        left_out=classes_left_out(source, taken),
+        too_few=classes_too_small(taken),
         splits=taken.counts(),
         dim=first.dim,
         crops=crops,
@@ -342,8 +345,8 @@ def _check_classes(source: ImageSource, rows: Sequence[ImageRow]) -> None:
         )
 
 
-def _left_out(source: ImageSource, snapshot: Snapshot) -> dict[str, int]:
-    """Count the images of classes that are in no split."""
+def classes_left_out(source: ImageSource, snapshot: Snapshot) -> dict[str, int]:
+    """Count the images of classes that are in no split: of fewer than there must be."""
     labels = {row.label for row in snapshot.rows} | {label for label, *_ in source.lost}
     out = sorted(label for label in labels - {*snapshot.classes} if label is not None)
     small = [row for row in snapshot.rows if row.note.startswith("of a class")]
@@ -351,7 +354,8 @@ def _left_out(source: ImageSource, snapshot: Snapshot) -> dict[str, int]:
     return {label: units[label] for label in out}
 
 
-def _too_few(snapshot: Snapshot) -> dict[str, int]:
+def classes_too_small(snapshot: Snapshot) -> dict[str, int]:
+    """Count the training images, or groups, of classes that nothing can be trained on."""
     training = units_of_classes(snapshot.split("train"))
     return {label: training[label] for label in snapshot.classes if training[label] < 2}
 

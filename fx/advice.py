@@ -159,6 +159,7 @@ def advise(images: Path, options: Options, *, begin: Begin) -> Advice:
         networks=[network for network, _ in seen],
         quadrant=quadrant,
         strategy=_strategy(quadrant, best),
+        passed_over=dict(source.passed_over),
     )
 
 
@@ -194,6 +195,7 @@ def _look_with(
         **scores,
         extraction_seconds=cost_model.extraction(),
         predicted_seconds=predicted,
+        notes=backbone.notes,
     )
     return network, odd
 

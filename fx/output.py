@@ -21,6 +21,7 @@ Begin = Callable[[str], Progress]  # given what is being done, begins a bar for 
 
 _SECONDS_BETWEEN_LINES = 10.0
 _MAX_SIZES = 6
+_MOST_COUNTS = 20
 _NOTHING = "\N{EN DASH}"
 # metrics that are shown at every size
 _BY_SIZE = ("accuracy", "log_loss", "ece")
@@ -283,6 +284,13 @@ def _in_a_cell(value: object) -> str:
 def printable(value: str) -> str:
     """Return a text in one line: a file's name may hold line breaks, and move a cursor."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """Write out in one line how many there are of each of some things, of the first of many."""
+    first = [f"{what} ({count:,})" for what, count in list(counts.items())[:_MOST_COUNTS]]
+    more = [f"{len(counts) - len(first):,} more"] if len(counts) > len(first) else []
+    return printable(", ".join([*first, *more]))
 
 
 def _plain(value: Any) -> Any:

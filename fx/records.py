@@ -469,6 +469,7 @@ class NetworkAdvice(Record, frozen=True, kw_only=True):
     logme, h_score : see ``heads.transferability``
     knn, logreg : cross-validated accuracies of two heads
     extraction_seconds, predicted_seconds : of all images; by strategy
+    notes : which of a checkpoint's networks was taken, where several would fit
     """
 
     backbone: str
@@ -481,6 +482,7 @@ class NetworkAdvice(Record, frozen=True, kw_only=True):
     logreg: float | None
     extraction_seconds: float
     predicted_seconds: dict[str, float]
+    notes: tuple[str, ...]
 
 
 class Advice(Record, frozen=True, kw_only=True):
@@ -495,6 +497,7 @@ class Advice(Record, frozen=True, kw_only=True):
     sample, networks : what was seen with the first network, and with each
     quadrant : the rule of thumb
     strategy : what to try first, as commands
+    passed_over : how many files, folders and table rows are no labelled images, by kind
     """
 
     images: str
@@ -506,3 +509,4 @@ class Advice(Record, frozen=True, kw_only=True):
     networks: list[NetworkAdvice]
     quadrant: Quadrant
     strategy: str
+    passed_over: dict[str, int]

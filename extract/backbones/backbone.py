@@ -7,7 +7,6 @@ dropout before it included.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -117,11 +116,6 @@ def load_backbone(
         channels, and it sees the mean of theirs. A checkpoint may have been trained with one
         channel already. The module takes images (n, 3, size, size) as before.
 
-    Warns
-    -----
-    UserWarning
-        Where a file holds several networks that fit: which was taken, as in ``Backbone.notes``.
-
     Raises
     ------
     FxError
@@ -149,8 +143,6 @@ def load_backbone(
         from extract.backbones.single_channel import make_grey
 
         make_grey(module)
-    for note in notes:
-        warnings.warn(note, UserWarning, stacklevel=2)
     return Backbone(
         name=name,
         module=module,

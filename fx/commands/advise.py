@@ -28,7 +28,7 @@ from fx.commands.arguments import (
     options_in,
 )
 from fx.commands.printing import print_some, print_wrapped, show
-from fx.output import print_table, progress_bars
+from fx.output import counted, print_table, printable, progress_bars
 
 if TYPE_CHECKING:
     from fx.records import Advice
@@ -88,6 +88,10 @@ def _print(advice: Advice) -> None:
         f"{advice.n_train:,} to train on, {advice.n_test:,} to test; the largest class has "
         f"{advice.imbalance:.1f} times as many as the smallest"
     )
+    if advice.passed_over:
+        print_wrapped(f"passed over: {counted(advice.passed_over)}")
+    for note in dict.fromkeys(note for one in advice.networks for note in one.notes):
+        print_wrapped(printable(f"note: {note}"))
     counts = {
         "unreadable": len(sample.unreadable),
         "copies": len(sample.copies),

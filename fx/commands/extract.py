@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -37,9 +36,7 @@ from fx.commands.arguments import (
 )
 from fx.commands.printing import print_some, print_wrapped, show
 from fx.options import names_in
-from fx.output import printable, progress_bars
-
-MOST_COUNTS = 20  # that are printed of one thing
+from fx.output import counted, printable, progress_bars
 
 if TYPE_CHECKING:
     from extract.extraction import ExtractResult
@@ -133,18 +130,18 @@ def _print(result: ExtractResult) -> None:
         classes = len(next(iter(result.splits.values())))
         print(f"{classes} classes; {', '.join(splits)}")
     if result.left_out:
-        print_wrapped(printable(f"classes left out: {_counted(result.left_out)}"))
+        print_wrapped(f"classes left out: {counted(result.left_out)}")
     if result.too_few:
         print_wrapped(
             "too few training images, which heads and fine-tuning refuse: "
-            f"{printable(_counted(result.too_few))}; add images, take such classes away, or leave "
+            f"{counted(result.too_few)}; add images, take such classes away, or leave "
             "out those of fewer than N images in all by --min-images N"
         )
     if result.columns:
         used = [f"{what} {name!r}" for what, name in result.columns.items()]
         print_wrapped(printable(f"columns of the table: {', '.join(used)}"))
     if result.passed_over:
-        print_wrapped(printable(f"passed over: {_counted(result.passed_over)}"))
+        print_wrapped(f"passed over: {counted(result.passed_over)}")
     print_some("unreadable", [f"{one.path}: {one.reason}" for one in result.failed])
     print_some(
         "very small or narrow, so that the network sees little",
@@ -163,11 +160,6 @@ def _print(result: ExtractResult) -> None:
     )
     if result.leaks_not_sought:
         print(result.leaks_not_sought)
+    for note in result.notes:
+        print_wrapped(printable(f"note: {note}"))
     print(f"store {result.store}, snapshot {result.snapshot}")
-
-
-def _counted(counts: Mapping[str, int]) -> str:
-    """Write the first counts of something out."""
-    first = [f"{what} {count:,}" for what, count in list(counts.items())[:MOST_COUNTS]]
-    more = [f"{len(counts) - len(first):,} more"] if len(counts) > len(first) else []
-    return ", ".join([*first, *more])

@@ -33,6 +33,7 @@ from fx.output import Begin, to_json
 from fx.records import Comparison, FlipDecision, Measurement, Skipped, StrategyInfo
 from fx.report import gather_evidence, learning_curve_png, write_report
 from fx.runs import Run
+from fx.stages.extract import notes_on_images
 from fx.stages.rows import needs_folds
 from heads.metrics import METRICS
 
@@ -115,7 +116,7 @@ def compare(
             for name, sizes in scores.tables.items()
         ],
         flips=_flips(prepared),
-        notes=_notes(first, plan),
+        notes=_notes(source, prepared, plan),
         extraction_seconds=_sum([one.extraction_seconds for one in prepared]),
         commands=[_command(images, options, plan, first.sizes, metric)],
         report=str(directory / "report.html"),
@@ -181,18 +182,22 @@ def _scores(
     ]
 
 
-def _notes(prepared: Prepared, plan: Plan) -> list[str]:
+def _notes(source: ImageSource, prepared: Sequence[Prepared], plan: Plan) -> list[str]:
     from heads.fitting import BALANCED
 
-    folds, images = prepared.context.folds, prepared.dataset_size.images
+    first = prepared[0]
+    folds, images = first.context.folds, first.dataset_size.images
     notes = [BALANCED] if plan.class_weight else []
-    notes += prepared.notes
+    found = [note for one in prepared for note in one.backbone.notes]
+    found += notes_on_images(source, first.snapshot)
+    notes += [note[:1].upper() + note[1:] for note in found]
+    notes += first.notes
     if folds > 1:
         notes.append(
             f"Each of {images:,} images was a test image once, in {folds} outer folds; seconds "
             "are those of one fit"
         )
-    elif needs_folds(prepared.snapshot):
+    elif needs_folds(first.snapshot):
         notes.append("A class has too few images for outer folds: one split says little")
     return notes
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fx.options import Options, open_backbone, open_engine
-from fx.output import Begin
+from fx.output import Begin, counted, printable
 
 if TYPE_CHECKING:
     from extract.backbones import Backbone
     from extract.engines import Engine
     from extract.extraction import ExtractResult
-    from extract.images import ImageSource
+    from extract.images import ImageSource, Snapshot
     from extract.store import StoredNetwork
 
 
@@ -68,6 +68,29 @@ def extract_images(
             f"{first.path}: {first.reason}; the others' features are stored"
         )
     return result
+
+
+def notes_on_images(source: ImageSource, snapshot: Snapshot) -> list[str]:
+    """Say which images and classes are not used, for what extracts them on its way.
+
+    Parameters
+    ----------
+    source : the images
+    snapshot : that was taken of them
+    """
+    from extract.extraction import classes_left_out
+
+    notes = []
+    failed = [(one.path, one.reason) for one in snapshot.failed()] + list(source.skipped)
+    if failed:
+        path, reason = failed[0]
+        cannot = "1 image" if len(failed) == 1 else f"{len(failed):,} images"
+        notes.append(printable(f"{cannot} cannot be read, the first is {path!r}: {reason}"))
+    if left_out := classes_left_out(source, snapshot):
+        notes.append(f"classes left out: {counted(left_out)}")
+    if passed_over := dict(source.passed_over):
+        notes.append(f"passed over: {counted(passed_over)}")
+    return notes
 
 
 def fill_store(

@@ -7,6 +7,7 @@ the same rules, and known by their bytes.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -105,6 +106,11 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         -------
         float32 array of shape (n, d)
 
+        Warns
+        -----
+        UserWarning
+            Where a file of weights holds several networks that fit: which was taken.
+
         Raises
         ------
         FxError
@@ -114,6 +120,8 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         backbone = load_backbone(
             self.backbone, weights=self.weights, size=self.size, channels=self.channels
         )
+        for note in backbone.notes:
+            warnings.warn(note, UserWarning, stacklevel=2)
         backbone = backbone.at_layers([self.layer])
         engine = make_engine(
             backbone.module,

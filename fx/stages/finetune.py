@@ -13,7 +13,7 @@ import msgspec
 from fx.options import Options, open_backbone, open_engine
 from fx.output import Begin
 from fx.runs import Run
-from fx.stages.extract import fill_store
+from fx.stages.extract import fill_store, notes_on_images
 from fx.stages.records import FinetunedModel
 from fx.stages.rows import check_labelled, near_copies_among, needs_folds, training_data
 
@@ -66,9 +66,9 @@ def finetune_images(
         options = dataclasses.replace(options, weights="random")
     backbone = open_backbone(options, seed=options.seed if scratch else 0)
     processes = join_processes(device)
-    snapshot, stored = _prepared(images, backbone, options, scratch, processes, begin)
+    snapshot, stored, notes = _prepared(images, backbone, options, scratch, processes, begin)
     check_labelled(snapshot)
-    rows, notes = snapshot.split("train"), _few_tested(snapshot)
+    rows, notes = snapshot.split("train"), [*backbone.notes, *notes, *_few_tested(snapshot)]
     if stored is not None:
         near_copies, said = near_copies_among(rows, stored, options.near_copies)
         rows, notes = near_copies.joined(rows), notes + said
@@ -175,8 +175,11 @@ def _prepared(
     scratch: bool,
     processes: PartialState,
     begin: Begin,
-) -> tuple[Snapshot, FeatureSet | None]:
-    """Let the first process look at the images; give all the snapshot and the stored features."""
+) -> tuple[Snapshot, FeatureSet | None, list[str]]:
+    """Let the first process look at the images; give all the snapshot and the stored features.
+
+    Also, to the first process, notes on images that are not used.
+    """
     from accelerate.utils import broadcast_object_list
 
     from extract.extraction import take_snapshot
@@ -204,4 +207,5 @@ def _prepared(
     broadcast_object_list(names)
     store = FeatureStore(options.store)
     snapshot = Snapshot.from_parquet(*store.read_snapshot(names[0]))
-    return snapshot, None if scratch else store.open_set(names[1])
+    notes = notes_on_images(source, snapshot) if processes.is_main_process else []
+    return snapshot, None if scratch else store.open_set(names[1]), notes

@@ -19,6 +19,7 @@ import typer
 from conftest import Said, write_classes, write_splits
 from PIL import Image
 
+from extract.backbones import load_backbone
 from extract.errors import FxError
 from extract.images import Reading
 from fx.commands.app import app
@@ -260,9 +261,45 @@ def test_what_is_passed_over_is_told(here: Path, fx: Fx) -> None:
     (here / "data" / "a" / "notes.txt").write_text("notes")
     (here / "data" / "empty").mkdir()
     said = fx("extract", "--size", 32)
-    assert "passed over: .txt 1, folders without images 1\n" in said.out
+    assert "passed over: .txt (1), folders without images (1)\n" in said.out
     record = json.loads(fx("extract", "--size", 32, "--json").out)
     assert record["passed_over"] == {".txt": 1, "folders without images": 1}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "finetune --from-scratch --backbone small_cnn --epochs 1",
+        "finetune --unfreeze 0 --epochs 1",
+        "compare --strategies centroid --seeds 1",
+        "advise --backbone small_cnn --weights random",
+    ],
+)
+def test_what_extracts_on_its_way_tells_what_is_not_used(here: Path, fx: Fx, command: str) -> None:
+    write_classes(here / "data", per_class=12)
+    write_classes(here / "data", per_class=1, classes=("a", "b", "single"))
+    (here / "data" / "a" / "notes.txt").write_text("notes")
+    (here / "data" / "b" / "bad.png").write_bytes(b"none")
+    said = fx(*command.split(), "--size", 32, "--min-images", 2)
+    assert said.status == 0, said.err
+    text = " ".join(said.out.split())
+    assert "assed over: .txt (1)" in text
+    if "advise" not in command:
+        assert "1 image cannot be read, the first is 'b/bad.png': not a JPEG" in text
+        assert "lasses left out: single (1)" in text
+
+
+def test_a_network_that_was_chosen_among_several_is_told(here: Path, fx: Fx) -> None:
+    write_classes(here / "data", per_class=3)
+    state = load_backbone("small_cnn", weights="random").module.state_dict()
+    other = {name: tensor + 1 for name, tensor in state.items()}
+    torch.save({"model": other, "model_ema": state}, here / "both.pth")
+    words = ("extract", "--backbone", "small_cnn", "--weights", "both.pth", "--size", 32)
+    said = fx(*words)
+    assert "warning" not in said.err
+    [note] = json.loads(fx(*words, "--json").out)["notes"]
+    assert "model_ema of both.pth was taken" in note
+    assert f"note: {note}" in " ".join(said.out.split())
 
 
 def test_a_class_of_which_nothing_is_left_is_an_error(here: Path, fx: Fx) -> None:
@@ -315,8 +352,8 @@ def test_classes_of_few_images_are_told_and_may_be_left_out(here: Path, fx: Fx) 
     assert "class 'none': " in one_line(fx(*words))
     assert "--min-images 1" in one_line(fx(*words))
     said = " ".join(fx(*words, "--min-images", 1).out.split())
-    assert "classes left out: none 0" in said
-    assert "which heads and fine-tuning refuse: single 1; add images" in said
+    assert "classes left out: none (0)" in said
+    assert "which heads and fine-tuning refuse: single (1); add images" in said
     assert fx("fit-head", "centroid").status == 1
     record = json.loads(fx(*words, "--min-images", 2, "--json").out)
     assert record["left_out"] == {"none": 0, "single": 1}
@@ -347,7 +384,7 @@ def test_folders_that_may_be_splits_are_asked_about_but_not_where_labels_are_giv
     write_classes(here / "data" / "docs", per_class=1, classes=("c",))
     words = ("extract", "--size", 32)
     assert "--layout splits takes 'train' as splits and passes over 'docs'" in one_line(fx(*words))
-    assert "passed over: images in no split 1\n" in fx(*words, "--layout", "splits").out
+    assert "passed over: images in no split (1)\n" in fx(*words, "--layout", "splits").out
     assert fx(*words, "--layout", "both").status == 2
     path = json.loads(fx("fit-head", "centroid", "--json").out)["path"]
     assert len(json.loads(fx("predict", path, "data", "--json").out)["predictions"]) == 13
