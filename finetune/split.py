@@ -205,6 +205,5 @@ def bytes_of_activations(backbone: Backbone, trunk: nn.Module) -> int:
 
 def trunk_of(backbone: Backbone, unfreeze: int | Literal["all"]) -> nn.Module | None:
     """Cut off the blocks of a backbone that stay frozen; None where there are none."""
-    import_compiler()
     trunk, _ = cut(backbone.module.eval(), backbone.trained_size, unfreeze, backbone.cut_points)
     return None if isinstance(trunk, nn.Identity) else trunk

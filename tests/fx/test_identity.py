@@ -308,6 +308,10 @@ def test_an_option_makes_another_run_or_does_not(
             f"finetune data {SMALL} --from-scratch",
             "--unfreeze all --bn train --augment none --views 3 --cache-limit 5MB --engine torch",
         ),
+        (
+            f"finetune data {SMALL} --unfreeze all --augment course",
+            "--views 3 --cache-limit 5MB --engine torch --micro-batch 40",
+        ),
         (f"compare data {SMALL}", "--device cpu --engine openvino"),
         (f"fit-head svm heads.zarr {SMALL} {STORED}", "--kernel rbf --normalize standard"),
         (f"fit-head knn heads.zarr {SMALL} {STORED}", "--kernel linear --folds 5 --seed 0"),
