@@ -42,8 +42,8 @@ def show(record: object, as_json: bool, otherwise: Callable[[], object]) -> None
 
 
 def print_wrapped(text: str) -> None:
-    """Print a sentence in lines of at most 80 columns."""
-    print(textwrap.fill(text, WIDTH))
+    """Print a sentence in lines of at most 80 columns, which part no option at its hyphens."""
+    print(textwrap.fill(text, WIDTH, break_on_hyphens=False))
 
 
 def print_some(what: str, lines: Sequence[str]) -> None:

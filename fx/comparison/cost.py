@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from finetune.settings import FinetuneSettings
     from finetune.timing import Timing
 
-TRIED_ROWS = (200, 800, 3200)  # of chance: a kind of head is timed on so many and a quarter
+# of chance, on which a kind of head is timed, until that takes so long: on thousands of rows an
+# SVM's time grows as on more
+TRIED_ROWS, TRIED_SECONDS = (50, 200, 800, 3200), 1.0
 START_SECONDS = 1.0  # of a cell's process
 _GROWTH = (1.0, 2.0)  # least and largest power of the rows that a fit's time grows with
 
@@ -64,7 +66,7 @@ class CostModel:
         self.source = dataclasses.replace(source, entries=source.entries[:TIMED])
         self.dataset_size = dataset_size
         self._seconds_an_image = seconds_an_image
-        self._heads: dict[str, tuple[float, float]] = {}
+        self._heads: dict[str, tuple[int, float, float]] = {}
         self._networks: dict[str, Timing] = {}
 
     @cached_property
@@ -102,15 +104,17 @@ class CostModel:
 
     def head_seconds(self, kind: str, rows: int) -> float:
         """Seconds of fitting a head on so many rows."""
-        # how an SVM's time grows shows on thousands of rows only
-        training = max(self.dataset_size.training, TRIED_ROWS[0])
-        large = max(tried for tried in TRIED_ROWS if tried <= training)
-        small = large // 4
         if kind not in self._heads:
-            few, many = self._time_head(kind, small), self._time_head(kind, large)
+            timed: list[tuple[int, float]] = []
+            most = max(self.dataset_size.training, TRIED_ROWS[1])
+            for tried in (one for one in TRIED_ROWS if one <= most):
+                timed.append((tried, self._time_head(kind, tried)))
+                if len(timed) > 1 and timed[-1][1] > TRIED_SECONDS:
+                    break
+            (small, few), (large, many) = timed[-2:]
             power = math.log(many / few) / math.log(large / small)
-            self._heads[kind] = many, min(max(power, _GROWTH[0]), _GROWTH[1])
-        seconds, power = self._heads[kind]
+            self._heads[kind] = large, many, min(max(power, _GROWTH[0]), _GROWTH[1])
+        large, seconds, power = self._heads[kind]
         return float(seconds * max(rows / large, 0.1) ** power)
 
     def timing(
