@@ -70,6 +70,15 @@ _AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\..*)$")
 
 
+# how files begin that people take for weights
+_OTHER_FILES = {
+    b"version https://git-lfs": "a pointer of Git LFS, in the place of the file (git lfs pull)",
+    b"<": "a web page",
+    b"\x1f\x8b": "packed by gzip",
+    b"\x89HDF": "HDF5, as Keras writes it",
+}
+
+
 @dataclass(frozen=True)
 class StateDict:
     """Tensors that lie together in a file.
@@ -133,7 +142,8 @@ def read_state_dicts(path: Path, *, needed: int = 2**28) -> list[StateDict]:
     # what a damaged file makes the readers raise has no common type
     except Exception as error:
         raise FxError(
-            f"cannot read weights from {path} ({one_line(error)}); it may be damaged: get it again"
+            f"cannot read weights from {path} ({one_line(error)}); it may be damaged; give "
+            "safetensors, or what torch.save(model.state_dict(), FILE) writes"
         ) from error
 
 
@@ -160,7 +170,10 @@ def _content(path: Path, needed: int) -> Any:
             settings = _check_archive(file)
         else:
             file.seek(0)
-            settings = _check_pickles(file.read(LARGEST_PICKLE), count=OLD_PICKLES)
+            pickles = file.read(LARGEST_PICKLE)
+            if told := next((t for b, t in _OTHER_FILES.items() if pickles.startswith(b)), None):
+                raise ValueError(f"it is {told}")
+            settings = _check_pickles(pickles, count=OLD_PICKLES)
         file.seek(0)
         opened = path if mapped else file
         # of these names PyTorch then takes what is given here, and imports nothing
@@ -179,7 +192,12 @@ class _LeftOut:
 
 
 def _check_archive(file: BinaryIO) -> dict[str, type]:
-    entries = stored_entries(file)
+    try:
+        entries = stored_entries(file)
+    except BadZipFile as error:
+        if "/code/" in str(error):  # of a network as a program
+            raise pickle.UnpicklingError("TorchScript") from error
+        raise
     for entry in entries:
         is_tensor = re.fullmatch(r"[^/]+/data/\d+", entry.filename)
         if not is_tensor and entry.file_size > LARGEST_PICKLE:

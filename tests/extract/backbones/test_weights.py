@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pytest
@@ -262,6 +263,32 @@ def test_a_network_of_one_channel_computes_what_it_was_trained_as(tmp_path: Path
     torch.save(LAYOUTS["other names"](network.state_dict()), tmp_path / "other.pth")
     for name in ("own.safetensors", "other.pth"):
         assert loaded(tmp_path / name, channels=1).weights_hash == grey.weights_hash
+
+
+@pytest.mark.parametrize(
+    ("start", "told"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+        (b"<!DOCTYPE html>", "a web page"),
+        (b"\x1f\x8b\x08", "packed by gzip"),
+        (b"\x89HDF\r\n", "HDF5"),
+        (b"PK\3\4", "may be damaged"),
+    ],
+)
+def test_what_people_take_for_weights_is_called_by_its_name(
+    start: bytes, told: str, tmp_path: Path
+) -> None:
+    (tmp_path / "w.pth").write_bytes(start + bytes(100))
+    with pytest.raises(FxError, match=told):
+        loaded(tmp_path / "w.pth")
+
+
+def test_of_a_program_the_tensors_alone_are_asked_for(tmp_path: Path) -> None:
+    # as TorchScript keeps a network's code
+    with ZipFile(tmp_path / "w.pt", "w", ZIP_DEFLATED) as archive:
+        archive.writestr("w/code/__torch__.py", "op_version_set = 1\n" * 9)
+    with pytest.raises(FxError, match=r"torch\.save\(model\.state_dict\(\)"):
+        loaded(tmp_path / "w.pt")
 
 
 def test_what_is_refused_says_which_tensors_differ(state: State, tmp_path: Path) -> None:
