@@ -34,7 +34,7 @@ from extract.images import (
     mean_of_crops,
     units_of_classes,
 )
-from extract.leaks import Leak, leaked_copies, leaked_groups, leaks_not_sought, near_leaks
+from extract.leaks import Leak, kept_near_leaks, leaked_copies, leaked_groups, leaks_not_sought
 from extract.store import (
     DTYPES,
     ExtractionRun,
@@ -172,7 +172,7 @@ def extract(
         rows = _fill(writer, source, backbone, engine, known, crops, progress, odd)
         taken = _keep_snapshot(store, source, rows, split_seed, taken_ns, snapshot)
         leaks = leaked_copies(rows) + leaked_groups(taken.rows)
-        leaks += near_leaks(taken, writer.sets[0])
+        leaks += kept_near_leaks(store, taken, writer.sets[0])
     seconds = time.perf_counter() - begun
     first = writer.sets[0]
     return ExtractResult(

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 import numpy as np
 
+from extract.errors import FxError
+from extract.files import decoded
 from extract.images import ImageRow, Snapshot, are_mirrored, first_near_copies, same_bytes
 from extract.leaks.parts import LEAST_SIZE, find_parts
-from extract.store import FeatureSet
+from extract.store import FeatureSet, FeatureStore
 
+VERSION = 1  # of what ``near_leaks`` finds: another one is not taken from a store
 Kind = Literal["mirrored", "crop", "mirrored crop"] | None
 
 
@@ -106,6 +112,38 @@ def near_leaks(snapshot: Snapshot, features: FeatureSet) -> list[Leak]:
         )
         for i, (copy, kind) in sorted(found.items())
     ]
+
+
+def kept_near_leaks(store: FeatureStore, snapshot: Snapshot, features: FeatureSet) -> list[Leak]:
+    """Give what ``near_leaks`` finds, of earlier where nothing has changed that it depends on.
+
+    Parameters
+    ----------
+    store : keeps what was found; the caller holds its lock
+    snapshot, features : as ``near_leaks`` takes them
+    """
+    kept: dict[str, _Kept] = {}
+    with suppress(FxError, ValueError):  # looking again is all that it costs
+        kept = decoded(store.read_leaks(snapshot.name), dict[str, _Kept])
+    keys = [row.key for row in snapshot.rows if row.split]
+    decisive = [VERSION, snapshot.root, snapshot.fingerprint, features.digest(keys)]
+    identity = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
+    if features.name in kept and kept[features.name].identity == identity:
+        return kept[features.name].leaks
+    found = near_leaks(snapshot, features)
+    names = store.catalogue.names()
+    kept = {name: one for name, one in kept.items() if name in names}
+    kept[features.name] = _Kept(identity, found)
+    with suppress(FxError):  # there may be no room for it
+        store.write_leaks(snapshot.name, json.dumps(msgspec.to_builtins(kept)).encode())
+    return found
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    """Leaks that were found with one feature set, and a hash of all that they depend on."""
+
+    identity: str
+    leaks: list[Leak]
 
 
 def leaks_not_sought(snapshot: Snapshot, features: FeatureSet) -> str:

@@ -1,4 +1,4 @@
-"""Bytes kept in a store as Zarr arrays with a checksum: snapshots, and networks.
+"""Bytes kept in a store as Zarr arrays with a checksum: snapshots, their leaks, and networks.
 
 A blob is replaced whole: it is written beside the old one, synced, and renamed. Between the two
 renames that this takes, the old one is still found.
@@ -20,7 +20,7 @@ from extract.store.feature_set import checksum_of
 from extract.store.records import Damage
 from extract.store.zarr_files import LARGEST, in_short, metadata_damage, open_array, open_group
 
-SNAPSHOTS, NETWORKS = "snapshots", "networks"
+SNAPSHOTS, NETWORKS, LEAKS = "snapshots", "networks", "leaks"
 OLD, NEW = f".old{UNFINISHED}", f".new{UNFINISHED}"
 
 

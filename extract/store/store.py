@@ -8,6 +8,7 @@ A store is a Zarr v3 group with one sub-group a spec::
             keys      (n, 32) uint8 SHA-256 of each image file
             hashes    (n, 32) uint8 perceptual hash of each image
         snapshots/NAME              the bytes of a Parquet table
+        leaks/NAME                  leaks between the splits of that snapshot, as JSON
         networks/HASH.xml, .bin     networks that ran in a module's place
 
 Rows beyond ``committed`` are unfinished work: the next writer overwrites them, fx never reads
@@ -41,8 +42,10 @@ from zarr.errors import ContainsGroupError
 from extract.errors import FxError
 from extract.files import UNFINISHED, disk_full_as_fx_error, lock_folder, remove, sync
 from extract.store.blobs import (
+    LEAKS,
     NETWORKS,
     SNAPSHOTS,
+    blob_names,
     damaged_blobs,
     drop_blob,
     put_back_blobs,
@@ -184,6 +187,14 @@ class FeatureStore:
     def snapshots(self) -> list[str]:
         """Names of the snapshots, oldest first; damaged ones before all others."""
         return snapshots_by_age(self.path)
+
+    def write_leaks(self, snapshot: str, found: bytes) -> None:
+        """Keep what leaks between the splits of a snapshot; the caller holds the lock."""
+        write_blob(self.path, LEAKS, snapshot, found)
+
+    def read_leaks(self, snapshot: str) -> bytes:
+        """Read what ``write_leaks`` kept; raises FxError where it is not there or damaged."""
+        return read_blob(self.path, LEAKS, snapshot)
 
     @property
     def was_copied(self) -> bool:
@@ -337,6 +348,8 @@ class FeatureStore:
     def drop_snapshot(self, name: str) -> None:
         """Delete a snapshot; the caller holds the lock."""
         drop_blob(self.path, SNAPSHOTS, name)
+        if name in blob_names(self.path, LEAKS):
+            drop_blob(self.path, LEAKS, name)
         if self.root.attributes().last_snapshot == name:
             remaining = self.snapshots()
             self.root.update(last_snapshot=remaining[-1] if remaining else None)
@@ -351,7 +364,8 @@ class FeatureStore:
         found = [Damage(self.path.name, 0, 0, damage)] if damage else []
         with self.lock():
             found += self.catalogue.verify()
-        return found + damaged_blobs(self.path, SNAPSHOTS) + damaged_blobs(self.path, NETWORKS)
+        kinds = (SNAPSHOTS, LEAKS, NETWORKS)
+        return found + [damage for kind in kinds for damage in damaged_blobs(self.path, kind)]
 
 
 def check_snapshot_name(name: str | None) -> None:

@@ -18,8 +18,8 @@ from extract.backbones import Backbone, load_backbone
 from extract.engines import TorchEngine
 from extract.extraction import ExtractResult, extract
 from extract.images import Preprocessing, Snapshot, find_images
-from extract.leaks import find_parts, grey_thumbnail, is_part, parts
-from extract.store import ExtractionRun, FeatureStore, Spec
+from extract.leaks import Leak, find_parts, grey_thumbnail, is_part, leaks, near_leaks, parts
+from extract.store import ExtractionRun, FeatureSet, FeatureStore, Spec
 
 SPEC = Spec(
     backbone="net",
@@ -147,6 +147,41 @@ def test_mirrored_copies_and_crops_are_leaks_of_a_kind(planted: Path, tmp_path: 
         ("test/a/none.jpg", "train/b/3.jpg", None),
     ]
     assert not result.leaks_not_sought
+
+
+def test_leaks_are_looked_for_again_only_where_something_changed(
+    planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, store = tmp_path / "data", tmp_path / "f.zarr"
+    shutil.copytree(planted, root)
+    small, large = (load_backbone("efficientnet_lite0", size=size) for size in (64, 96))
+    searched = []
+
+    def search(snapshot: Snapshot, features: FeatureSet) -> list[Leak]:
+        searched.append(features.name)
+        return near_leaks(snapshot, features)
+
+    monkeypatch.setattr(leaks, "near_leaks", search)
+    first = [extracted(root, store, one).leaks for one in (small, large)]
+    assert [extracted(root, store, one).leaks for one in (small, large)] == first
+    assert len(searched) == 2
+    # images, the rule, what was kept, and features
+    (root / "test" / "a" / "none.jpg").rename(root / "test" / "a" / "other name.jpg")
+    [*_, renamed] = extracted(root, store, large).leaks
+    assert renamed.path == "test/a/other name.jpg"
+    monkeypatch.setattr(leaks, "VERSION", 0)
+    extracted(root, store, large)
+    assert len(searched) == 4
+    for file in (store / "leaks").rglob("c/0"):
+        file.write_bytes(b"damaged")
+    extracted(root, store, large)
+    assert len(searched) == 5
+    extracted(root, store, large)
+    assert len(searched) == 5
+    opened_store = FeatureStore(store)
+    with opened_store.lock():
+        opened_store.drop_snapshot(opened_store.snapshots()[-1])
+    assert len(list((store / "leaks").glob("data*"))) == len(opened_store.snapshots()) == 1
 
 
 def test_below_96_pixels_crops_are_not_looked_for_and_that_is_said(
