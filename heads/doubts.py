@@ -1,13 +1,13 @@
 """Labels that may be wrong: what rows say that were held out, and those most like them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from joblib import cpu_count
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
+from sklearn import config_context
 from threadpoolctl import threadpool_limits
 
 from heads.head import Head, checked_features, positions
@@ -33,7 +33,7 @@ class Doubts:
         that of the likeliest other class
     suggested : int array of shape (n,), the likeliest other class
     contradicted : bool array of shape (n,), whether that class is likelier than the label
-    expected : float, how many labels the head's own mistakes would contradict if none were wrong
+    expected : float, how many of as many right labels would be contradicted, by simulation
     """
 
     rows: NDArray[np.intp]
@@ -60,37 +60,76 @@ def doubt_labels(head: Head, features: ArrayLike, labels: ArrayLike) -> Doubts:
     """
     held_out = head.held_out
     assert held_out is not None, "a head that was just fitted"
-    y, truth = held_out.labels, positions(labels, head.classes, of="rows")
-    own = np.log(np.maximum(held_out.probabilities, SMALLEST))
+    rows, truth = checked_features(features), positions(labels, head.classes, of="rows")
+    y, probabilities = held_out.labels, held_out.probabilities
     if head.class_weight:  # it was told that classes are equally frequent, which labels are not
-        own += np.log(np.maximum(np.bincount(y, minlength=own.shape[1]), 1))
-    doubtful = np.zeros(len(truth), dtype=bool)
-    doubtful[held_out.rows] = _margins(_Errors.of([own], y).posterior(y), y) < 0
-    trial = Trial(
-        checked_features(features),
-        truth,
-        [(fitting[~doubtful[fitting]], rest) for fitting, rest in held_out.splits],
-        cpu_count(),
-        lambda fits: None,
-    )
-    errors = _Errors.of([own, _votes(trial)], y)
-    posterior = errors.posterior(y)
+        probabilities = probabilities * np.maximum(np.bincount(y, minlength=len(head.classes)), 1)
+    trial = Trial(rows, truth, held_out.splits, cpu_count(), lambda fits: None)
+    evidence = _evidence(trial, probabilities)
+    errors = _Errors.of(evidence, y)
+    posterior = errors.posterior(errors.classes_by(evidence), y)
     margins = _margins(posterior, y)
     order = np.argsort(margins, kind="stable")
+    doubtful = np.zeros(len(truth), dtype=bool)
+    doubtful[held_out.rows] = margins < 0
     return Doubts(
         rows=held_out.rows[order],
         margins=margins[order],
         suggested=_without(posterior, y).argmax(axis=1)[order],
         contradicted=margins[order] < 0,
-        expected=errors.contradicted_if_none_is_wrong(),
+        expected=_contradicted_if_right(head, trial, errors, doubtful),
     )
 
 
-def _votes(trial: Trial) -> Probabilities:
-    """Logarithms of the shares of the nearest fitting rows: float64 of shape (n_held_out, k)."""
-    count = min(NEIGHBOURS, *(len(fitting) for fitting, _ in trial.splits))
-    (scores,) = HEADS["knn"].learner("l2").held_out_scores(trial, [count])
-    return np.concatenate(scores)
+def _evidence(trial: Trial, probabilities: Probabilities) -> Probabilities:
+    """Log probabilities by a head and by neighbours, of the held-out rows: (2, n_held_out, k).
+
+    The rows that the head contradicts are no neighbours.
+    """
+    own = np.log(np.maximum(probabilities, SMALLEST))[None]
+    rows = np.concatenate([rest for _, rest in trial.splits])
+    y = trial.labels[rows]
+    errors = _Errors.of(own, y)
+    doubtful = np.zeros(len(trial.labels), dtype=bool)
+    doubtful[rows] = _margins(errors.posterior(errors.classes_by(own), y), y) < 0
+    splits = [(fitting[~doubtful[fitting]], rest) for fitting, rest in trial.splits]
+    count = min(NEIGHBOURS, *(len(fitting) for fitting, _ in splits))
+    neighbours = HEADS["knn"].learner("l2")
+    (votes,) = neighbours.held_out_scores(replace(trial, splits=splits), [count])
+    return np.concatenate([own, np.concatenate(votes)[None]])
+
+
+def _contradicted_if_right(
+    head: Head, trial: Trial, errors: "_Errors", doubtful: NDArray[np.bool_]
+) -> float:
+    """Simulate how many right labels would be contradicted.
+
+    A row of a class is the class's mean and what some row differs from the mean of its own class,
+    so that its label is right; means and differences are those of rows that are not doubtful. The
+    same classifier is fitted in the same folds. Held-out labels are contradicted by the errors
+    that were found, and by those found anew, which are fewer: the larger number counts.
+    """
+    labels, k = trial.labels, len(head.classes)
+    known = ~doubtful | ~np.isin(labels, labels[~doubtful])
+    indicator = np.eye(k, dtype=np.float32)[labels[known]]
+    counts = np.maximum(indicator.sum(axis=0), 1)
+    means = indicator.T @ trial.features[known] / counts[:, None]
+    # a row is nearer to a mean that it is a part of
+    apart = np.sqrt(counts / np.maximum(counts - 1, 1))[labels[known], None]
+    differences = (trial.features[known] - means[labels[known]]) * apart
+    drawn = np.random.default_rng(0).integers(len(differences), size=len(labels))
+    simulated = replace(trial, features=means[labels] + differences[drawn])
+    learner = HEADS[head.kind].learner(head.normalize, head.class_weight, head.kernel)
+    with config_context(assume_finite=True), threadpool_limits(1):
+        (by_fold,) = learner.held_out_scores(simulated, [head.c])
+    scores, y = np.concatenate(by_fold), labels[np.concatenate([rest for _, rest in trial.splits])]
+    temperature = learner.calibrate(scores, y, None).temperature
+    evidence = _evidence(simulated, softmax(scores / temperature, axis=1))
+    contradicted = [
+        (_margins(one.posterior(one.classes_by(evidence), y), y) < 0).sum()
+        for one in (errors, _Errors.of(evidence, y))
+    ]
+    return float(max(contradicted))
 
 
 @dataclass(frozen=True)
@@ -108,42 +147,36 @@ class _Errors:
 
     Attributes
     ----------
-    classes : float64 array of shape (n, k), probabilities of the true classes
+    weights : float64 array of shape (j,)
     confusion : float64 array of shape (k, k), of which every row sums to 1
     """
 
-    classes: Probabilities
+    weights: NDArray[np.float64]
     confusion: Probabilities
 
     @classmethod
-    def of(cls, evidence: Sequence[Probabilities], labels: Labels) -> "_Errors":
-        """Estimate them from log probabilities of shape (n, k) each, and labels of shape (n,)."""
-        together = np.stack(evidence)
-        n, k = together.shape[1:]
+    def of(cls, evidence: Probabilities, labels: Labels) -> "_Errors":
+        """Estimate them from log probabilities of shape (j, n, k), and labels of shape (n,)."""
+        n, k = evidence.shape[1:]
         weights, confusion = np.eye(len(evidence))[0], _alike(FIRST_ERROR_RATE, k)
         with threadpool_limits(1):  # small products, in which threads would wait for each other
             for _ in range(ROUNDS):
-                weights = _weights(together, labels, confusion, weights)
-                errors = cls(softmax(np.tensordot(weights, together, axes=1), axis=1), confusion)
-                posterior = errors.posterior(labels)
+                weights = _weights(evidence, labels, confusion, weights)
+                errors = cls(weights, confusion)
+                posterior = errors.posterior(errors.classes_by(evidence), labels)
                 counts = np.stack([posterior[labels == d].sum(axis=0) for d in range(k)], axis=1)
                 counts += n / k * _alike(1 - np.trace(counts) / n, k)
                 confusion = counts / counts.sum(axis=1, keepdims=True)
-        return cls(errors.classes, confusion)
+        return cls(weights, confusion)
 
-    def posterior(self, labels: Labels) -> Probabilities:
-        """Probabilities of the true classes of rows with such labels: shape (n, k)."""
-        joint = self.classes * self.confusion[:, labels].T
+    def classes_by(self, evidence: Probabilities) -> Probabilities:
+        """Probabilities of the true classes of rows of which no label is known: shape (n, k)."""
+        return np.asarray(softmax(np.tensordot(self.weights, evidence, axes=1), axis=1))
+
+    def posterior(self, classes: Probabilities, labels: Labels) -> Probabilities:
+        """The same of rows with such labels."""
+        joint = classes * self.confusion[:, labels].T
         return np.asarray(joint / joint.sum(axis=1, keepdims=True))
-
-    def contradicted_if_none_is_wrong(self) -> float:
-        """How many labels would be contradicted, were they drawn from the true classes."""
-        n, k = self.classes.shape
-        listed = [
-            _margins(self.posterior(labels), labels) < 0
-            for labels in np.arange(k)[:, None].repeat(n, 1)
-        ]
-        return float(self.classes[np.stack(listed, axis=1)].sum())
 
 
 def _alike(rate: float, k: int) -> Probabilities:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from heads.evaluation import Evaluation
     from heads.head import Head, OutOfFoldPredictions, Source
 
-AUDIT_VERSION = 2  # raised when the same head comes to doubt other labels
+AUDIT_VERSION = 3  # raised when the same head comes to doubt other labels
 
 
 @dataclass(frozen=True)
