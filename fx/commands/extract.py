@@ -129,6 +129,8 @@ def _print(result: ExtractResult) -> None:
     if splits:
         classes = len(next(iter(result.splits.values())))
         print(f"{classes} classes; {', '.join(splits)}")
+    else:
+        print("no labels")
     if result.left_out:
         print_wrapped(f"classes left out: {counted(result.left_out)}")
     if result.too_few:

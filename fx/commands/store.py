@@ -35,7 +35,7 @@ def store_verify(
 ) -> None:
     """Read everything, and compare checksums.
 
-    The next extraction computes damaged rows again.
+    The next extraction of the same features computes damaged rows again.
     """
     from extract.store import FeatureStore
 
@@ -43,7 +43,10 @@ def store_verify(
     rows = [f": rows {d.start:,} to {d.stop - 1:,}" if d.stop else "" for d in damage]
     lines = [f"{d.reason}{where}" for d, where in zip(damage, rows, strict=True)]
     if damage:
-        lines.append(f"fx extract on the same images into {store} mends what can be mended")
+        lines += [
+            f"fx extract on the same images into {store} mends what can be mended, a set of",
+            "features where the backbone, layer and size are its own (fx store ls)",
+        ]
     show(
         {"store": store, "damaged": damage},
         json_,
