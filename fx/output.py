@@ -211,7 +211,7 @@ def _bar(description: str) -> Iterator[Progress]:
     class RateColumn(rich_progress.ProgressColumn):
         def render(self, task: rich_progress.Task) -> Text:
             speed = task.finished_speed or task.speed
-            return Text(_rate(speed) if speed else "")
+            return Text(rate(speed) if speed else "")
 
     columns = (
         rich_progress.TextColumn(escape(printable(description))),
@@ -243,27 +243,27 @@ class _Lines:
         now = time.monotonic()
         if now - self._last >= _SECONDS_BETWEEN_LINES and done < total:
             self._last = now
-            rate = (done - self._first) / (now - self._start)
+            speed = (done - self._first) / (now - self._start)
             line = f"{done:,} of {total:,}"
-            if rate > 0:
-                line += f", {_rate(rate)}, {_rough_duration((total - done) / rate)} left"
+            if speed > 0:
+                line += f", {rate(speed)}, {rough_duration((total - done) / speed)} left"
             self._print(line)
 
     def finish(self) -> None:
         seconds = time.monotonic() - self._start
         if seconds > _SECONDS_BETWEEN_LINES and self._first is not None:
-            self._print(f"{self._done:,} of {self._total:,} in {_rough_duration(seconds)}")
+            self._print(f"{self._done:,} of {self._total:,} in {rough_duration(seconds)}")
 
     def _print(self, line: str) -> None:
         print(f"{self._description}: {line}", file=self._file, flush=True)
 
 
-def _rate(speed: float) -> str:
-    """How many a second, or, of less than one, how many seconds each."""
-    return f"{speed:,.1f}/s" if speed >= 1 else f"{1 / speed:,.1f} s each"
+def rate(speed: float, decimals: int = 1, what: str = "") -> str:
+    """Write out how many a second, or, of less than one, how many seconds each."""
+    return f"{speed:,.{decimals}f}{what}/s" if speed >= 1 else f"{1 / speed:,.1f} s each"
 
 
-def _rough_duration(seconds: float) -> str:
+def rough_duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -284,6 +284,12 @@ def _in_a_cell(value: object) -> str:
 def printable(value: str) -> str:
     """Return a text in one line: a file's name may hold line breaks, and move a cursor."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
+
+
+def number_of(count: int, noun: str) -> str:
+    """Write out how many there are: 1 image, 2,000 images, 2 classes."""
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else plural}"
 
 
 def counted(counts: Mapping[str, int]) -> str:

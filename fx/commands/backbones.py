@@ -61,7 +61,7 @@ def _list_blocks(name: str, as_json: bool) -> None:
     ]
     records = [dataclasses.asdict(one) | {"output": output} for one, output in found]
     note = (
-        f"{backbone.dim} features from images of {backbone.size} pixels a side\n"
+        f"{backbone.dim:,} features from images of {backbone.size} pixels a side\n"
         f"fx finetune --unfreeze K trains the last K of these {len(found)} blocks"
     )
 
@@ -72,7 +72,7 @@ def _list_blocks(name: str, as_json: bool) -> None:
                 one.number,
                 one.name.replace("features.", ""),
                 one.parameters,
-                f"{one.flops_share:.0%}",
+                f"{100 * one.flops_share:>3.0f} %",
                 output,
             ]
             for one, output in found

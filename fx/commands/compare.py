@@ -46,7 +46,7 @@ from fx.commands.arguments import (
 from fx.commands.command import Command
 from fx.commands.printing import print_wrapped, show
 from fx.options import names_in
-from fx.output import print_comparison, print_table, progress_bars
+from fx.output import print_comparison, print_table, progress_bars, rough_duration
 
 if TYPE_CHECKING:
     from extract.registry import Registry
@@ -213,7 +213,7 @@ def _print_preview(planned: Preview) -> None:
     for cell in planned.cells:
         seconds.setdefault((cell.strategy, cell.n_train), []).append(cell.seconds)
     rows = [
-        [strategy, f"{size:,}", len(each), f"{each[0]:,.0f}"]
+        [strategy, size, len(each), round(each[0])]
         for (strategy, size), each in sorted(seconds.items())
     ]
     print_table(["strategy", "images", "seeds", "seconds each"], rows)
@@ -222,7 +222,7 @@ def _print_preview(planned: Preview) -> None:
     extraction, shared = planned.extraction_seconds, planned.shared_seconds
     print(f"extracting features: {extraction:,.0f} s; running frozen blocks: {shared:,.0f} s")
     print(
-        f"in all about {planned.seconds / 60:,.1f} minutes at most, "
+        f"in all about {rough_duration(planned.seconds)} at most, "
         f"{planned.disk_mb:,.0f} MB on the disk"
     )
     print("as if nothing were there yet: what is finished takes no time again")

@@ -36,7 +36,7 @@ from fx.commands.arguments import (
 )
 from fx.commands.printing import print_some, print_wrapped, show
 from fx.options import names_in
-from fx.output import counted, printable, progress_bars
+from fx.output import counted, number_of, printable, progress_bars, rate
 
 if TYPE_CHECKING:
     from extract.extraction import ExtractResult
@@ -113,8 +113,8 @@ def extract(
 def _print(result: ExtractResult) -> None:
     """Print what an extraction did, and every oddity that the user should know of."""
     print(
-        f"{result.images:,} images: {result.new:,} computed, {result.reused:,} already there, "
-        f"{len(result.failed):,} unreadable"
+        f"{number_of(result.images, 'image')}: {result.new:,} computed, "
+        f"{result.reused:,} already there, {len(result.failed):,} unreadable"
     )
     widths = " + ".join(
         f"{one.dim:,}" if one.layer == "pool" else f"{one.dim:,} ({one.layer})"
@@ -123,12 +123,12 @@ def _print(result: ExtractResult) -> None:
     how = result.precision + (f", {result.crops} crops" if result.crops > 1 else "")
     print(
         f"{result.backbone}, {widths} features each, {how}, {result.engine}: "
-        f"{result.seconds:.1f} s, {result.images_per_second:,.0f} images/s"
+        f"{result.seconds:.1f} s, {rate(result.images_per_second, 0, ' images')}"
     )
     splits = [f"{sum(counts.values()):,} {name}" for name, counts in result.splits.items()]
     if splits:
         classes = len(next(iter(result.splits.values())))
-        print(f"{classes} classes; {', '.join(splits)}")
+        print(f"{number_of(classes, 'class')}; {', '.join(splits)}")
     else:
         print("no labels")
     if result.left_out:

@@ -43,7 +43,7 @@ from fx.commands.arguments import (
     with_unit,
 )
 from fx.commands.printing import print_measured, show
-from fx.output import progress_bars
+from fx.output import number_of, progress_bars
 
 if TYPE_CHECKING:
     from fx.stages.records import FinetunedModel
@@ -197,8 +197,9 @@ def _print(result: FinetunedModel, per_class: bool) -> None:
     chosen = result.best_epoch
     kept = f"epoch {chosen} kept" if chosen else "the head it began as is kept"
     details = [
-        f"{result.trainable_parameters:,} parameters trained for {result.epochs} epochs: {kept}",
-        f"what is kept was fitted on {result.n_fitted:,} images",
+        f"{result.trainable_parameters:,} parameters trained for "
+        f"{number_of(result.epochs, 'epoch')}: {kept}",
+        f"what is kept was fitted on {number_of(result.n_fitted, 'image')}",
     ]
     print_measured(result, f"{result.backbone}, {what}", details, per_class)
     print(f"saved in {result.path}")

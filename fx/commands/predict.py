@@ -72,10 +72,14 @@ def predict(
 
 
 def _print(found: Predictions) -> None:
+    from rich.cells import cell_len
+
     labels = [printable(_answer(one)) for one in found.predictions]
-    width = max(map(len, labels), default=0)
+    width = max(map(cell_len, labels), default=0)
     for label, prediction in zip(labels, found.predictions, strict=True):
-        print(f"{prediction.probability:.3f}  {label:<{width}}  {printable(prediction.path)}")
+        # letters of some scripts are two columns wide
+        padding = " " * (width - cell_len(label))
+        print(f"{prediction.probability:.3f}  {label}{padding}  {printable(prediction.path)}")
     if isinstance(found.rejected, int):
         print(f"none of these: {found.rejected:,} of {len(labels):,} images")
     if isinstance(found.mean_set_size, float):

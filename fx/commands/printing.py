@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from fx.commands.command import with_options
 from fx.interruption import result_follows, result_is_out
-from fx.output import all_of_it, print_table, printable, to_json
+from fx.output import all_of_it, number_of, print_table, printable, to_json
 
 if TYPE_CHECKING:
     from fx.stages.records import MeasuredModel
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 SHOWN = 5
 WIDTH = 80  # columns
 MOST_CLASSES = 10  # whose confusion is a table; of more, the worst pairs are listed
-LONGEST_HEADING = 8  # characters of a class in such a table
 
 
 def show(record: object, as_json: bool, otherwise: Callable[[], object]) -> None:
@@ -70,7 +69,8 @@ def print_measured(
     """
     measured = result.evaluation
     _print_accuracy(measured, what)
-    rows = f"on {measured.n_test:,} test images; {result.n_train:,} training images"
+    tested = number_of(measured.n_test, "test image")
+    rows = f"on {tested}; {number_of(result.n_train, 'training image')}"
     if measured.measured_by != "test rows":
         rows = f"in {measured.measured_by} of the {result.n_train:,} images that it is fitted on"
     print(f"{rows}; {result.seconds:.1f} s")
@@ -133,7 +133,8 @@ def print_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str]) 
 def _print_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
     """Print true classes down, predicted ones across: by number where their names are too long."""
     names = headings = list(classes)
-    if max(map(len, names)) > LONGEST_HEADING:
+    # three columns between two of the table
+    if max(map(len, names)) + sum(len(name) + 3 for name in names) > WIDTH - 2:
         headings = [str(number) for number in range(1, len(names) + 1)]
         names = [
             f"{number:>{len(headings[-1])}} {name}"

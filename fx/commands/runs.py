@@ -44,7 +44,7 @@ def runs(
 ) -> None:
     """List what was finished, the newest first."""
     if not out.is_dir():
-        raise FxError(f"no folder {out}; give the one that results were written to")
+        raise FxError(f"no folder {str(out)!r}; give the one that results were written to")
     found = find_runs(out)
     show({"runs": found}, json_, lambda: _print(found, out))
 

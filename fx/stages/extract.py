@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fx.options import Options, open_backbone, open_engine
-from fx.output import Begin, counted, printable
+from fx.output import Begin, counted, number_of, printable
 
 if TYPE_CHECKING:
     from extract.backbones import Backbone
@@ -64,7 +64,7 @@ def extract_images(
     if strict and result.failed:
         first = result.failed[0]
         raise FxError(
-            f"{len(result.failed)} images cannot be read; the first is "
+            f"{number_of(len(result.failed), 'image')} cannot be read; the first is "
             f"{first.path}: {first.reason}; the others' features are stored"
         )
     return result
@@ -84,7 +84,7 @@ def notes_on_images(source: ImageSource, snapshot: Snapshot) -> list[str]:
     failed = [(one.path, one.reason) for one in snapshot.failed()] + list(source.skipped)
     if failed:
         path, reason = failed[0]
-        cannot = "1 image" if len(failed) == 1 else f"{len(failed):,} images"
+        cannot = number_of(len(failed), "image")
         notes.append(printable(f"{cannot} cannot be read, the first is {path!r}: {reason}"))
     if left_out := classes_left_out(source, snapshot):
         notes.append(f"classes left out: {counted(left_out)}")

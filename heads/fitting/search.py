@@ -140,10 +140,11 @@ def _along_grid(
         if not more or extension == MAX_EXTENSIONS:
             break
         notes.append(
-            f"the best C, {best.c:g}, lay at the grid's end: also tried {more[0]:g} to {more[-1]:g}"
+            f"the best C, {best.c:.3g}, lay at the grid's end: also tried {more[0]:.3g} to "
+            f"{more[-1]:.3g}"
         )
     if more:
-        notes.append(f"the best C, {best.c:g}, is still the last one tried")
+        notes.append(f"the best C, {best.c:.3g}, is still the last one tried")
     chosen = np.concatenate(scores[best.c])
     return _Found(learner, best.c, best.log_loss, curve, chosen, tuple(notes))
 

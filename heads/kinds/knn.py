@@ -17,7 +17,7 @@ class Neighbours(Learner):
 
     calibrated_search = True
     grid_label = "neighbours"
-    choice_text = "{:g} neighbours"
+    choice_text = "neighbours {:g}"
     weights = ("_fit_X",)
     fitted = ("classify._fit_X", "classify._y")
 

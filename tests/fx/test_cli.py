@@ -547,7 +547,7 @@ def test_the_terminal_output_fits_80_columns(here: Path, fx: Fx) -> None:
 
 def test_finished_runs_are_listed_the_newest_first(here: Path, fx: Fx) -> None:
     write_splits(here / "data", per_class=10)
-    assert "no folder runs" in one_line(fx("runs"))
+    assert "no folder 'runs'" in one_line(fx("runs"))
     assert fx("extract", "--size", "32").status == 0
     head = json.loads(fx("fit-head", "centroid", "--json").out)
     compared = json.loads(

@@ -15,7 +15,7 @@ from conftest import Said
 from extract.errors import FxError
 from fx.commands.app import app
 from fx.commands.printing import print_confusion
-from fx.output import _Lines
+from fx.output import _Lines, number_of
 
 Fx = Callable[..., Said]
 ROOT = Path(__file__).parents[2]
@@ -133,6 +133,11 @@ def test_progress_is_told_as_a_rate_or_as_seconds_each(
     assert file.getvalue() == f"training: {said}\n"
 
 
+def test_one_is_no_plural() -> None:
+    told = [number_of(count, noun) for count in (1, 2000) for noun in ("image", "class")]
+    assert told == ["1 image", "1 class", "2,000 images", "2,000 classes"]
+
+
 def test_progress_without_any_progress_is_told_without_a_rate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -151,7 +156,7 @@ def test_a_confusion_is_shown_whole_or_says_what_is_not_shown(
     matrix = np.eye(classes, dtype=int) * 700
     matrix[:, 0] = 1  # each class has a mistake but the first
     matrix[-1] = 0  # and the last one no image
-    names = [f"a class of a long name {number}" for number in range(classes)]
+    names = [f"a class of a very long name that is told whole {n}" for n in range(classes)]
     print_confusion(matrix.tolist(), names)
     said = capsys.readouterr().out
     assert max(map(len, said.splitlines())) <= 80

@@ -285,7 +285,7 @@ def test_the_grid_grows_where_the_best_c_is_at_its_end_but_not_for_ever() -> Non
     assert len(tried) > len(GRID)
     np.testing.assert_allclose(np.diff(np.log10(tried)), 0.5)
     assert head.c > GRID[-1]
-    end = f"the best C, {GRID[-1]:g}, lay at the grid's end: also tried {tried[10]:g} to"
+    end = f"the best C, {GRID[-1]:.3g}, lay at the grid's end: also tried {tried[10]:.3g} to"
     assert head.notes[0].startswith(end)
 
     # every row stands there twice, under both labels: whatever is learned of it is wrong
