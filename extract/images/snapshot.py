@@ -38,6 +38,8 @@ _TYPES = {
     "inode": pa.uint64(),
 }
 _COMPRESSIONS = ("SNAPPY", "UNCOMPRESSED")
+# characters of a folder's name in a snapshot's
+LONGEST_FOLDER = 100
 # a row has its own path, and nearly always a key
 MOST_ROWS_A_BYTE = 1
 
@@ -77,7 +79,8 @@ class Snapshot:
 
     def __post_init__(self) -> None:
         if not self.name:
-            folder = Path(self.root).name or "images"
+            # the store's files of it have longer names
+            folder = Path(self.root).name[:LONGEST_FOLDER] or "images"
             safe = "".join(c if (c.isalnum() and c.isascii()) or c in "-_" else "_" for c in folder)
             object.__setattr__(self, "name", f"{safe}-{self.fingerprint[:8]}")
 

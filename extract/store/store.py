@@ -61,6 +61,9 @@ from extract.store.records import Damage, ExtractionRun, Spec
 from extract.store.writer import FeatureWriter
 from extract.store.zarr_files import set_attributes
 
+# bytes of a snapshot's name; file systems take 255, and files of it have more behind it
+LONGEST_NAME = 200
+
 
 class FeatureStore:
     """A folder of feature sets and snapshots, read without a lock and written by one at a time.
@@ -374,10 +377,13 @@ def check_snapshot_name(name: str | None) -> None:
     Raises
     ------
     FxError
-        If it has other characters than letters, digits, ``.``, ``_`` and ``-``.
+        If it has other characters than letters, digits, ``.``, ``_`` and ``-``, or more than 200
+        bytes.
     """
-    if name is not None and not re.fullmatch(r"\w[\w.-]*", name):
+    if name is None:
+        return
+    if not re.fullmatch(r"\w[\w.-]*", name) or len(name.encode()) > LONGEST_NAME:
         raise FxError(
-            f"a snapshot's name has letters, digits, '.', '_' and '-' only; got {name!r}; "
-            "choose another `snapshot`"
+            "a snapshot's name has letters, digits, '.', '_' and '-' only, and at most "
+            f"{LONGEST_NAME} bytes; got {name[:80]!r}; choose another `snapshot`"
         )

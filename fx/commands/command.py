@@ -26,6 +26,11 @@ class Command(TyperCommand):
         """Registries that the help lists, each below a heading."""
         return {}
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "" in args:  # as a path it would be this folder
+            ctx.fail("an argument is empty, as a shell's variable without a value is")
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         _options.clear()
         for parameter in self.params:

@@ -177,6 +177,15 @@ def test_wrong_usage_has_status_2_and_no_traceback(here: Path, fx: Fx, words: st
     assert "Usage:" in said.err or "No such command" in said.err
 
 
+@pytest.mark.parametrize(
+    "words", [["extract", ""], ["predict", "runs/svm", ""], ["store", "ls", ""], ["runs", ""]]
+)
+def test_an_empty_argument_is_not_this_folder(here: Path, fx: Fx, words: list[str]) -> None:
+    said = fx(*words)
+    assert said.status == 2
+    assert "an argument is empty" in said.err
+
+
 def test_a_mistyped_backbone_names_the_nearest(here: Path, fx: Fx) -> None:
     write_classes(here / "data", per_class=2)
     line = one_line(fx("extract", "--backbone", "resnet5O"))

@@ -174,6 +174,12 @@ def test_given_splits_are_kept_and_val_is_never_set_aside() -> None:
     assert 20 <= sum(r.split == "test" for r in result) <= 40
 
 
+def test_a_folder_of_a_long_name_has_a_snapshot_of_one_that_files_can_have() -> None:
+    name = Snapshot("/" + "f" * 255, (), 0, 1).name
+    assert name.startswith("ffff")
+    assert len(name) < 200
+
+
 def test_a_snapshot_survives_parquet_with_odd_names() -> None:
     rows = (
         row("a\udcff.png", "1"),

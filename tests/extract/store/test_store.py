@@ -334,7 +334,7 @@ def test_a_snapshot_is_replaced_whole(tmp_path: Path) -> None:
     assert store.snapshots() == ["s"]
 
 
-@pytest.mark.parametrize("name", ["exp/1", "../x", "", ".hidden", "a b"])
+@pytest.mark.parametrize("name", ["exp/1", "../x", "", ".hidden", "a b", "é" * 101])
 def test_a_snapshots_name_is_checked_before_any_work(name: str) -> None:
     with pytest.raises(FxError, match="`snapshot`"):
         check_snapshot_name(name)
