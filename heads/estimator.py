@@ -1,10 +1,12 @@
 """The heads as a scikit-learn estimator: for pipelines, searches and comparisons of one's own."""
 
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -23,8 +25,8 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     balanced : bool, whether classes weigh the same however many rows they have
     C : float, optional; the inverse penalty, or the number of neighbours; searched if not given
     folds : int, of the cross-validation
-    random_state : int, of the shuffling into folds
-    n_jobs : int, optional; threads, all cores if not given
+    random_state : int, RandomState or None, of the shuffling into folds
+    n_jobs : int, optional; threads, all cores if not given, or for -1
 
     Attributes
     ----------
@@ -51,7 +53,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         balanced: bool = False,
         C: float | None = None,
         folds: int = 5,
-        random_state: int = 0,
+        random_state: int | np.random.RandomState | None = 0,
         n_jobs: int | None = None,
     ) -> None:
         self.kind = kind
@@ -82,6 +84,9 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.classes_, numbers = np.unique(y, return_inverse=True)
         # of one width, so that they sort as they count
         names = np.char.zfill(numbers.astype(str), len(str(len(self.classes_))))
+        seed = self.random_state
+        if not isinstance(seed, Integral):
+            seed = check_random_state(seed).randint(2**31)
         try:
             self.head_ = fit_head(
                 X,
@@ -93,7 +98,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 c=self.C,
                 folds=self.folds,
                 groups=groups,
-                seed=self.random_state,
+                seed=int(seed),
                 jobs=self.n_jobs,
             )
         except FxError as error:

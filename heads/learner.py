@@ -49,6 +49,8 @@ Fold = tuple[Labels, Labels]  # rows that fit, rows that are held out
 
 AUTO = "auto"
 STEP = float(np.sqrt(10))  # between neighbouring values of C
+# that may be given: beyond them, and far beyond all use, single precision overflows
+LEAST_C, MOST_C = 1e-10, 1e10
 NORMALISERS = {"standard": StandardScaler, "l2": Normalizer, "none": FunctionTransformer}
 
 
@@ -148,6 +150,20 @@ class Learner(ABC):
         fewest : rows of the smallest fitting side
         """
         return [1.0]
+
+    def check_c(self, c: float, fewest: int) -> None:
+        """Raise FxError where a value that was given cannot be.
+
+        Parameters
+        ----------
+        c : the value
+        fewest : rows of the smallest fitting side
+        """
+        if not LEAST_C <= c <= MOST_C:
+            raise FxError(
+                f"C must be from {LEAST_C:g} to {MOST_C:g}; got {c:g}; leave it out to have it "
+                "searched"
+            )
 
     def held_out_scores(self, trial: Trial, cs: Sequence[float]) -> list[list[Scores]]:
         """Fit every fold for every value, and score the rows that the fold holds out.

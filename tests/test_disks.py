@@ -27,7 +27,7 @@ from extract.backbones.weight_files import cached_url, fetch_from_hub, fetch_url
 from extract.engines import OpenVINOEngine
 from extract.engines.int8 import save_network
 from extract.errors import CannotWrite, NoRoom
-from extract.files import disk_full_as_fx_error, reserve, write_whole
+from extract.files import check_room, disk_full_as_fx_error, reserve, write_whole
 from extract.images import Preprocessing
 from finetune.settings import FinetuneSettings
 from finetune.training import make_accelerator
@@ -556,3 +556,9 @@ def test_room_is_asked_for_where_a_file_is_only_so_long(
                 with pytest.raises(OSError, match="No space left"):
                     reserve(file)
             file.unlink()
+
+
+def test_a_file_in_the_place_of_a_folder_is_told_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CannotWrite, match=f"{tmp_path}/file is no folder"):
+        check_room(tmp_path / "file" / "runs", 0)

@@ -199,9 +199,11 @@ def check_room(path: Path, needs: int) -> None:
     NoRoom
         If its disk has less room.
     CannotWrite
-        If it is read-only, or writing is not allowed.
+        If it is read-only, writing is not allowed, or a file stands in the place of a folder.
     """
     there = _nearest(path)
+    if there != path and not there.is_dir():
+        raise CannotWrite(_cannot_write(path, f"{there} is no folder"))
     if not os.access(there, os.W_OK):
         read_only = hasattr(os, "statvfs") and os.statvfs(there).f_flag & os.ST_RDONLY
         reason = os.strerror(errno.EROFS if read_only else errno.EACCES)

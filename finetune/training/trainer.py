@@ -159,6 +159,14 @@ class Trainer:
             try:
                 with without_tf32():
                     return self._take_step(positions, labels, epoch, seed, classifier_alone)
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise FxError(
+                    "batch norm cannot train on one image at a time where a layer sees one pixel "
+                    "of it; give a larger `batch_size`, `micro_batch` or `size`, or "
+                    "`batch_norm=inference`"
+                ) from error
             except RuntimeError as error:
                 images = min(self.micro_batch or len(positions), len(positions))
                 if not should_reduce_batch_size(error):
@@ -189,6 +197,9 @@ class Trainer:
         mine = np.arange(count)[accelerator.process_index :: processes]
         size = self.micro_batch or max(1, len(mine))
         micro = [mine[at : at + size] for at in range(0, max(1, len(mine)), size)]
+        if size > 1 and len(micro) > 1 and len(micro[-1]) == 1:
+            # batch norm cannot train on one image
+            micro[-2:] = [np.concatenate(micro[-2:])]
         self.model.zero_grad()
         sums = torch.zeros(2, device=device)
         for number, some in enumerate(micro):

@@ -14,6 +14,8 @@ from fx.options import Options
 from fx.stages.rows import NEAR_COPIES
 
 DATA, RUNS, FEATURES, MAX_IMAGE_MB = Path("data"), Options.out, Options.store, Options.max_image_mb
+# NumPy takes seeds below 2 ** 32, and draws and folds count on from the one that is given
+MOST_SEED = 2**31 - 1
 
 
 def choice(name: str, value: object, allowed: Sequence[object]) -> Any:
@@ -34,7 +36,7 @@ def positive(name: str, value: float | None) -> float | None:
 def with_unit(name: str, text: str, units: Mapping[str, int], example: str) -> float:
     """Read a number with a unit, such as 30m or 20GB, in the unit that counts 1."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Z]*)", text.strip().upper())
-    if not found or found[2] not in units:
+    if not found or found[2] not in units or float(found[1]) == float("inf"):
         raise typer.BadParameter(f"{name} must be {example}; got {text!r}")
     return float(found[1]) * units[found[2]]
 
@@ -147,7 +149,9 @@ SnapshotName = Annotated[
 PerClass = Annotated[
     bool, typer.Option("--per-class", help="Print precision and recall of each class.")
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Random seed; never changes the test split.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=MOST_SEED, help="Random seed; never changes the test split.")
+]
 SplitSeed = Annotated[
     int, typer.Option(min=0, help="Random seed of the test split, where none is given.")
 ]

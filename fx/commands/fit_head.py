@@ -95,6 +95,8 @@ def fit_head(
 ) -> None:
     """Stage two: fit and measure a classifier on stored features."""
     options = options_in(locals(), layers=names_in(layer), features=names_in(features))
+    choice("--crops", crops, (1, 5, 10))
+    choice("--precision", precision, ("auto", "fp32", "bf16", "fp16", "int8"))
     choice("--normalize", normalize, ("standard", "l2", "none", "auto"))
     positive("--c", c)
     from fx.stages.fit_head import fit_head_on_store

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from joblib import cpu_count
+from joblib import cpu_count, effective_n_jobs
 from numpy.typing import ArrayLike
 from scipy.special import softmax
 from threadpoolctl import threadpool_limits
@@ -92,7 +92,7 @@ def fit_head(
     spec : dict that JSON can hold, what the features mean, kept with the head
     source : Source, optional; how to compute such features anew, kept with the head
     seed : int, of the shuffling into folds
-    jobs : int, threads; all cores where not given
+    jobs : int, threads; all cores where not given; -1, as joblib counts, for all, too
     progress : called with (done, total), in fits; the total grows where the grid is extended
 
     Returns
@@ -116,7 +116,8 @@ def fit_head(
     ['cat', 'dog']
     """
     rows, names = checked_features(features), np.asarray(labels, dtype=str)
-    _check_choices(c, folds)
+    if folds < 2:
+        raise FxError(f"cross-validation needs at least 2 folds; got {folds}; 5 is usual")
     _check_rows(rows, names)
     learners, notes = HEADS[kind].candidates(normalize, class_weight, kernel, rows=len(rows))
     classes, y = _numbered(names)
@@ -127,7 +128,7 @@ def fit_head(
     else:
         chosen_on = _with_validation(rows, y, validation, known)
     notes += chosen_on.notes
-    threads = cpu_count() if jobs is None else jobs
+    threads = cpu_count() if jobs is None else effective_n_jobs(jobs)
     found = search(
         learners,
         chosen_on.rows,
@@ -181,14 +182,6 @@ def _imbalance(counts: Labels, classes: tuple[str, ...]) -> list[str]:
         f"class {classes[most]!r} has {counts[most]:,} training images and {classes[least]!r} "
         f"{counts[least]:,}: look at the balanced accuracy, and consider balanced class weights"
     ]
-
-
-def _check_choices(c: float | None, folds: int) -> None:
-    """Raise FxError where C or the number of folds is out of range."""
-    if c is not None and not (np.isfinite(c) and c > 0):
-        raise FxError(f"C must be positive; got {c}; leave it out to have it searched")
-    if folds < 2:
-        raise FxError(f"cross-validation needs at least 2 folds; got {folds}; 5 is usual")
 
 
 def _check_rows(rows: Features, names: np.ndarray[Any, Any]) -> None:

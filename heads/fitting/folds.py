@@ -41,10 +41,13 @@ def make_folds(
     Raises
     ------
     FxError
-        Where a class has a single image, or a single group, so that it cannot be on both sides.
+        Where a class has a single image, or a single group, so that it cannot be on both sides,
+        or groups are not one a row.
     """
     units = "images" if groups is None else "groups"
     unit = np.arange(len(labels)) if groups is None else _numbered(groups)
+    if unit.shape != labels.shape:
+        raise FxError(f"`groups` must be one a row, {len(labels):,}; got {unit.shape}")
     counts = _units_per_class(labels, len(classes), unit)
     rarest = int(counts.argmin())
     why = f"class {classes[rarest]!r} has {counts[rarest]} training {units}"

@@ -123,7 +123,10 @@ def _along_grid(
     weights = len(labels) / np.bincount(labels) if balanced else np.ones(labels.max() + 1)
     scores: dict[float, list[Scores]] = {}
     notes: list[str] = []
-    more = learner.grid(trial.features, min(len(rows) for rows, _ in splits)) if c is None else [c]
+    fewest = min(len(rows) for rows, _ in splits)
+    if c is not None:
+        learner.check_c(c, fewest)
+    more = learner.grid(trial.features, fewest) if c is None else [c]
     for extension in range(MAX_EXTENSIONS + 1):
         meter.total += len(splits) * len(more)
         # what scikit-learn checks anew at every fit was checked before

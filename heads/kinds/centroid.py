@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import Pipeline
 
+from extract.errors import FxError
 from heads.learner import Features, HeadKind, Learner, Scores, Shape, State
 
 
@@ -21,6 +22,10 @@ class Centroid(Learner):
     def estimator(self, c: float) -> NearestCentroid:
         """Make scikit-learn's own classifier."""
         return NearestCentroid()
+
+    def check_c(self, c: float, fewest: int) -> None:
+        """Refuse a value, which would change nothing."""
+        raise FxError(f"centroid has nothing to choose; got {c:g}; leave it out")
 
     def fit(
         self, features: Features, names: NDArray[np.generic], c: float, *, jobs: int

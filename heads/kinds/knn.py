@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline
 
+from extract.errors import FxError
 from heads.learner import Features, HeadKind, Learner, Scores, Shape, State, Trial
 
 NEIGHBOURS = (1, 2, 3, 5, 8, 13, 20, 30, 50)
@@ -28,6 +29,14 @@ class Neighbours(Learner):
     def grid(self, features: Features, fewest: int) -> list[float]:
         """Numbers of neighbours, no more than there are."""
         return [float(count) for count in NEIGHBOURS if count <= fewest]
+
+    def check_c(self, c: float, fewest: int) -> None:
+        """Neighbours are counted, and are no more than there are."""
+        if not (1 <= c <= fewest and float(c).is_integer()):
+            raise FxError(
+                f"the number of neighbours must be a whole one, from 1 to the {fewest:,} images of "
+                f"a fold; got {c:g}; leave it out to have it searched"
+            )
 
     def held_out_scores(self, trial: Trial, cs: Sequence[float]) -> list[list[Scores]]:
         """Find the most neighbours that are asked for once, and count votes for every number."""

@@ -176,6 +176,27 @@ def test_micro_batches_add_up_to_the_same_steps(
     np.testing.assert_allclose(whole.probabilities, parts.probabilities, atol=1e-4)
 
 
+def test_no_image_trains_batch_norm_alone(
+    backbone: Backbone, store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, positions, labels = trainer_of(
+        backbone, store, tmp_path, batch_norm="train", micro_batch=4
+    )
+    sizes = []
+    original = TrainedPart.features
+
+    def one_pixel(self: TrainedPart, prepared: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(prepared))
+        nn.functional.batch_norm(prepared.mean((1, 2, 3))[:, None], None, None, training=True)
+        return original(self, prepared)
+
+    monkeypatch.setattr(TrainedPart, "features", one_pixel)
+    trainer.step(positions[:9], labels[:9], rate=1e-3, epoch=1, seed=0)
+    assert sizes == [4, 5]
+    with pytest.raises(FxError, match=r"cannot train on one image at a time .*`batch_size`"):
+        trainer.step(positions[:1], labels[:1], rate=1e-3, epoch=1, seed=0)
+
+
 def test_out_of_memory_halves_the_batch_and_keeps_the_step(
     backbone: Backbone, store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,6 +40,16 @@ def test_the_estimator_is_the_head() -> None:
     assert head.c == estimator.C_
 
 
+def test_chance_and_threads_are_given_as_scikit_learn_takes_them() -> None:
+    rng = np.random.default_rng(0)
+    y = np.arange(40) % 2
+    X, groups = rng.normal(size=(40, 8)) + y[:, None], np.arange(40) // 2 % 10
+    usual = HeadClassifier().fit(X, y).predict_proba(X)
+    np.testing.assert_array_equal(HeadClassifier(n_jobs=-1).fit(X, y).predict_proba(X), usual)
+    for state in (None, np.random.RandomState(0), np.int64(3)):
+        HeadClassifier(random_state=state).fit(X, y, groups=groups)
+
+
 @pytest.fixture
 def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Path], list[str]]:
     monkeypatch.chdir(tmp_path)

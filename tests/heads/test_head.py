@@ -362,7 +362,14 @@ def test_what_cannot_be_fitted_is_refused_in_one_line() -> None:
     lonely = np.append(y, "yak")
     refusal("class 'yak'; got 1", np.vstack([features, features[:1]]), lonely)
     refusal("same in every row", np.ones_like(features), y)
-    refusal("C must be positive; got -1", features, y, c=-1.0)
+    for c in (-1.0, 0.0, 1e-300, 1e300, np.nan, np.inf):
+        refusal("C must be from 1e-10 to 1e\\+10; got ", features, y, c=c)
+    for c in (0.5, 2.5, 1e6, np.nan):
+        refusal("must be a whole one, from 1 to the .* images", features, y, kind="knn", c=c)
+    refusal(
+        "centroid has nothing to choose; got 3; leave it out", features, y, kind="centroid", c=3
+    )
+    refusal("`groups` must be one a row", features, y, groups=[1, 2])
     refusal("at least 2 folds; got 1", features, y, folds=1)
     refusal("unknown head 'tree'; choose from centroid, knn, logreg, svm", features, y, kind="tree")
     refusal(
