@@ -34,7 +34,7 @@ from fx.records import Comparison, FlipDecision, Measurement, Skipped, StrategyI
 from fx.report import gather_evidence, learning_curve_png, write_report
 from fx.runs import Run
 from fx.stages.extract import notes_on_images
-from fx.stages.rows import needs_folds
+from fx.stages.rows import needs_folds, notes_on_untested
 from heads.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -190,6 +190,7 @@ def _notes(source: ImageSource, prepared: Sequence[Prepared], plan: Plan) -> lis
     notes = [BALANCED] if plan.class_weight else []
     found = [note for one in prepared for note in one.backbone.notes]
     found += notes_on_images(source, first.snapshot)
+    found += notes_on_untested(first.snapshot.classes, tested_rows(first.snapshot, folds))
     notes += [note[:1].upper() + note[1:] for note in found]
     notes += first.notes
     if folds > 1:

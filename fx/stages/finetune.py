@@ -15,7 +15,13 @@ from fx.output import Begin
 from fx.runs import Run
 from fx.stages.extract import fill_store, notes_on_images
 from fx.stages.records import FinetunedModel
-from fx.stages.rows import check_labelled, near_copies_among, needs_folds, training_data
+from fx.stages.rows import (
+    check_labelled,
+    near_copies_among,
+    needs_folds,
+    notes_on_untested,
+    training_data,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +75,7 @@ def finetune_images(
     snapshot, stored, notes = _prepared(images, backbone, options, scratch, processes, begin)
     check_labelled(snapshot)
     rows, notes = snapshot.split("train"), [*backbone.notes, *notes, *_few_tested(snapshot)]
+    notes += notes_on_untested(snapshot.classes, snapshot.split("test"))
     if stored is not None:
         near_copies, said = near_copies_among(rows, stored, options.near_copies)
         rows, notes = near_copies.joined(rows), notes + said

@@ -23,6 +23,7 @@ from fx.stages.rows import (
     labels_of,
     near_copies_among,
     needs_folds,
+    notes_on_untested,
 )
 
 if TYPE_CHECKING:
@@ -139,6 +140,8 @@ def fit_head_on_store(
             f"one split of {len(test)} test images says little, but a class has too few images "
             "for outer folds"
         )
+    if not by_folds:
+        notes += notes_on_untested(stored.snapshot.classes, test)
     near_copies, said = near_copies_among(train, stored.sets[0], options.near_copies)
     train, notes = near_copies.joined(train), notes + said
     rows = [*train, *validation]

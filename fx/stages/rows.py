@@ -66,7 +66,7 @@ def check_labelled(snapshot: Snapshot) -> None:
         if not snapshot.split(split):
             raise FxError(
                 f"snapshot {snapshot.name} has no {split} rows; "
-                "give each class at least three images"
+                "give each class at least three images (where there are groups, of three of them)"
             )
     if folds_of(snapshot) > 1:
         return
@@ -96,6 +96,22 @@ def _why_in_none(row: ImageRow) -> str:
     if not row.readable:
         return "unreadable"
     return "copy of another" if row.note.startswith("copy of") else row.note
+
+
+def notes_on_untested(classes: Sequence[str], tested: Sequence[ImageRow]) -> list[str]:
+    """Name the classes without a test image, of which no figure says anything."""
+    have = set(labels_of(tested))
+    without = [label for label in classes if label not in have]
+    if not without:
+        return []
+    return [f"no test image is of {_named(without)}: the figures say nothing of such classes"]
+
+
+def _named(classes: Sequence[str]) -> str:
+    """Name the first classes of some."""
+    more = len(classes) - SHOWN_CLASSES
+    some = ", ".join(map(repr, classes[:SHOWN_CLASSES]))
+    return some + (f" and {more:,} more" if more > 0 else "")
 
 
 def keys_of(rows: Sequence[ImageRow]) -> list[bytes]:
@@ -144,11 +160,8 @@ def near_copies_among(
         return NearCopies(), [f"{said}, which may be in other folds: figures may be too good"]
     notes = [f"{said}; those stay in one fold"] if found.groups else []
     if found.apart:
-        some = ", ".join(map(repr, found.apart[:SHOWN_CLASSES]))
-        more = len(found.apart) - SHOWN_CLASSES
-        some += f" and {more:,} more" if more > 0 else ""
         notes.append(
-            f"near-copies of {some} do not stay in one fold: they are most of the images, so that "
-            "too few groups would be left"
+            f"near-copies of {_named(found.apart)} do not stay in one fold: they are most of "
+            "the images, so that too few groups would be left"
         )
     return found, notes

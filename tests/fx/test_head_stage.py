@@ -101,6 +101,11 @@ def test_a_class_of_two_images_is_measured_by_one_split_and_it_is_said(
     assert head["classes"] == ["a", "b", "c"]
     assert [one["n_test"] > 0 for one in head["per_class"]] == [True, True, False]
     assert "a class has too few images for outer folds" in " ".join(head["notes"])
+    untested = "no test image is of 'c': the figures say nothing of such classes"
+    assert untested in head["notes"]
+    assert untested in answered(fx, "finetune", "--unfreeze", 0, "--epochs", 1)["notes"]
+    compared = answered(fx, "compare", "--strategies", "centroid", "--sizes", 6, "--seeds", 1)
+    assert untested.capitalize() in compared["notes"]
 
 
 def test_a_class_that_cannot_be_trained_on_is_refused_and_where_its_images_are_is_said(
