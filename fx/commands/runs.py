@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import datetime
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from extract.errors import FxError
+from extract.errors import FxError, one_line
 from fx.commands.arguments import RUNS, Debug, Json
 from fx.commands.printing import show
-from fx.output import print_table
+from fx.output import print_table, printable
 from fx.records import Record
 
 
@@ -50,7 +51,7 @@ def runs(
 
 
 def find_runs(out: Path) -> list[FinishedRun]:
-    """Read the results of all runs in a folder; one that cannot be read is passed over."""
+    """Read the results of all runs in a folder; one that cannot be read is told and passed over."""
     from fx.runs import RESULT
 
     results = sorted(out.glob(f"*/{RESULT}"), key=lambda path: -path.stat().st_mtime)
@@ -63,7 +64,8 @@ def _read(path: Path) -> FinishedRun | None:
     try:
         record = read_record(path, dict[str, Any])
         return _finished(path, record)
-    except (FxError, OSError, ValueError, LookupError, TypeError):
+    except (FxError, OSError, ValueError, LookupError, TypeError) as error:
+        print(printable(f"passed over: {path}: {one_line(error)}"), file=sys.stderr)
         return None
 
 

@@ -574,7 +574,9 @@ def test_finished_runs_are_listed_the_newest_first(here: Path, fx: Fx) -> None:
     assert first["recommended"] == compared["recommended"]
     for name in ("path", "accuracy", "log_loss", "n_train"):
         assert second[name] == head[name]
-    told = fx("runs").out
+    said = fx("runs")
+    told = said.out
+    assert said.err.startswith("passed over: runs/damaged/result.json: ")
     assert told.index(Path(first["path"]).name) < told.index(Path(second["path"]).name)
     assert max(map(len, told.splitlines())) <= 80
     by_class = fx("fit-head", "centroid", "--per-class").out
