@@ -1,18 +1,24 @@
 """Logistic regression, multinomial, with an L2 penalty."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
+from sklearn.utils.class_weight import compute_sample_weight
 
 from heads.calibration import log_losses
 from heads.learner import (
     STEP,
     Features,
+    Fold,
     HeadKind,
     Labels,
     Learner,
@@ -21,13 +27,16 @@ from heads.learner import (
     fit_normaliser,
     grid_of_c,
 )
-from heads.solver import BLOCK, Problems, along_path
+from heads.solver import AXES_ROWS, BLOCK, Map, Problem, along_path, principal_axes
 
 Weights = NDArray[np.floating[Any]]
 
 # held-out log loss near the best C is then right to about 0.001, to 0.01 with a few dozen rows
 SEARCH_TOLERANCE = 0.01
 FINAL_TOLERANCE = 5e-4
+FINAL_LOGIT_TOL = 3e-4
+NEAR_LOGIT_TOL = 2e-3
+FIRST_C = 1e-3
 # What logits may still have to move. Above the best C weights grow without telling more, and to
 # find them to SEARCH_TOLERANCE took 20,000 rows of four classes 227 s, where 9 s do.
 LOGIT_TOL = 0.015
@@ -38,13 +47,56 @@ ROUGH_LOGIT_TOL = 0.1
 SEARCH_MAX_ITER = 100
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """How the rows of a problem are made of features: normalised, centred, scaled, along axes.
+
+    The unit makes a column about 1. With x = unit x', w' = unit w: the penalty |w|^2 / (2 C) is
+    |w'|^2 / (2 C unit^2).
+
+    Attributes
+    ----------
+    normaliser : fitted on the features that the problem is about
+    mean : float array of shape (d,), of their normalised rows
+    unit : float
+    axes : float32 array of shape (d, r), orthonormal
+    """
+
+    normaliser: BaseEstimator
+    mean: Weights
+    unit: float
+    axes: Weights
+
+    @classmethod
+    def of(cls, features: Features, normalize: str, axes: Weights | None = None) -> "_Rows":
+        """Learn it, and the axes where none are given."""
+        normaliser = fit_normaliser(normalize, features)
+        rows = normaliser.transform(features)
+        mean, unit = np.zeros(rows.shape[1], np.float32), 1.0
+        if normalize != "standard":
+            mean = rows.mean(axis=0)
+            unit = max(float(np.sqrt(np.var(rows, axis=0, dtype=np.float64).mean())), 1e-12)
+        if axes is None:
+            axes = principal_axes((rows - mean) / np.float32(unit))
+        return cls(normaliser, mean, unit, axes)
+
+    def along_axes(self, features: Features) -> Weights:
+        """Make rows of features (n, d): float32 of shape (n, r + 1), the last column 1."""
+        made = np.ones((len(features), self.axes.shape[1] + 1), np.float32)
+        for at in range(0, len(features), BLOCK):
+            block = slice(at, at + BLOCK)
+            rows = self.normaliser.transform(features[block]) - self.mean
+            made[block, :-1] = rows / np.float32(self.unit) @ self.axes
+        return made
+
+
 class Logistic(Learner):
-    """Multinomial logistic regression, its folds solved together; its scores are its logits."""
+    """Multinomial logistic regression, folds side by side; its scores are its logits."""
 
     extensible = True
     is_linear = True
     # of the one set of features that a search and its refit are about
-    _axes: tuple[Weights, Weights] | None = None
+    _axes: Weights | None = None
 
     def estimator(self, c: float) -> LogisticRegression:
         """Make scikit-learn's own classifier."""
@@ -55,33 +107,48 @@ class Logistic(Learner):
         return grid_of_c(-3, self.normalize, features)
 
     def held_out_scores(self, trial: Trial, cs: Sequence[float]) -> list[list[Scores]]:
-        """Solve all folds as one problem, in float32."""
+        """Solve each fold along its path, in float32."""
+        first, d = trial.splits[0][0], trial.features.shape[1]
+        if min(len(fitting) for fitting, _ in trial.splits) >= d:  # any axes span all rows
+            some = trial.features[first[:: -(-len(first) // AXES_ROWS)]]
+            self._axes = _Rows.of(some, self.normalize).axes
+        side_by_side = min(trial.jobs, len(trial.splits))
+
+        def scores_of(fold: Fold) -> list[Scores]:
+            return self._scores_of_fold(trial, fold, cs, trial.jobs // side_by_side)
+
         scores = []
-        with ThreadPoolExecutor(trial.jobs) as pool:
-            sides = [fitting for fitting, _ in trial.splits]
-            problems, unit = self._problems(trial.features, trial.labels, sides, pool)
-            self._axes = problems.basis, problems.spread
-            scaled = [c * unit**2 for c in cs]
-            held_out = [rows for _, rows in trial.splits]
-            losses: list[float] = []
+        with ThreadPoolExecutor(side_by_side) as pool:
+            for of_fold in pool.map(scores_of, trial.splits):
+                scores.append(of_fold)
+                trial.tick(len(cs))
+        return [list(of_c) for of_c in zip(*scores, strict=True)]
 
-            def logit_tolerance() -> float:
-                prune = bool(losses) and losses[-1] > PRUNE_RATIO * min(losses)
-                return ROUGH_LOGIT_TOL if prune else LOGIT_TOL
+    def _scores_of_fold(
+        self, trial: Trial, fold: Fold, cs: Sequence[float], jobs: int
+    ) -> list[Scores]:
+        """Score the rows that a fold holds out, for every C."""
+        fitting, rest = fold
+        scores: list[Scores] = []
+        losses: list[float] = []
 
+        def logit_tolerance() -> float:
+            prune = bool(losses) and losses[-1] > PRUNE_RATIO * min(losses)
+            return ROUGH_LOGIT_TOL if prune else LOGIT_TOL
+
+        with _pool(jobs, len(fitting)) as over:
+            rows, problem = self._problem(trial.features[fitting], trial.labels[fitting], over)
+            held_out = rows.along_axes(trial.features[rest])
             path = along_path(
-                problems,
-                scaled,
+                problem,
+                [c * rows.unit**2 for c in cs],
                 tolerance=SEARCH_TOLERANCE,
                 logit_tolerance=logit_tolerance,
                 max_iterations=SEARCH_MAX_ITER,
             )
             for weights in path:
-                logits = problems.logits(weights, slice(None)).astype(np.float64)
-                scores.append([of[:, rows].T for of, rows in zip(logits, held_out, strict=True)])
-                truth = trial.labels[np.concatenate(held_out)]
-                losses.append(float(log_losses(np.concatenate(scores[-1]), truth).mean()))
-                trial.tick(len(trial.splits))
+                scores.append((held_out @ weights.T).astype(np.float64))
+                losses.append(float(log_losses(scores[-1], trial.labels[rest]).mean()))
         return scores
 
     def fit(
@@ -89,18 +156,29 @@ class Logistic(Learner):
     ) -> Pipeline:
         """Solve to a relative error of the coefficients below FINAL_TOLERANCE, in float64."""
         classes, labels = np.unique(names, return_inverse=True)
-        with ThreadPoolExecutor(jobs) as pool:
-            problems, unit = self._problems(features, labels, [np.arange(len(labels))], pool)
-            path = [c * unit**2 / STEP**step for step in (2, 1, 0)]
+        with _pool(jobs, len(labels)) as over:
+            rows, problem = self._problem(features, labels, over)
+            last = c * rows.unit**2
+            steps = max(2, int(np.ceil(np.log(last / FIRST_C) / np.log(STEP))))
+            path = [last / STEP**step for step in range(steps, -1, -1)]
+            tolerances = iter([*[LOGIT_TOL] * steps, NEAR_LOGIT_TOL])
             *_, near = along_path(
-                problems, path, tolerance=SEARCH_TOLERANCE, max_iterations=SEARCH_MAX_ITER
+                problem,
+                path,
+                tolerance=FINAL_TOLERANCE,
+                logit_tolerance=partial(next, tolerances),
+                max_iterations=SEARCH_MAX_ITER,
             )
-            double = problems.cast(np.float64)
-            (weights,) = along_path(double, path[-1:], tolerance=FINAL_TOLERANCE, start=near)
-        coefficients, intercepts = weights[0, :, :-1] / unit, weights[0, :, -1]
-        normaliser = fit_normaliser(self.normalize, features)
-        if self.normalize != "standard":  # these were centred to be solved
-            intercepts = intercepts - coefficients @ normaliser.transform(features).mean(axis=0)
+            double = problem.cast(np.float64)
+            (weights,) = along_path(
+                double,
+                path[-1:],
+                tolerance=FINAL_TOLERANCE,
+                logit_tolerance=lambda: FINAL_LOGIT_TOL,
+                start=near,
+            )
+        coefficients = weights[:, :-1] @ rows.axes.T / rows.unit
+        intercepts = weights[:, -1] - coefficients @ rows.mean
         if len(classes) == 2:  # scikit-learn keeps the one vector of the second class
             coefficients = coefficients[1:] - coefficients[:1]
             intercepts = intercepts[1:] - intercepts[:1]
@@ -108,35 +186,23 @@ class Logistic(Learner):
         classifier.classes_ = classes
         classifier.coef_, classifier.intercept_ = coefficients, intercepts
         classifier.n_features_in_ = features.shape[1]
-        return Pipeline([("normalize", normaliser), ("classify", classifier)])
+        return Pipeline([("normalize", rows.normaliser), ("classify", classifier)])
 
-    def _problems(
-        self,
-        features: Features,
-        labels: Labels,
-        sides: list[Labels],
-        pool: ThreadPoolExecutor,
-    ) -> tuple[Problems, float]:
-        """Problems, and the unit in which their rows are given, so that a column is about 1.
+    def _problem(self, features: Features, labels: Labels, over: Map) -> tuple[_Rows, Problem]:
+        axes = None if self._axes is None or len(features) < len(self._axes) else self._axes
+        rows = _Rows.of(features, self.normalize, axes)
+        weights = compute_sample_weight(self.class_weight, labels)
+        return rows, Problem.of(rows.along_axes(features), labels, weights, over=over)
 
-        With x = unit x', w' = unit w: the penalty |w|^2 / (2 C) is |w'|^2 / (2 C unit^2).
-        """
-        unit = 1.0
-        if self.normalize != "standard":
-            rows = fit_normaliser(self.normalize, features).transform(features)
-            unit = max(float(np.sqrt(np.var(rows, axis=0, dtype=np.float64).mean())), 1e-12)
-            features = rows / np.float32(unit)
-        problems = Problems.of(
-            features,
-            labels,
-            sides,
-            standardise=self.normalize == "standard",
-            balanced=self.class_weight == "balanced",
-            axes=self._axes,
-            # of few rows threads cost more than they bring
-            over=pool.map if len(features) > BLOCK else map,
-        )
-        return problems, unit
+
+@contextmanager
+def _pool(jobs: int, rows: int) -> Iterator[Map]:
+    """Give what maps over blocks of so many rows, in threads where there are several of both."""
+    if jobs == 1 or rows <= BLOCK:  # threads would cost more than they bring
+        yield map
+    else:
+        with ThreadPoolExecutor(jobs) as pool:
+            yield pool.map
 
 
 HEAD = HeadKind("logreg", {None: Logistic}, takes_class_weight=True)

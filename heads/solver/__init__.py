@@ -1,5 +1,6 @@
-"""Logistic regression, solved for many penalties and folds at once."""
+"""Logistic regression, solved for many penalties and many classes."""
 
-from heads.solver.logistic import BLOCK, Problems, along_path
+from heads.solver.logistic import BLOCK, Map, Problem, along_path
+from heads.solver.principal_axes import AXES_ROWS, principal_axes
 
-__all__ = ["BLOCK", "Problems", "along_path"]
+__all__ = ["AXES_ROWS", "BLOCK", "Map", "Problem", "along_path", "principal_axes"]

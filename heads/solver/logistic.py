@@ -1,40 +1,37 @@
-"""Multinomial logistic regression with an L2 penalty: all folds solved together, along C.
+"""Multinomial logistic regression with an L2 penalty: solved for one C after the other.
 
-Every fold minimises, over weights W (k, d) and intercepts b (k,), scikit-learn's objective
+It minimises, over weights W (k, d) and intercepts b (k,), scikit-learn's objective
 
     sum_i -log softmax(W x_i + b)[y_i]  +  |W|^2 / (2 C)                (b is not penalised)
 
-on its own fitting rows, each with the weight of its class where classes have one. They are
-standardised by their own mean and deviation, or centred alone, which changes nothing but b. One
-matrix of rows serves all folds: a fold's x is `scale * (row - shift)`, and rows that it holds out
-have no weight.
+with the weight of a row's class where classes have one.
 
-Three things make it fast. Products with the data are shared by folds and classes. L-BFGS is
-preconditioned by the Hessian's diagonal in the basis of the rows' principal axes, in which it is
-nearly diagonal. And weights change so smoothly along log C that extrapolating them all but solves
-the next problem.
+Three things make it fast. Rows are given along their principal axes, of which there are no more
+than rows. L-BFGS is preconditioned by the Hessian's block of each class, which knows the rows of
+the greatest curvature p (1 - p) as they are, and of all others the spread along the axes. And
+weights change so smoothly along log C that extrapolating them all but solves the next problem.
 """
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils.class_weight import compute_sample_weight
 
-from heads.learner import standardiser
-from heads.solver.lbfgs import MAX_ITERATIONS, dot, minimise
-from heads.solver.principal_axes import principal_axes, spread_of_folds
+from heads.solver.lbfgs import MAX_ITERATIONS, Precondition, minimise
 
 Array = NDArray[Any]  # float32 while searching, float64 for the delivered head
 Map = Callable[[Callable[[slice], Any], Iterable[slice]], Iterable[Any]]
 
 BLOCK = 1024  # rows of a product; fixed, so that the sum does not depend on the threads
-GRADIENTS = 16  # of a product with the axes; fixed for the same reason
+# as long as a product has few rows on its other side, these should stay in the processor's cache
+FEW_CLASSES, SMALL_BLOCK = 16, 128
+HEAVY = 16  # rows of each class that the preconditioner knows singly
+LEAST_REST = 0.01  # share of the curvature that all other rows have at least
 # Coefficients of the last solutions, the latest first, that extrapolate to where the next one
 # begins: linear along log C, and from three on with half of the quadratic term, since all of it
 # passes on too much noise.
@@ -43,145 +40,116 @@ SMOOTH = 0.03  # logit tolerance above which solutions are too rough to extrapol
 
 
 @dataclass(frozen=True)
-class Problems:
-    """One problem a fold, on rows of all of them.
+class Problem:
+    """Rows and their classes.
 
     Attributes
     ----------
-    rows : float array of shape (n, d), each column standardised by the fold it varies least in
-    target : float array of shape (k, n), one-hot
-    fitting : float array of shape (q, 1, n), a row's weight in a fold; 0 where it is held out
-    scale, shift : float arrays of shape (q, 1, d), from `rows` to a fold's standardised rows
-    basis : float array of shape (d, r), orthonormal: principal axes of the rows as most folds
-        standardise them
-    spread : float array of shape (1 or q, 1, r), mean square of rows along each axis: of a fold's
-        own where r < d, else of those that the axes were found by
-    across : float array of shape (1 or q, 1, 1), mean square of what is left of them
+    rows : float array of shape (n, r + 1), centred, along their principal axes; the last column,
+        of ones, is the intercept's
+    labels : int array of shape (n,), all of 0 to k - 1
+    weights : float array of shape (n,), what a row counts
+    spread : float array of shape (r + 1,), mean squares of the columns
     over : how blocks of rows are worked on, `map` or a pool's
     """
 
     rows: Array
-    target: Array
-    fitting: Array
-    scale: Array
-    shift: Array
-    basis: Array
+    labels: NDArray[np.intp]
+    weights: Array
     spread: Array
-    across: Array
     over: Map
 
     @classmethod
     def of(
-        cls,
-        features: Array,
-        labels: NDArray[np.intp],
-        fitting: Sequence[NDArray[np.intp]],
-        *,
-        standardise: bool = True,
-        balanced: bool = False,
-        axes: tuple[Array, Array] | None = None,
-        over: Map = map,
-    ) -> "Problems":
-        """Prepare, in float32, the problems of fitting sides that are arrays of row numbers.
+        cls, rows: Array, labels: NDArray[np.intp], weights: Array, *, over: Map = map
+    ) -> "Problem":
+        """Measure the spread of rows that are as the attribute says."""
+        return cls(rows, labels, weights, np.square(rows).mean(axis=0), over).cast(rows.dtype)
 
-        `axes` are the basis and spread of earlier problems on the same features.
-        """
-        if standardise:
-            scalers = [standardiser(features[side]) for side in fitting]
-            means = np.stack([[scaler.mean_] for scaler in scalers])
-            deviations = np.stack([[scaler.scale_] for scaler in scalers])
-        else:
-            means = np.stack([features[side].mean(axis=0, keepdims=True) for side in fitting])
-            deviations = np.ones_like(means)
-        # an outlier that one fold holds out would leave float32 no digits for that fold's rows
-        narrowest = deviations.argmin(axis=0, keepdims=True)
-        mean, deviation = (np.take_along_axis(of, narrowest, 0)[0, 0] for of in (means, deviations))
-        rows = features.astype(np.float32)  # a copy
-        rows -= mean
-        rows /= deviation
-        target = np.eye(int(labels.max()) + 1)[:, labels]
-        sides = np.zeros((len(fitting), 1, len(rows)))
-        for side, members in zip(sides, fitting, strict=True):
-            weights = compute_sample_weight("balanced", labels[members]) if balanced else 1
-            side[:, members] = weights
-        scale, shift = deviation / deviations, (means - mean) / deviation
-        basis, spread = axes or principal_axes(rows, scale, shift)
-        across = np.zeros((1, 1, 1))
-        if basis.shape[1] < len(basis):
-            spread, across = spread_of_folds(rows, sides, scale, shift, basis)
-        return cls(rows, target, sides, scale, shift, basis, spread, across, over).cast(np.float32)
-
-    def cast(self, dtype: DTypeLike) -> "Problems":
-        """Give the same problems in another precision."""
-        arrays = {
-            field.name: getattr(self, field.name).astype(dtype, copy=False)
-            for field in fields(self)
-            if field.name != "over"
-        }
-        return replace(self, **arrays)
+    def cast(self, dtype: DTypeLike) -> "Problem":
+        """Give the same problem in another precision."""
+        rows, weights, spread = (
+            of.astype(dtype, copy=False) for of in (self.rows, self.weights, self.spread)
+        )
+        return replace(self, rows=rows, weights=weights, spread=spread)
 
     def start(self) -> Array:
-        """Weights of zero: shape (q, k, d + 1), the intercept last."""
-        shape = (len(self.fitting), len(self.target), self.rows.shape[1] + 1)
-        return np.zeros(shape, self.rows.dtype)
+        """Weights of zero: shape (k, r + 1), the intercept last."""
+        return np.zeros((int(self.labels.max()) + 1, self.rows.shape[1]), self.rows.dtype)
 
-    def logits(self, weights: Array, block: slice) -> Array:
-        """Logits of a block of rows by every fold's weights: shape (q, k, rows of the block)."""
-        coefficients = weights[:, :, :-1] * self.scale
-        intercepts = weights[:, :, -1:] - (coefficients * self.shift).sum(axis=2, keepdims=True)
-        flat = coefficients.reshape(-1, coefficients.shape[2]) @ self.rows[block].T
-        return np.asarray(flat.reshape(*coefficients.shape[:2], -1) + intercepts)
+    def probabilities(self, weights: Array, block: slice) -> Array:
+        """Probabilities of a block of rows: shape (k, rows of the block)."""
+        p = np.asarray(weights @ self.rows[block].T)
+        p -= p.max(axis=0)
+        np.exp(p, out=p)
+        p /= p.sum(axis=0)
+        return p
 
     def evaluate(self, ridge: Array, weights: Array) -> tuple[Array, Array]:
-        """Give the gradient (q, k, d + 1), and sum_i p (1 - p) of every class: (q, k, 1)."""
+        """Give the gradient (k, r + 1), and sum_i p (1 - p) of every class: (k,)."""
 
-        def part(block: slice) -> tuple[Array, Array, Array]:
-            p = self.logits(weights, block)
-            p -= p.max(axis=1, keepdims=True)
-            np.exp(p, out=p)
-            p /= p.sum(axis=1, keepdims=True)
-            fitting = self.fitting[:, :, block]
-            curvature = (p * (1 - p) * fitting).sum(axis=2, keepdims=True)
-            p -= self.target[:, block]
-            p *= fitting
-            product = (p.reshape(-1, p.shape[2]) @ self.rows[block]).reshape(*p.shape[:2], -1)
-            return product, p.sum(axis=2, keepdims=True), curvature
+        def part(block: slice) -> tuple[Array, Array]:
+            p, labels = self.probabilities(weights, block), self.labels[block]
+            curvature = (p * (1 - p)) @ self.weights[block]
+            p[labels, np.arange(len(labels))] -= 1
+            p *= self.weights[block]
+            return p @ self.rows[block], curvature
 
-        blocks = [slice(at, at + BLOCK) for at in range(0, len(self.rows), BLOCK)]
-        products, residuals, curvatures = zip(*self.over(part, blocks), strict=True)
-        residual = sum(residuals)
-        gradients = (
-            self.scale * (sum(products) - residual * self.shift) + ridge * weights[:, :, :-1]
+        gradients, curvatures = zip(*self.over(part, self._blocks(len(weights))), strict=True)
+        gradient = sum(gradients)
+        gradient[:, :-1] += ridge * weights[:, :-1]
+        return gradient, sum(curvatures)
+
+    def preconditioner(self, ridge: Array, weights: Array, curvature: Array) -> Precondition:
+        """Invert about the Hessian's block of each class.
+
+        With D = ridge + the spread of the rows that are not heavy, and rows U of weight p (1 - p),
+        the block is D + U' U, and its inverse by Woodbury D^-1 - D^-1 U' (1 + U D^-1 U')^-1 U D^-1.
+        """
+        heavy, of_heavy = self._heavy(weights)
+        # bounded, for float32
+        rest = np.maximum(curvature - of_heavy.sum(axis=1), LEAST_REST * curvature)
+        ridges = np.full(len(self.spread), ridge)
+        ridges[-1] = 0
+        # where every probability is 0 or 1 nothing is left but the penalty
+        diagonal = np.maximum(self.spread * rest[:, None] + ridges, LEAST_REST * ridge)
+        rows = self.rows[heavy] * np.sqrt(of_heavy)[:, :, None]
+        across = (rows / diagonal[:, None]) @ rows.transpose(0, 2, 1)
+        inner = np.linalg.inv(across + np.eye(across.shape[1], dtype=across.dtype))
+
+        def apply(vector: Array) -> Array:
+            product = vector / diagonal
+            inside = rows.transpose(0, 2, 1) @ (inner @ (rows @ product[:, :, None]))
+            product -= inside[:, :, 0] / diagonal
+            # what all classes have in common changes no probability, and no optimum has it
+            return np.asarray(product - product.mean(axis=0))
+
+        return apply
+
+    def _heavy(self, weights: Array) -> tuple[NDArray[np.intp], Array]:
+        """Find the rows of the greatest p (1 - p) of each class, and that: shapes (k, HEAVY)."""
+        count = min(HEAVY, len(self.rows))
+
+        def part(block: slice) -> tuple[NDArray[np.intp], Array]:
+            p = self.probabilities(weights, block)
+            curvature = p * (1 - p) * self.weights[block]
+            most = np.argpartition(curvature, -min(count, p.shape[1]), axis=1)[:, -count:]
+            return most + block.start, np.take_along_axis(curvature, most, 1)
+
+        rows, curvatures = (
+            np.concatenate(of, axis=1)
+            for of in zip(*self.over(part, self._blocks(len(weights))), strict=True)
         )
-        return np.concatenate([gradients, residual], axis=2), sum(curvatures)
+        most = np.argpartition(curvatures, -count, axis=1)[:, -count:]
+        return np.take_along_axis(rows, most, 1), np.take_along_axis(curvatures, most, 1)
 
-    def precondition(self, ridge: Array, curvature: Array, gradient: Array) -> Array:
-        """Divide a gradient by about the Hessian: spread x sum p (1 - p) + ridge on each axis."""
-        n, (d, r) = len(self.rows), self.basis.shape
-        preconditioner_diagonal = (self.spread * curvature + ridge).reshape(-1, r)
-        # what is left may all lie in one direction; a step too short is made longer soon, one too
-        # long ends where every probability is 0 or 1 and the loss has no curvature any more
-        diagonal_across = (self.across * curvature + ridge).reshape(-1, 1)
-        gradients = gradient[:, :, :-1].reshape(-1, d)
-
-        def part(block: slice) -> Array:
-            inside = gradients[block] @ self.basis
-            divided = (inside / preconditioner_diagonal[block]) @ self.basis.T
-            if r < d:
-                across = gradients[block] - inside @ self.basis.T
-                # bounded, for float32
-                least = 1e-6 * preconditioner_diagonal[block].max(axis=1, keepdims=True)
-                divided += across / np.maximum(diagonal_across[block], least)
-            return np.asarray(divided)
-
-        blocks = [slice(at, at + GRADIENTS) for at in range(0, len(gradients), GRADIENTS)]
-        divided = np.concatenate(list(self.over(part, blocks))).reshape(*gradient.shape[:2], d)
-        intercepts = gradient[:, :, -1:] / np.maximum(curvature, 1e-6 * n)
-        return np.concatenate([divided, intercepts], axis=2)
+    def _blocks(self, classes: int) -> list[slice]:
+        size = SMALL_BLOCK if classes <= FEW_CLASSES else BLOCK
+        return [slice(at, at + size) for at in range(0, len(self.rows), size)]
 
 
 def along_path(
-    problems: Problems,
+    problem: Problem,
     cs: Sequence[float],
     *,
     tolerance: float,
@@ -189,13 +157,13 @@ def along_path(
     start: Array | None = None,
     max_iterations: int = MAX_ITERATIONS,
 ) -> Iterator[Array]:
-    """Solve every fold for one C after the other.
+    """Solve a problem for one C after the other.
 
     Each C begins where the last solutions lead, which is why values should ascend in equal ratios.
 
     Parameters
     ----------
-    problems : Problems of q folds
+    problem : Problem
     cs : inverse penalties
     tolerance : float, bound on the relative error of W, as far as the precision allows
     logit_tolerance : asked before each C; root mean square, over the rows that are not predicted
@@ -205,22 +173,20 @@ def along_path(
 
     Yields
     ------
-    weights : float array of shape (q, k, d + 1), on each fold's standardised rows, intercept last
+    weights : float array of shape (k, r + 1), the intercept last
     """
+    zero = problem.start()
     # Two classes: scikit-learn penalises |w|^2 of one vector w = w1 - w0, and at the optimum
     # w1 = -w0 = w / 2, so that |w|^2 = 2 (|w0|^2 + |w1|^2).
-    penalties = 2 if len(problems.target) == 2 else 1
-    dtype = problems.rows.dtype
+    penalties = 2 if len(zero) == 2 else 1
+    dtype = problem.rows.dtype
     # probabilities are right to about epsilon, and their errors weigh as much as the rows do
-    squares = len(problems.rows) * (
-        problems.spread.sum(axis=(1, 2)) + problems.across.sum(axis=(1, 2))
-    )
-    noise = np.finfo(dtype).eps * np.sqrt(squares)
+    noise = np.finfo(dtype).eps * np.sqrt(len(problem.rows) * problem.spread.sum())
     solved: list[Array] = []
     for c in cs:
         ridge = np.array(penalties / c, dtype)
         logit_tol = logit_tolerance()
-        begin = problems.start() if start is None else start.astype(dtype)
+        begin = zero if start is None else start.astype(dtype)
         if solved:
             factors = EXTRAPOLATION[len(solved) - 1]
             begin = np.add.reduce([by * one for by, one in zip(factors, solved, strict=True)])
@@ -228,24 +194,23 @@ def along_path(
         def is_close(
             weights: Array,
             gradient: Array,
-            decrement: Array,
+            decrement: float,
             curvature: Array,
             ridge: Array = ridge,
             logit_tol: float = logit_tol,
-        ) -> NDArray[np.bool_]:
+        ) -> bool:
             # The objective is 1/C-strongly convex in W, so that |gradient| <= t |W| / C puts W
             # within t |W| of the minimum.
-            size = np.sqrt(dot(weights[:, :, :-1], weights[:, :, :-1]))
-            close = np.sqrt(dot(gradient, gradient)) <= np.maximum(tolerance * ridge * size, noise)
+            size = np.linalg.norm(weights[:, :-1])
+            close = np.linalg.norm(gradient) <= max(tolerance * ridge * size, noise)
             # The decrement is what the logits of the fitting rows still have to move, squared,
             # weighted by p (1 - p) and summed.
-            logits_close = decrement <= logit_tol**2 * curvature.sum(axis=(1, 2))
-            return np.asarray(close | logits_close)
+            return bool(close or decrement <= logit_tol**2 * curvature.sum())
 
         weights, done = minimise(
             begin,
-            evaluate=partial(problems.evaluate, ridge),
-            precondition=partial(problems.precondition, ridge),
+            evaluate=partial(problem.evaluate, ridge),
+            preconditioner=partial(problem.preconditioner, ridge),
             is_done=is_close,
             max_iterations=max_iterations,
         )

@@ -1,8 +1,4 @@
-"""Principal axes of rows, and how far each fold's rows are spread along and across them.
-
-The curvature of a logistic regression is estimated from them. They only speed it up, so that a
-sample of the rows and float32 will do.
-"""
+"""Principal axes of rows, along which a logistic regression's curvature is nearly diagonal."""
 
 from typing import Any
 
@@ -12,71 +8,31 @@ from scipy.linalg import eigh
 
 Array = NDArray[Any]
 
-MAX_ROWS = 2560  # that axes and spread are estimated from
-MAX_DEVIATIONS = 20  # at which values are clipped: outliers say nothing of an axis
+AXES_ROWS = 2560  # that axes are estimated from, where any will do
+LEAST_ENERGY = 1e-10  # of an axis that rows span, as a share of the largest
 
 
-def principal_axes(rows: Array, scale: Array, shift: Array) -> tuple[Array, Array]:
-    """Find the axes of the rows as most folds standardise them.
-
-    Not as the fold of the least spread does: what is an outlier there would pass for an axis.
+def principal_axes(rows: Array) -> Array:
+    """Find axes that span the rows: exactly the principal ones of few rows, about those of many.
 
     Parameters
     ----------
-    rows : float32 array of shape (n, d)
-    scale, shift : float arrays of shape (q, 1, d), from `rows` to a fold's standardised rows
+    rows : float array of shape (n, d), centred
 
     Returns
     -------
-    basis : float32 array of shape (d, r), orthonormal
-    spread : float32 array of shape (1, 1, r), mean square of the rows along each axis
+    basis : float array of shape (d, r), orthonormal, r < n where n < d, else d
     """
-    sample = _standardised(_some(rows), np.median(scale, axis=0), np.median(shift, axis=0))
-    sample = sample.clip(-MAX_DEVIATIONS, MAX_DEVIATIONS)
-    n, d = sample.shape
-    if n < d:
-        energy, left = _eigenvectors(sample @ sample.T)
-        spanned = energy > 1e-6 * energy[-1]
-        # largest first, then made orthonormal, which rounding has spoilt for the small ones
-        energy, left = energy[spanned][::-1], left[:, spanned][:, ::-1]
-        basis = np.linalg.qr(sample.T @ (left / np.sqrt(energy)))[0]
-    else:
-        energy, basis = _eigenvectors(sample.T @ sample)
-    return basis, np.maximum(energy, 0)[None, None] / n
-
-
-def spread_of_folds(
-    rows: Array, fitting: Array, scale: Array, shift: Array, basis: Array
-) -> tuple[Array, Array]:
-    """Measure the spread of each fold's own rows.
-
-    Parameters
-    ----------
-    rows, scale, shift : as in `principal_axes`
-    fitting : float array of shape (q, 1, n), 0 where a row is held out
-    basis : float32 array of shape (d, r), orthonormal
-
-    Returns
-    -------
-    spread : float32 array of shape (q, 1, r), mean square along each axis
-    across : float32 array of shape (q, 1, 1), mean square of what is left of the rows
-    """
-    spread, across = [], []
-    for side, *fold in zip(fitting, scale, shift, strict=True):
-        own = _standardised(rows[_some(np.flatnonzero(side[0]))], *fold)
-        along = np.square(own @ basis).mean(axis=0, keepdims=True)
-        whole = np.square(own).mean(axis=0).sum(keepdims=True)
-        spread.append(along)
-        across.append(np.maximum(whole - along.sum(axis=1, keepdims=True), 0))
-    return np.stack(spread), np.stack(across)
-
-
-def _some(rows: Array) -> Array:
-    return rows[:: -(-len(rows) // MAX_ROWS)]
-
-
-def _standardised(rows: Array, scale: Array, shift: Array) -> Array:
-    return np.asarray((rows - shift.astype(rows.dtype)) * scale.astype(rows.dtype))
+    n, d = rows.shape
+    if n >= d:
+        sample = rows[:: -(-n // AXES_ROWS)]
+        return np.asarray(_eigenvectors(sample.T @ sample)[1])
+    # in float64, since rounding would spoil axes of little energy
+    double = rows.astype(np.float64)
+    energy, left = _eigenvectors(double @ double.T)
+    spanned = energy > LEAST_ENERGY * energy[-1]
+    basis = double.T @ (left[:, spanned] / np.sqrt(energy[spanned]))
+    return np.asarray(basis.astype(rows.dtype))
 
 
 def _eigenvectors(symmetric: Array) -> tuple[Array, Array]:
