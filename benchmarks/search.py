@@ -8,15 +8,30 @@ rows.
 
     fx extract ../shared/data/cifar4 --store features.zarr
     python benchmarks/search.py features.zarr --rows 400,4000,20000 --runs 3
+
+With ``--whole`` it is ``fx fit-head logreg`` from its start to its end, on all rows of each store,
+against a script that reads the features and runs ``LogisticRegressionCV``: seconds on the clock and
+of CPU, on a machine of two cores. One that is not done after ``--limit`` seconds is stopped: the
+ratio is then a bound.
+
+    for set in "10 10" "100 10" "400 10" "1000 10" "10 50" "100 50" "400 50" "1000 50"; do
+        python ../shared/cases/many_classes.py classes/${set/ /x} $set
+        fx extract classes/${set/ /x} --store classes/${set/ /x}.zarr --size 96
+    done
+    python benchmarks/search.py classes/*.zarr --whole --limit 1200
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import resource
+import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -45,6 +60,73 @@ def load(store: Path, rows: int) -> list:
             np.array([str(row.label) for row in chosen]),
         )
     ]
+
+
+def whole_reference(store: Path, values: int, folds: int) -> None:
+    """Choose and fit scikit-learn's logistic regression on all training rows; print what it is."""
+    import numpy as np
+    from sklearn.metrics import log_loss
+
+    from heads.fitting import make_folds
+    from heads.kinds import HEADS
+
+    X, y, X_test, y_test = load(store, sys.maxsize)
+    classes, numbers = np.unique(y, return_inverse=True)
+    splits, _ = make_folds(numbers, classes=classes.tolist(), folds=folds)
+    grid = HEADS["logreg"].learner().grid(X, 1)[:values]
+    fitted = theirs("logreg", X, y, grid, splits)
+    p = fitted.search.predict_proba(fitted.scaler.transform(X_test))
+    found = {
+        "c": float(fitted.C_[0]),
+        "accuracy": float((classes[p.argmax(axis=1)] == y_test).mean()),
+        "log_loss": float(log_loss(y_test, p, labels=classes)),
+    }
+    print(json.dumps(found))
+
+
+def whole(options: argparse.Namespace, store: Path, ours: bool) -> dict:
+    """Run a command from its start to its end: seconds on the clock and of CPU, what it found."""
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, __file__, str(store), "--child", "whole"]
+        command += ["--values", str(options.values), "--folds", str(options.folds)]
+        if ours:
+            command = [sys.executable, "-m", "fx", "fit-head", "logreg", str(store), "--json"]
+            command += ["--folds", str(options.folds), "--out", out]
+        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        # a session, so that its workers end with it
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        try:
+            said, _ = process.communicate(timeout=options.limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            return {"seconds": options.limit, "stopped": True}
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)} failed")
+    after, record = resource.getrusage(resource.RUSAGE_CHILDREN), json.loads(said)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    found = {name: record[name] for name in ("c", "accuracy", "log_loss")}
+    return {"seconds": time.perf_counter() - start, "cpu": cpu, **found}
+
+
+def compare_whole(options: argparse.Namespace) -> None:
+    """Print a record a store, with the ratio of the medians."""
+    for store in options.stores:
+        runs: dict[bool, list[dict]] = {True: [], False: []}
+        for _ in range(options.runs):
+            for ours, found in runs.items():
+                if not any(run.get("stopped") for run in found):
+                    found.append(whole(options, store, ours))
+                    print(store, "fx" if ours else "scikit-learn", found[-1], file=sys.stderr)
+        seconds = {
+            ours: statistics.median(run["seconds"] for run in found) for ours, found in runs.items()
+        }
+        record = {"store": store.stem, "fx": runs[True][-1], "scikit-learn": runs[False][-1]}
+        at_least = "at least " if runs[False][-1].get("stopped") else ""
+        record["times faster"] = f"{at_least}{seconds[False] / seconds[True]:.3g}"
+        print(json.dumps(record), flush=True)
 
 
 def child(ours: bool, kind: str, store: Path, rows: int, values: int, folds: int) -> None:
@@ -119,7 +201,7 @@ class _Scaled:
 
 def timed(options: argparse.Namespace, kind: str, rows: int, ours: bool) -> dict:
     """Seconds from the child's first line to its second, and what it found."""
-    command = [sys.executable, __file__, str(options.store), "--child", f"{kind}:{int(ours)}"]
+    command = [sys.executable, __file__, str(options.stores[0]), "--child", f"{kind}:{int(ours)}"]
     command += ["--rows", str(rows), "--values", str(options.values), "--folds", str(options.folds)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -132,7 +214,9 @@ def timed(options: argparse.Namespace, kind: str, rows: int, ours: bool) -> dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("store", type=Path)
+    parser.add_argument("stores", type=Path, nargs="+")
+    parser.add_argument("--whole", action="store_true")
+    parser.add_argument("--limit", type=float, default=1200, help="seconds for a whole command")
     parser.add_argument("--rows", default="400,4000")
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--values", type=int, default=10)
@@ -140,9 +224,17 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--child")
     options = parser.parse_args()
+    if options.child == "whole":
+        whole_reference(options.stores[0], options.values, options.folds)
+        return
     if options.child:
         kind, ours = options.child.split(":")
-        child(ours == "1", kind, options.store, int(options.rows), options.values, options.folds)
+        child(
+            ours == "1", kind, options.stores[0], int(options.rows), options.values, options.folds
+        )
+        return
+    if options.whole:
+        compare_whole(options)
         return
     for rows in map(int, options.rows.split(",")):
         for kind in options.kinds.split(","):
