@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from extract.errors import FxError
+
 if TYPE_CHECKING:
     from extract.backbones import Backbone
     from extract.engines import Engine
@@ -147,28 +149,17 @@ def choose_features(store: FeatureStore, options: Options) -> FeatureSet:
     FxError
         If the store has none such.
     """
-    from extract.errors import FxError
-
-    layer = _one_layer(options)
-    asked_for = (
-        options.backbone,
-        options.size,
-        options.weights,
-        layer,
-        options.crops,
-        options.channels,
-    )
-    if options.precision == "auto" and not any(asked_for):
-        return store.last_extracted()
     wanted = {
         "backbone": options.backbone,
         "size": options.size,
-        "layer": layer,
+        "layer": _one_layer(options),
         "crops": options.crops,
         "numerics": None if options.precision == "auto" else options.precision,
         "channels": options.channels,
     }
     asked = {name: value for name, value in wanted.items() if value is not None}
+    if not asked and options.weights is None:
+        return store.last_extracted()
     sets = store.sets()
     found = [s for s in sets if all(getattr(s.spec, n) == value for n, value in asked.items())]
     if options.weights is not None:
@@ -203,8 +194,6 @@ def choose_sets(store: FeatureStore, options: Options) -> list[FeatureSet]:
     FxError
         If the store has none such, or one is named twice.
     """
-    from extract.errors import FxError
-
     if not options.features:
         return [choose_features(store, options)]
     chosen: list[FeatureSet] = []
@@ -229,8 +218,6 @@ def _is_named(features: FeatureSet, name: str) -> bool:
 
 
 def _one_layer(options: Options) -> str | None:
-    from extract.errors import FxError
-
     if len(options.layers) > 1:
         raise FxError(f"a head takes one `layer`; got {','.join(options.layers)}")
     return options.layers[0] if options.layers else None

@@ -7,6 +7,9 @@ import hashlib
 import io
 from pathlib import Path
 
+from extract.files import read_regular
+from extract.images import UnreadableImage, decode
+
 NO_IMAGE = "data:,"
 LARGEST_FILE = 2**32  # bytes
 ANY_MB = 2**20
@@ -17,9 +20,6 @@ def thumbnail(path: Path, key: bytes, pixels: int) -> str:
 
     An empty one where it cannot be read any more, or its bytes are no longer those of the key.
     """
-    from extract.files import read_regular
-    from extract.images import UnreadableImage, decode
-
     try:
         data = read_regular(path, LARGEST_FILE)
         if hashlib.sha256(data).digest() != key:

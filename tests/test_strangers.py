@@ -387,7 +387,7 @@ def test_every_wrong_type_in_a_model_s_record_is_one_error(
     def cached(name: str, **choices: Any) -> Backbone:
         return kept(tuple(sorted({"name": name, **choices}.items())))
 
-    monkeypatch.setattr("extract.backbones.load_backbone", cached)
+    monkeypatch.setattr("fx.stages.models.load_backbone", cached)
     monkeypatch.setattr("finetune.training.checkpoint.load_backbone", cached)
     opened, refused = [], 0
     for at in places(record):

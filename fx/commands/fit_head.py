@@ -99,11 +99,12 @@ def fit_head(
     choice("--precision", precision, ("auto", "fp32", "bf16", "fp16", "int8"))
     choice("--normalize", normalize, ("standard", "l2", "none", "auto"))
     positive("--c", c)
-    from fx.stages.fit_head import fit_head_on_store
     from heads.kinds import HEADS
 
     kernels = HEADS[choice("KIND", kind, HEADS.names())].kernels
     choice("--kernel", kernel, (*kernels, "auto") if kernels else (kernel,))
+    from fx.stages.fit_head import fit_head_on_store
+
     with progress_bars(quiet=json_) as begin:
         result = fit_head_on_store(
             kind,

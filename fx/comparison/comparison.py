@@ -11,14 +11,20 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from msgspec import to_builtins
 from msgspec.structs import replace
+from numpy.typing import NDArray
 
+from extract.engines import resolve_device
 from extract.errors import FxError
 from extract.files import disk_full_as_fx_error, write_whole
+from extract.images import ImageSource, find_images, group_numbers
+from extract.store import FeatureStore
+from finetune.settings import FinetuneSettings
+from finetune.training import check_tracker, make_accelerator
 from fx.comparison.context import tested_rows
 from fx.comparison.cost import CostModel, within_budget
 from fx.comparison.learning_curve import crossover, forecast
@@ -35,12 +41,8 @@ from fx.report import gather_evidence, learning_curve_png, write_report
 from fx.runs import Run
 from fx.stages.extract import notes_on_images
 from fx.stages.rows import needs_folds, notes_on_untested
+from heads.fitting import BALANCED
 from heads.metrics import METRICS
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from extract.images import ImageSource
 
 _IN_RESULTS = ("results", "skipped", "estimates", "differences", "crossover", "forecasts")
 
@@ -80,10 +82,6 @@ def compare(
     FxError
         If the images do not suffice, or nothing fits the budget.
     """
-    from extract.images import find_images, group_numbers
-    from extract.store import FeatureStore
-    from finetune.training import check_tracker
-
     begun = time.perf_counter()
     check_tracker(log_to)
     source = find_images(images, options.reading)
@@ -183,8 +181,6 @@ def _scores(
 
 
 def _notes(source: ImageSource, prepared: Sequence[Prepared], plan: Plan) -> list[str]:
-    from heads.fitting import BALANCED
-
     first = prepared[0]
     folds, images = first.context.folds, first.dataset_size.images
     notes = [BALANCED] if plan.class_weight else []
@@ -305,10 +301,6 @@ def _log_results(directory: Path, comparison: Comparison, tracker: str) -> None:
     FxError
         If the tracker is unknown or not installed.
     """
-    from extract.engines import resolve_device
-    from finetune.settings import FinetuneSettings
-    from finetune.training import make_accelerator
-
     accelerator = make_accelerator(
         resolve_device("cpu"), FinetuneSettings(), log_to=tracker, directory=directory
     )

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from extract.images import NearCopies, group_numbers, position, unit_of
+from extract.images import ImageRow, NearCopies, Snapshot, group_numbers, position, unit_of
 from fx.options import Options, read_snapshot
 from fx.output import Begin
 from fx.stages.rows import labels_of, used_rows
 
 if TYPE_CHECKING:
-    from extract.images import ImageRow, Snapshot
     from extract.store import FeatureSet
 
 AUTO = "auto"  # of the augmentation: still to be decided

@@ -9,9 +9,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
+
+from extract.backbones import Backbone
+from extract.engines import resolve_device
 from extract.errors import FxError
+from extract.images import TEST_SHARE, ImageSource, find_images
+from finetune.settings import FinetuneSettings
+from finetune.timing import Timing, time_training
 from fx.comparison.context import ComparisonContext, DatasetSize
 from fx.comparison.measure import TIMED
 from fx.comparison.networks import (
@@ -28,12 +34,7 @@ from fx.output import Begin
 from fx.records import PlannedCell, Preview
 from fx.stages.predict import seconds_per_image
 from fx.stages.rows import FEW
-
-if TYPE_CHECKING:
-    from extract.backbones import Backbone
-    from extract.images import ImageSource
-    from finetune.settings import FinetuneSettings
-    from finetune.timing import Timing
+from heads.fitting import MIN_PER_CLASS, OUTER_FOLDS, fit_head
 
 # of chance, on which a kind of head is timed, until that takes so long: on thousands of rows an
 # SVM's time grows as on more
@@ -121,9 +122,6 @@ class CostModel:
         self, name: str, open_network: Callable[[], Backbone], settings: FinetuneSettings
     ) -> Timing:
         """What one image costs a training; it is tried once for each name."""
-        from extract.engines import resolve_device
-        from finetune.timing import time_training
-
         if name not in self._networks:
             device = resolve_device(self.context.options.device)
             self._networks[name] = time_training(
@@ -132,10 +130,6 @@ class CostModel:
         return self._networks[name]
 
     def _time_head(self, kind: str, rows: int) -> float:
-        import numpy as np
-
-        from heads.fitting import fit_head
-
         rng = np.random.default_rng(0)
         classes = min(self.dataset_size.classes, rows // 20)
         labels = np.arange(rows) % classes
@@ -190,8 +184,6 @@ def preview(
     FxError
         If there are no labelled images, or a network cannot be had.
     """
-    from extract.images import find_images
-
     source = find_images(images, options.reading).without_small_classes()
     dataset_size = dataset_size_of(source)
     networks = networks_of(options, plan)
@@ -274,9 +266,6 @@ def _preview_network(
 
 def dataset_size_of(source: ImageSource) -> DatasetSize:
     """Predict how many images there will be of each use."""
-    from extract.images import TEST_SHARE
-    from heads.fitting import MIN_PER_CLASS, OUTER_FOLDS
-
     labelled = [entry for entry in source.entries if entry.label is not None]
     if len(source.labels) < 2:
         raise FxError(

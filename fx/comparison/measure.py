@@ -11,14 +11,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from extract.backbones import FAMILIES
 from extract.errors import CannotWrite, FxError
 from extract.files import check_room, disk_full_as_fx_error, write_whole
+from extract.images import ImageRow, group_numbers
 from extract.registry import Registry
 from fx.comparison.context import (
     ComparisonContext,
@@ -37,13 +39,9 @@ from fx.records import Measurement, Skipped
 from fx.runs import Run
 from fx.stages.predict import milliseconds_per_image
 from fx.stages.rows import labels_of
+from heads.evaluation import evaluate
 from heads.kinds import HEADS
 from heads.metrics import METRICS
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from extract.images import ImageRow
 
 PROBABILITIES = "probabilities.npy"
 TIMED = 64  # test images whose prediction is timed
@@ -147,9 +145,6 @@ def measure_cell(
 def _measure_cell(
     context: ComparisonContext, cell: Cell, shared_seconds: float, begin: Begin
 ) -> Measurement:
-    from extract.images import group_numbers
-    from heads.evaluation import evaluate
-
     opened, run = open_context(context, begin), run_of(context, cell)
     directory, strategy = run.directory, strategy_of(cell.strategy)
     parts = opened.of_folds(cell.seed) if context.folds > 1 else [opened]

@@ -5,9 +5,14 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from extract.backbones import Backbone
+from extract.engines import training_precision
 from extract.errors import FxError
+from extract.extraction import ExtractResult
+from extract.images import ImageSource, Snapshot
+from extract.store import FeatureStore
+from finetune.settings import FinetuneSettings
 from fx.comparison.context import ComparisonContext, DatasetSize
 from fx.comparison.measure import run_of
 from fx.comparison.plan import Cell, Plan, subset_sizes
@@ -18,11 +23,6 @@ from fx.records import FlipDecision, Record
 from fx.runs import Run
 from fx.stages.extract import fill_store
 from fx.stages.rows import check_labelled, folds_of, near_copies_among, used_rows
-
-if TYPE_CHECKING:
-    from extract.backbones import Backbone
-    from extract.extraction import ExtractResult
-    from extract.images import ImageSource, Snapshot
 
 
 class _Extraction(Record, frozen=True):
@@ -150,10 +150,6 @@ def prepare(source: ImageSource, options: Options, plan: Plan, *, begin: Begin) 
         If the network cannot be had, has fewer blocks than are asked for, or the images do not
         suffice.
     """
-    from extract.engines import training_precision
-    from extract.store import FeatureStore
-    from finetune.settings import FinetuneSettings
-
     backbone = open_backbone(options)
     engine = open_engine(options, backbone)
     check_strategies(plan, backbone)

@@ -13,16 +13,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from extract.backbones import Backbone
+from extract.domain_shift import domain_distance
+from extract.images import ImageEntry, ImageSource, Snapshot, batched, load_images
 from fx.comparison.plan import REPEATED
 from fx.comparison.statistics import LEVEL, Mean, Scores
 from fx.comparison.strategies import strategy_of
 from fx.records import Difference, Estimate, Measurement, Quadrant, Recommendation
-
-if TYPE_CHECKING:
-    from extract.backbones import Backbone
-    from extract.images import ImageSource, Snapshot
 
 MANY = 2_000  # training images
 ALIKE = 0.5  # of ``extract.domain_shift``
@@ -292,8 +290,6 @@ def quadrant_of(
     scores : of all strategies
     max_image_mb : 2**20 bytes that an image may take as 8-bit RGB
     """
-    from extract.images import ImageEntry, ImageSource
-
     train = snapshot.split("train")
     # keys are hashes: the first of them are a sample, and the same one every time
     some = sorted(train, key=lambda row: row.key)[:SAMPLED_IMAGES]
@@ -316,9 +312,6 @@ def distance_of_source(backbone: Backbone, source: ImageSource) -> float | None:
 
     They are seen at the size at which the network's statistics were taken.
     """
-    from extract.domain_shift import domain_distance
-    from extract.images import batched, load_images
-
     loaded = load_images(source, backbone.preprocessing.at_size(backbone.trained_size))
     pixels = (one.pixels for one in loaded if one.pixels is not None)
     return domain_distance(backbone, batched(pixels, 32))

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
+from extract.images import ImageRow, Snapshot
+from extract.store import FeatureSet
 from fx.records import Measurement, Record
 from fx.thumbnails import thumbnail
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from extract.images import ImageRow, Snapshot
-    from extract.store import FeatureSet
 
 MISTAKES = 12  # of each strategy
 DISPUTED = 24

@@ -6,18 +6,15 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from extract.files import write_whole
+from extract.images import ImageRow, Snapshot
 from fx.report import render
 from fx.stages.records import DoubtfulLabel, DoubtfulLabels
 from fx.thumbnails import thumbnail
-
-if TYPE_CHECKING:
-    from extract.images import ImageRow, Snapshot
-    from heads.doubts import Doubts
+from heads.doubts import Doubts
 
 TABLE, PAGE = "labels.csv", "audit.html"
 SHOWN = 100

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from extract.backbones import Backbone
+from extract.engines import Engine, quantised_network
+from extract.errors import FxError
+from extract.extraction import ExtractResult, classes_left_out, extract
+from extract.images import ImageSource, Snapshot, find_images
+from extract.store import FeatureStore, StoredNetwork
 from fx.options import Options, open_backbone, open_engine
 from fx.output import Begin, counted, number_of, printable
-
-if TYPE_CHECKING:
-    from extract.backbones import Backbone
-    from extract.engines import Engine
-    from extract.extraction import ExtractResult
-    from extract.images import ImageSource, Snapshot
-    from extract.store import StoredNetwork
 
 
 def extract_images(
@@ -41,11 +39,6 @@ def extract_images(
     FxError
         If there are no images, the backbone cannot be had, or with ``strict`` one is unreadable.
     """
-    from extract.engines import quantised_network
-    from extract.errors import FxError
-    from extract.images import find_images
-    from extract.store import FeatureStore
-
     source = find_images(images, options.reading)
     backbone = open_backbone(options).at_layers(options.layers or ("pool",))
 
@@ -78,8 +71,6 @@ def notes_on_images(source: ImageSource, snapshot: Snapshot) -> list[str]:
     source : the images
     snapshot : that was taken of them
     """
-    from extract.extraction import classes_left_out
-
     notes = []
     failed = [(one.path, one.reason) for one in snapshot.failed()] + list(source.skipped)
     if failed:
@@ -104,9 +95,6 @@ def fill_store(
     begin: Begin,
 ) -> ExtractResult:
     """Extract the features that the store lacks, as the options say."""
-    from extract.extraction import extract
-    from extract.store import FeatureStore
-
     return extract(
         source,
         backbone=backbone,

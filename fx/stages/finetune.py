@@ -6,10 +6,23 @@ import dataclasses
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
+from extract.backbones import Backbone
+from extract.engines import resolve_device, training_precision
+from extract.errors import FxError
+from extract.extraction import take_snapshot
+from extract.images import Snapshot, find_images
+from extract.store import FeatureSet, FeatureStore
+from finetune.finetuning import finetune, identity_of
+from finetune.settings import FinetuneSettings
+from finetune.split import Resources
+from finetune.training import join_processes
 from fx.options import Options, open_backbone, open_engine
 from fx.output import Begin
 from fx.runs import Run
@@ -22,15 +35,6 @@ from fx.stages.rows import (
     notes_on_untested,
     training_data,
 )
-
-if TYPE_CHECKING:
-    import torch
-    from accelerate import PartialState
-
-    from extract.backbones import Backbone
-    from extract.images import Snapshot
-    from extract.store import FeatureSet
-    from finetune.settings import FinetuneSettings
 
 
 def finetune_images(
@@ -60,11 +64,6 @@ def finetune_images(
     FxError
         If a setting is out of range, too little is labelled, or training cannot go on.
     """
-    from extract.engines import resolve_device
-    from finetune.finetuning import finetune, identity_of
-    from finetune.split import Resources
-    from finetune.training import join_processes
-
     device = resolve_device(options.device)
     settings = _settings(recipe, options, device, chosen)
     scratch = settings.from_scratch
@@ -164,10 +163,6 @@ def _drop_what_going_on_needs(directory: Path) -> None:
 def _settings(
     recipe: str, options: Options, device: torch.device, chosen: dict[str, Any]
 ) -> FinetuneSettings:
-    from extract.engines import training_precision
-    from extract.errors import FxError
-    from finetune.settings import FinetuneSettings
-
     precision = training_precision(options.precision, device)
     try:
         return FinetuneSettings.of_recipe(recipe, precision=precision, seed=options.seed, **chosen)
@@ -187,12 +182,6 @@ def _prepared(
 
     Also, to the first process, notes on images that are not used.
     """
-    from accelerate.utils import broadcast_object_list
-
-    from extract.extraction import take_snapshot
-    from extract.images import Snapshot, find_images
-    from extract.store import FeatureStore
-
     names = ["", ""]
     if processes.is_main_process:
         source = find_images(images, options.reading)

@@ -7,11 +7,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 from msgspec import UNSET, UnsetType
+from numpy.typing import NDArray
 
 from extract.files import check_room
+from extract.images import ImageRow, Snapshot, group_numbers
+from extract.store import FeatureSet, FeatureStore
 from fx.options import Options, choose_sets, read_snapshot
 from fx.output import Begin
 from fx.runs import Run
@@ -25,15 +29,14 @@ from fx.stages.rows import (
     needs_folds,
     notes_on_untested,
 )
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from extract.images import ImageRow, Snapshot
-    from extract.store import FeatureSet, FeatureStore
-    from heads.evaluation import Evaluation
-    from heads.head import Head, OutOfFoldPredictions, Source
+from heads.doubts import doubt_labels
+from heads.evaluation import Evaluation
+from heads.files import save_head
+from heads.fitting import fit_head, measure_by_resampling
+from heads.head import Head, Source
+from heads.kinds import HEADS
+from heads.limits import Limits
+from heads.plots import write_plots
 
 AUDIT_VERSION = 3  # raised when the same head comes to doubt other labels
 
@@ -60,8 +63,6 @@ class _Stored:
 
     def features(self, rows: Sequence[ImageRow]) -> NDArray[np.float32]:
         """Features of rows, float32 array of shape (n, d)."""
-        import numpy as np
-
         keys = keys_of(rows)
         return np.concatenate([one.features(keys) for one in self.sets], axis=1)
 
@@ -73,13 +74,12 @@ class _Stored:
     @property
     def spec(self) -> dict[str, Any]:
         """What the features mean."""
-        return _together([one.spec.to_dict() for one in self.sets])
+        specs = [one.spec.to_dict() for one in self.sets]
+        return specs[0] if len(specs) == 1 else {"features": specs}
 
     @property
     def source(self) -> Source:
         """How to compute such features anew."""
-        from heads.head import Source
-
         weights = tuple(one.weights_source for one in self.sets)
         return Source(weights, self.snapshot.name, self.snapshot.fingerprint)
 
@@ -112,12 +112,6 @@ def fit_head_on_store(
     FxError
         If there is no store, too little that is labelled, or features are missing.
     """
-    from extract.images import group_numbers
-    from extract.store import FeatureStore
-    from heads.doubts import doubt_labels
-    from heads.fitting import fit_head, measure_by_resampling
-    from heads.limits import Limits
-
     choices = _Choices(kind, kernel, normalize, class_weight, c and float(c), folds)
     store = FeatureStore(options.store)
     stored = _Stored(store, choose_sets(store, options), read_snapshot(store, options))
@@ -208,13 +202,7 @@ def fit_head_on_store(
     return result
 
 
-def _together(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return dict(records[0]) if len(records) == 1 else {"features": list(records)}
-
-
 def _run(options: Options, choices: _Choices, stored: _Stored, audit: bool) -> Run:
-    from heads.kinds import HEADS
-
     if not HEADS[choices.kind].kernels:
         choices = dataclasses.replace(choices, kernel=None)
     return Run.of(
@@ -230,11 +218,6 @@ def _run(options: Options, choices: _Choices, stored: _Stored, audit: bool) -> R
     )
 
 
-def _held_out(head: Head) -> OutOfFoldPredictions:
-    assert head.held_out is not None, "a head that was just fitted"
-    return head.held_out
-
-
 def _keep(
     head: Head,
     stored: _Stored,
@@ -242,12 +225,9 @@ def _keep(
     features: NDArray[np.float32],
     groups: NDArray[np.intp] | None,
 ) -> None:
-    from heads.files import save_head
-    from heads.limits import Limits
-    from heads.plots import write_plots
-
     save_head(head, directory)
-    held_out = _held_out(head)
+    held_out = head.held_out
+    assert held_out is not None, "a head that was just fitted"
     Limits.of(
         features,
         held_out.splits,

@@ -6,19 +6,19 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import softmax
 
+from extract.backbones import load_backbone, make_spec
+from extract.engines import Engine, make_engine, resolve_device
+from extract.errors import FxError
+from extract.store import Spec, StoredNetwork
 from fx.options import Options, open_engine
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from extract.engines import Engine
-    from extract.store import Spec
-
+from heads.files import load_head
 
 # sets of features whose networks are open at once
 MOST_SETS = 32
@@ -48,8 +48,6 @@ def open_model(model: Path, options: Options) -> OpenModel:
     FxError
         If it is none, or the network below a head cannot be had.
     """
-    from extract.errors import FxError
-
     folder = folder_of(model)
     if not folder.exists():
         raise FxError(f"no model at {model}; give the folder of a head or of a fine-tuned network")
@@ -69,12 +67,6 @@ def folder_of(model: Path) -> Path:
 
 
 def _open_head(folder: Path, options: Options) -> OpenModel:
-    from extract.backbones import load_backbone, make_spec
-    from extract.engines import resolve_device
-    from extract.errors import FxError
-    from extract.store import StoredNetwork
-    from heads.files import load_head
-
     head = load_head(folder)
     try:
         wanted = _wanted(head.spec, head.source.weights)
@@ -116,8 +108,6 @@ def _open_head(folder: Path, options: Options) -> OpenModel:
 
 def _wanted(spec: dict[str, Any], weights: Sequence[str]) -> list[tuple[Spec, str]]:
     """Pair the specs of a head with their weights; raises ValueError where they are none."""
-    from extract.store import Spec
-
     specs = msgspec.convert(spec.get("features", [spec]), list[Spec])
     if not 0 < len(specs) <= MOST_SETS:
         raise ValueError(f"{len(specs)} sets of features, where 1 to {MOST_SETS} can be joined")
@@ -125,10 +115,7 @@ def _wanted(spec: dict[str, Any], weights: Sequence[str]) -> list[tuple[Spec, st
 
 
 def _open_network(folder: Path, options: Options) -> OpenModel:
-    import numpy as np
-    from scipy.special import softmax
-
-    from extract.engines import make_engine
+    # where it is used: heads are opened without it
     from finetune.training import load_model
 
     model = load_model(folder)

@@ -8,23 +8,27 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
 from msgspec import UNSET, UnsetType
+from numpy.typing import NDArray
 
-from extract.images import FailedImage
+from extract.engines import Engine
+from extract.errors import FxError
+from extract.images import (
+    FailedImage,
+    ImageEntry,
+    ImageSource,
+    batched,
+    find_images,
+    load_images,
+    mean_of_crops,
+)
 from fx.options import Options
 from fx.output import Begin, Progress
 from fx.stages.models import OpenModel, folder_of, open_model
 from fx.stages.records import Prediction, Predictions
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from extract.engines import Engine
-    from extract.images import ImageSource
-    from heads.limits import Limits
+from heads.limits import Limits, groups_needed
 
 LABELLED_AT_ONCE = 256
 WARM_BATCHES = 4  # that are not timed
@@ -57,10 +61,6 @@ def predict_images(
     FxError
         If the model is none, or there are no images.
     """
-    import numpy as np
-
-    from extract.images import find_images
-
     opened = open_model(model, options)
     # of labels nothing is wanted, and so no folder can be mistaken
     layout = "classes" if images.is_dir() else None
@@ -111,8 +111,6 @@ class _Labeller:
 
     def label(self, known: Sequence[tuple[str, NDArray[np.float32]]]) -> list[Prediction]:
         """Label images, given as paths and features."""
-        import numpy as np
-
         features = np.stack([vector for _, vector in known])
         probabilities = self.model.probabilities(features)
         distances: list[float | UnsetType] = [UNSET] * len(known)
@@ -140,8 +138,6 @@ def _labeller(
     model: OpenModel, folder: Path, reject: float | None, conformal: float | None
 ) -> tuple[_Labeller, list[str]]:
     """Find what labels go by, and what is to be noted where too little is known for it."""
-    from heads.limits import Limits, groups_needed
-
     if reject is None and conformal is None:
         return _Labeller(model, None, None, None), []
     limits, notes = Limits.load(folder), []
@@ -177,10 +173,6 @@ def milliseconds_per_image(model: Path, files: Sequence[Path], options: Options)
     files : images, any number; those that cannot be read are left out
     options : device, precision and batch size
     """
-    import numpy as np
-
-    from extract.images import ImageEntry, ImageSource
-
     opened = open_model(model, options)
     entries = tuple(ImageEntry(str(file), None, None, None) for file in files)
     source = ImageSource(Path("/"), "unlabelled", entries, (), options.max_image_mb)
@@ -201,11 +193,6 @@ def seconds_per_image(
     -------
     the seconds, and the network's outputs, float32 array of shape (images that can be read, d)
     """
-    import numpy as np
-
-    from extract.errors import FxError
-    from extract.images import batched, load_images, mean_of_crops
-
     begun = time.perf_counter()
     loaded = load_images(source, engine.preprocessing, crops=crops)
     pixels = [image.pixels for image in loaded if image.pixels is not None]
@@ -225,8 +212,6 @@ def _side_by_side(
     model: OpenModel, source: ImageSource, progress: Progress
 ) -> Iterator[tuple[str, NDArray[np.float32] | str]]:
     """Path and all outputs of every image, in order; in the outputs' place, why there are none."""
-    import numpy as np
-
     total = len(model.engines) * len(source.entries)
     looked_at = itertools.count(1)
     streams = [
@@ -243,8 +228,6 @@ def _vectors(
     source: ImageSource, engine: Engine, crops: int, tick: Callable[[], None]
 ) -> Iterator[tuple[str, NDArray[np.float32] | str]]:
     """Path and output of every image, in order; in an output's place, why there is none."""
-    from extract.images import batched, load_images, mean_of_crops
-
     order: deque[tuple[str, str]] = deque()
 
     def pixels() -> Iterator[NDArray[np.uint8]]:

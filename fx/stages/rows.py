@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from extract.errors import FxError
+
 if TYPE_CHECKING:
     from extract.images import ImageRow, NearCopies, Snapshot
     from extract.store import FeatureSet
@@ -49,7 +51,6 @@ def check_labelled(snapshot: Snapshot) -> None:
         If it has fewer than two classes, no training or test rows, or a class with fewer than two
         images (or groups) to train on.
     """
-    from extract.errors import FxError
     from extract.images import units_of_classes
 
     classes = snapshot.classes

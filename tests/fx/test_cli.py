@@ -342,7 +342,7 @@ def test_how_images_are_read_reaches_the_reader(
         told.append(reading)
         raise FxError("told")
 
-    monkeypatch.setattr("extract.images.find_images", listed)
+    monkeypatch.setattr("extract.images.sources._listed", listed)
     columns = {f"{name}_column": name.upper() for name in ("path", "label", "split", "group")}
     given = columns | {
         "layout": "splits",
