@@ -7,42 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fx.commands.arguments import (
-    DATA,
-    FEATURES,
-    MAX_IMAGE_MB,
-    RUNS,
-    Backbones,
-    BatchSize,
-    Channels,
-    ClassWeight,
-    Debug,
-    Device,
-    EngineName,
-    Fresh,
-    GroupColumn,
-    Images,
-    Json,
-    LabelColumn,
-    Layout,
-    LogTo,
-    MaxImageMB,
-    MinImages,
-    NearCopies,
-    Out,
-    PathColumn,
-    Precision,
-    Root,
-    Seed,
-    Size,
-    SplitColumn,
-    SplitSeed,
-    Store,
-    Weights,
-    choice,
-    options_in,
-    with_unit,
-)
+from fx.commands import arguments
+from fx.commands.arguments import choice, options_in, with_unit
 from fx.commands.command import Command
 from fx.commands.printing import print_wrapped, show
 from fx.options import names_in
@@ -66,7 +32,7 @@ class Compare(Command):
 
 
 def compare(
-    images: Images = DATA,
+    images: arguments.Images = arguments.DATA,
     sizes: Annotated[
         str,
         typer.Option(
@@ -87,7 +53,7 @@ def compare(
             help="Epochs of fine-tuning at most. [default: 7, and up to 24 with few images]",
         ),
     ] = None,
-    class_weight: ClassWeight = None,
+    class_weight: arguments.ClassWeight = None,
     metric: Annotated[
         str, typer.Option(help="What decides: accuracy, log-loss or macro-f1.")
     ] = "accuracy",
@@ -105,35 +71,35 @@ def compare(
             metavar="TIME", help="Measure what is predicted to fit in a time such as 30m."
         ),
     ] = None,
-    log_to: LogTo = None,
+    log_to: arguments.LogTo = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Only print what would be measured, and how long it takes."),
     ] = False,
-    backbone: Backbones = None,
-    weights: Weights = None,
-    size: Size = None,
-    channels: Channels = None,
-    store: Store = FEATURES,
-    precision: Precision = "auto",
-    device: Device = "auto",
-    engine: EngineName = "auto",
-    batch_size: BatchSize = None,
-    layout: Layout = None,
-    path_column: PathColumn = None,
-    label_column: LabelColumn = None,
-    split_column: SplitColumn = None,
-    group_column: GroupColumn = None,
-    root: Root = None,
-    min_images: MinImages = 0,
-    max_image_mb: MaxImageMB = MAX_IMAGE_MB,
-    split_seed: SplitSeed = 0,
-    near_copies: NearCopies = "group",
-    seed: Seed = 0,
-    out: Out = RUNS,
-    fresh: Fresh = False,
-    json_: Json = False,
-    debug: Debug = False,
+    backbone: arguments.Backbones = None,
+    weights: arguments.Weights = None,
+    size: arguments.Size = None,
+    channels: arguments.Channels = None,
+    store: arguments.Store = arguments.FEATURES,
+    precision: arguments.Precision = "auto",
+    device: arguments.Device = "auto",
+    engine: arguments.EngineName = "auto",
+    batch_size: arguments.BatchSize = None,
+    layout: arguments.Layout = None,
+    path_column: arguments.PathColumn = None,
+    label_column: arguments.LabelColumn = None,
+    split_column: arguments.SplitColumn = None,
+    group_column: arguments.GroupColumn = None,
+    root: arguments.Root = None,
+    min_images: arguments.MinImages = 0,
+    max_image_mb: arguments.MaxImageMB = arguments.MAX_IMAGE_MB,
+    split_seed: arguments.SplitSeed = 0,
+    near_copies: arguments.NearCopies = "group",
+    seed: arguments.Seed = 0,
+    out: arguments.Out = arguments.RUNS,
+    fresh: arguments.Fresh = False,
+    json_: arguments.Json = False,
+    debug: arguments.Debug = False,
 ) -> Any:
     """Measure all strategies and write a report."""
     options = options_in(locals())

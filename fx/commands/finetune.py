@@ -6,42 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fx.commands.arguments import (
-    DATA,
-    FEATURES,
-    MAX_IMAGE_MB,
-    RUNS,
-    Backbone,
-    Channels,
-    ClassWeight,
-    Debug,
-    Device,
-    EngineName,
-    Fresh,
-    GroupColumn,
-    Images,
-    Json,
-    LabelColumn,
-    Layout,
-    LogTo,
-    MaxImageMB,
-    MinImages,
-    NearCopies,
-    Out,
-    PathColumn,
-    PerClass,
-    Precision,
-    Root,
-    Seed,
-    Size,
-    SplitColumn,
-    SplitSeed,
-    Store,
-    Weights,
-    choice,
-    options_in,
-    with_unit,
-)
+from fx.commands import arguments
+from fx.commands.arguments import choice, options_in, with_unit
 from fx.commands.printing import print_measured, show
 from fx.output import number_of, progress_bars
 
@@ -54,7 +20,7 @@ for power, prefix in enumerate("KMGT", 1):
 
 
 def finetune(
-    images: Images = DATA,
+    images: arguments.Images = arguments.DATA,
     unfreeze: Annotated[
         str | None,
         typer.Option(
@@ -119,7 +85,7 @@ def finetune(
     views: Annotated[
         int, typer.Option(min=1, help="Augmented versions of each image for frozen blocks.")
     ] = 8,
-    class_weight: ClassWeight = None,
+    class_weight: arguments.ClassWeight = None,
     cache_limit: Annotated[
         str, typer.Option(metavar="SIZE", help="Most disk space for outputs of frozen blocks.")
     ] = "20GB",
@@ -130,31 +96,31 @@ def finetune(
         int | None,
         typer.Option(min=1, help="Images in memory at once; gradients add up. [default: all]"),
     ] = None,
-    backbone: Backbone = None,
-    weights: Weights = None,
-    size: Size = None,
-    channels: Channels = None,
-    store: Store = FEATURES,
-    precision: Precision = "auto",
-    device: Device = "auto",
-    engine: EngineName = "auto",
-    layout: Layout = None,
-    path_column: PathColumn = None,
-    label_column: LabelColumn = None,
-    split_column: SplitColumn = None,
-    group_column: GroupColumn = None,
-    root: Root = None,
-    min_images: MinImages = 0,
-    max_image_mb: MaxImageMB = MAX_IMAGE_MB,
-    log_to: LogTo = None,
-    split_seed: SplitSeed = 0,
-    near_copies: NearCopies = "group",
-    seed: Seed = 0,
-    out: Out = RUNS,
-    fresh: Fresh = False,
-    per_class: PerClass = False,
-    json_: Json = False,
-    debug: Debug = False,
+    backbone: arguments.Backbone = None,
+    weights: arguments.Weights = None,
+    size: arguments.Size = None,
+    channels: arguments.Channels = None,
+    store: arguments.Store = arguments.FEATURES,
+    precision: arguments.Precision = "auto",
+    device: arguments.Device = "auto",
+    engine: arguments.EngineName = "auto",
+    layout: arguments.Layout = None,
+    path_column: arguments.PathColumn = None,
+    label_column: arguments.LabelColumn = None,
+    split_column: arguments.SplitColumn = None,
+    group_column: arguments.GroupColumn = None,
+    root: arguments.Root = None,
+    min_images: arguments.MinImages = 0,
+    max_image_mb: arguments.MaxImageMB = arguments.MAX_IMAGE_MB,
+    log_to: arguments.LogTo = None,
+    split_seed: arguments.SplitSeed = 0,
+    near_copies: arguments.NearCopies = "group",
+    seed: arguments.Seed = 0,
+    out: arguments.Out = arguments.RUNS,
+    fresh: arguments.Fresh = False,
+    per_class: arguments.PerClass = False,
+    json_: arguments.Json = False,
+    debug: arguments.Debug = False,
 ) -> None:
     """Stage three: train the last blocks of a network."""
     # of its batch size, that of training, the settings know

@@ -7,28 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fx.commands.arguments import (
-    FEATURES,
-    RUNS,
-    Backbone,
-    Channels,
-    ClassWeight,
-    Debug,
-    Fresh,
-    Json,
-    NearCopies,
-    Out,
-    PerClass,
-    Seed,
-    Size,
-    SnapshotName,
-    StoreArgument,
-    StoredPrecision,
-    Weights,
-    choice,
-    options_in,
-    positive,
-)
+from fx.commands import arguments
+from fx.commands.arguments import choice, options_in, positive
 from fx.commands.command import Command
 from fx.commands.printing import SHOWN, print_measured, show
 from fx.options import names_in
@@ -50,18 +30,18 @@ class FitHead(Command):
 
 def fit_head(
     kind: Annotated[str, typer.Argument(help="Head, one of those below.", metavar="KIND")],
-    store: StoreArgument = FEATURES,
-    backbone: Backbone = None,
-    weights: Weights = None,
-    size: Size = None,
+    store: arguments.StoreArgument = arguments.FEATURES,
+    backbone: arguments.Backbone = None,
+    weights: arguments.Weights = None,
+    size: arguments.Size = None,
     layer: Annotated[
         str, typer.Option(help="Layer of the network. [default: the last extracted]")
     ] = "",
     crops: Annotated[
         int | None, typer.Option(help="Crops of an image. [default: those last extracted]")
     ] = None,
-    channels: Channels = None,
-    precision: StoredPrecision = "auto",
+    channels: arguments.Channels = None,
+    precision: arguments.StoredPrecision = "auto",
     features: Annotated[
         str,
         typer.Option(metavar="A,B", help="Stored features to join, as fx store ls names them."),
@@ -72,7 +52,7 @@ def fit_head(
     normalize: Annotated[
         str, typer.Option(help="standard, l2, none, or auto: by cross-validation.")
     ] = "standard",
-    class_weight: ClassWeight = None,
+    class_weight: arguments.ClassWeight = None,
     c: Annotated[
         float | None,
         typer.Option(
@@ -84,14 +64,14 @@ def fit_head(
     audit: Annotated[
         bool, typer.Option("--audit", help="List the images whose labels may be wrong.")
     ] = False,
-    snapshot: SnapshotName = None,
-    near_copies: NearCopies = "group",
-    seed: Seed = 0,
-    out: Out = RUNS,
-    fresh: Fresh = False,
-    per_class: PerClass = False,
-    json_: Json = False,
-    debug: Debug = False,
+    snapshot: arguments.SnapshotName = None,
+    near_copies: arguments.NearCopies = "group",
+    seed: arguments.Seed = 0,
+    out: arguments.Out = arguments.RUNS,
+    fresh: arguments.Fresh = False,
+    per_class: arguments.PerClass = False,
+    json_: arguments.Json = False,
+    debug: arguments.Debug = False,
 ) -> None:
     """Stage two: fit and measure a classifier on stored features."""
     options = options_in(locals(), layers=names_in(layer), features=names_in(features))

@@ -8,20 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from msgspec import UnsetType
 
-from fx.commands.arguments import (
-    MAX_IMAGE_MB,
-    BatchSize,
-    Debug,
-    Device,
-    EngineName,
-    Images,
-    Json,
-    MaxImageMB,
-    PathColumn,
-    Root,
-    StoredPrecision,
-    options_in,
-)
+from fx.commands import arguments
+from fx.commands.arguments import options_in
 from fx.commands.command import with_options
 from fx.commands.printing import SHOWN, print_some, print_wrapped, show
 from fx.output import printable, progress_bars
@@ -34,7 +22,7 @@ EMPTY = "(empty set)"
 
 def predict(
     model: Annotated[Path, typer.Argument(help="Folder written by fit-head or finetune.")],
-    images: Images,
+    images: arguments.Images,
     reject: Annotated[
         float | None,
         typer.Option(
@@ -50,15 +38,15 @@ def predict(
             help="Give sets of labels; of each class this share of them holds the true one.",
         ),
     ] = None,
-    precision: StoredPrecision = "auto",
-    device: Device = "auto",
-    engine: EngineName = "auto",
-    batch_size: BatchSize = None,
-    path_column: PathColumn = None,
-    root: Root = None,
-    max_image_mb: MaxImageMB = MAX_IMAGE_MB,
-    json_: Json = False,
-    debug: Debug = False,
+    precision: arguments.StoredPrecision = "auto",
+    device: arguments.Device = "auto",
+    engine: arguments.EngineName = "auto",
+    batch_size: arguments.BatchSize = None,
+    path_column: arguments.PathColumn = None,
+    root: arguments.Root = None,
+    max_image_mb: arguments.MaxImageMB = arguments.MAX_IMAGE_MB,
+    json_: arguments.Json = False,
+    debug: arguments.Debug = False,
 ) -> None:
     """Label new images with a head or a fine-tuned network."""
     options = options_in(locals())
