@@ -72,6 +72,13 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True):
     model_sha256: str | None = None
 
 
+# written as they are; metrics and source have forms of their own
+_AS_IN_HEAD = [
+    *("kind", "kernel", "normalize", "class_weight", "classes", "c", "folds", "n_train"),
+    *("notes", "calibration", "search", "spec"),
+]
+
+
 def save_head(head: Head, directory: str | os.PathLike[str]) -> None:
     """Write a head into a directory, which is made where it is not there.
 
@@ -88,20 +95,9 @@ def save_head(head: Head, directory: str | os.PathLike[str]) -> None:
     folder = Path(directory)
     model = save(head.learner.state(head.pipeline))
     record = _Record(
+        **{name: getattr(head, name) for name in _AS_IN_HEAD},
         format=FORMAT,
-        kind=head.kind,
-        kernel=head.kernel,
-        normalize=head.normalize,
-        class_weight=head.class_weight,
-        classes=head.classes,
-        c=head.c,
-        folds=head.folds,
-        n_train=head.n_train,
-        notes=head.notes,
-        calibration=head.calibration,
-        search=head.search,
         metrics=head.metrics.as_dict() if head.metrics else None,
-        spec=head.spec,
         source=head.source.as_dict(),
         versions={name: version(name) for name in ("numpy", "scikit-learn", "safetensors")},
         # a run that is killed between the two leaves no record with another's model
@@ -138,23 +134,9 @@ def load_head(directory: str | os.PathLike[str]) -> Head:
             raise ValueError("the model of another record")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            head = Head(
-                kind=record.kind,
-                kernel=record.kernel,
-                normalize=record.normalize,
-                class_weight=record.class_weight,
-                classes=record.classes,
-                pipeline=learner.rebuild(state, record.classes, record.c),
-                calibration=record.calibration,
-                c=record.c,
-                search=record.search,
-                folds=record.folds,
-                notes=record.notes,
-                n_train=record.n_train,
-                spec=record.spec,
-                source=source,
-                metrics=metrics,
-            )
+            pipeline = learner.rebuild(state, record.classes, record.c)
+            fields = {name: getattr(record, name) for name in _AS_IN_HEAD}
+            head = Head(**fields, pipeline=pipeline, source=source, metrics=metrics)
             found = head.predict_proba(np.zeros((2, head.dim), dtype=np.float32))
         if found.shape != (2, len(head.classes)) or not np.isfinite(found).all():
             raise ValueError("no probabilities")

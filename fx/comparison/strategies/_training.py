@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import msgspec
 
@@ -113,23 +113,21 @@ class TrainingStrategy(Strategy):
 
 @dataclass(frozen=True)
 class ScratchStrategy(TrainingStrategy):
-    """A strategy that trains all of a network from random weights."""
+    """A strategy that trains all of a network from random weights.
+
+    Attributes
+    ----------
+    backbone : name of the network; None for the one that is compared
+    """
 
     from_scratch = True
-
-    @property
-    def unfreeze(self) -> int | Literal["all"]:
-        return "all"
+    unfreeze = "all"
+    backbone: ClassVar[str | None] = None
 
     def network(self, context: ComparisonContext, seed: int) -> Backbone:
-        options = dataclasses.replace(
-            context.options, backbone=self.backbone(context), weights="random"
-        )
+        name = self.backbone or context.options.backbone
+        options = dataclasses.replace(context.options, backbone=name, weights="random")
         return open_backbone(options, seed=seed)
-
-    def backbone(self, context: ComparisonContext) -> str | None:
-        """Name of the network."""
-        return context.options.backbone
 
 
 def resources(opened: OpenContext) -> Resources:
