@@ -12,14 +12,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from fx.comparison import Plan, compare
-    from fx.options import Options
-    from fx.report import write_report
-    from fx.stages.extract import extract_images
-    from fx.stages.extractor import FeatureExtractor
-    from fx.stages.finetune import finetune_images
-    from fx.stages.fit_head import fit_head_on_store
-    from fx.stages.predict import predict_images
+    from fx.comparison import Plan as Plan
+    from fx.comparison import compare as compare
+    from fx.options import Options as Options
+    from fx.report import write_report as write_report
+    from fx.stages.extract import extract_images as extract_images
+    from fx.stages.extractor import FeatureExtractor as FeatureExtractor
+    from fx.stages.finetune import finetune_images as finetune_images
+    from fx.stages.fit_head import fit_head_on_store as fit_head_on_store
+    from fx.stages.predict import predict_images as predict_images
 
     __version__: str
 
@@ -35,17 +36,7 @@ _WHERE = {
     "write_report": "fx.report",
 }
 
-__all__ = [
-    "FeatureExtractor",
-    "Options",
-    "Plan",
-    "compare",
-    "extract_images",
-    "finetune_images",
-    "fit_head_on_store",
-    "predict_images",
-    "write_report",
-]
+__all__ = list(_WHERE)
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import platform
 import shlex
@@ -36,7 +35,7 @@ from fx.comparison.statistics import Scores
 from fx.comparison.strategies import strategy_of
 from fx.options import Options
 from fx.output import Begin, to_json
-from fx.records import Comparison, FlipDecision, Measurement, Skipped, StrategyInfo
+from fx.records import Comparison, Measurement, Skipped, StrategyInfo
 from fx.report import gather_evidence, learning_curve_png, write_report
 from fx.runs import Run
 from fx.stages.extract import notes_on_images
@@ -94,6 +93,7 @@ def compare(
     scores, *others = _scores(cells, group_numbers(tested), first.dataset_size.training, metric)
     recommended = recommend(measured, scores, others, prefer)
     directory = _directory(options.out, prepared)
+    extracting = [s for one in prepared if (s := one.extraction_seconds) is not None]
     comparison = Comparison(
         **_about(images, options, prepared),
         strategies={one.strategy: _info(one.strategy) for one in measured},
@@ -113,9 +113,13 @@ def compare(
             forecast(name, sizes, wanted, higher_is_better=scores.metric.higher_is_better)
             for name, sizes in scores.tables.items()
         ],
-        flips=_flips(prepared),
+        flips=[
+            replace(flips, backbone=one.backbone.name)
+            for one in prepared
+            if (flips := one.flips) is not None
+        ],
         notes=_notes(source, prepared, plan),
-        extraction_seconds=_sum([one.extraction_seconds for one in prepared]),
+        extraction_seconds=sum(extracting) if extracting else None,
         commands=[_command(images, options, plan, first.sizes, metric)],
         report=str(directory / "report.html"),
     )
@@ -213,20 +217,6 @@ def _info(spelled: str) -> StrategyInfo:
     return StrategyInfo(strategy.description, strategy.fine_tunes, strategy.style)
 
 
-def _flips(prepared: Sequence[Prepared]) -> list[FlipDecision]:
-    """What was decided on flips for the fine-tunings of each network."""
-    return [
-        replace(flips, backbone=one.backbone.name)
-        for one in prepared
-        if (flips := one.flips) is not None
-    ]
-
-
-def _sum(seconds: Sequence[float | None]) -> float | None:
-    known = [one for one in seconds if one is not None]
-    return sum(known) if known else None
-
-
 def _about(images: Path, options: Options, prepared: Sequence[Prepared]) -> dict[str, Any]:
     """Say what was compared, on what, with what."""
     first = prepared[0]
@@ -245,10 +235,7 @@ def _about(images: Path, options: Options, prepared: Sequence[Prepared]) -> dict
         "conflicts": extracted.conflicts,
         "leaks": to_builtins(extracted.leaks),
         "class_counts": snapshot.counts(),
-        "settings": {
-            **{k: str(v) for k, v in dataclasses.asdict(options).items()},
-            **{k: str(v) for k, v in dataclasses.asdict(first.plan).items()},
-        },
+        "settings": {k: str(v) for k, v in (vars(options) | vars(first.plan)).items()},
         "versions": _versions(),
     }
 
@@ -260,8 +247,7 @@ def _versions() -> dict[str, str]:
 
 def _command(images: Path, options: Options, plan: Plan, sizes: Sequence[int], metric: str) -> str:
     """Spell the command that measures this again, defaults left out."""
-    chosen = dataclasses.asdict(options) | dataclasses.asdict(plan)
-    usual = dataclasses.asdict(Options()) | dataclasses.asdict(Plan())
+    chosen, usual = vars(options) | vars(plan), vars(Options()) | vars(Plan())
     chosen |= {"sizes": sizes, "fresh": usual["fresh"]}
     words = ["fx", "compare", str(images)]
     for name, value in chosen.items():

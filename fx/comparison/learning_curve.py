@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from fx.comparison.statistics import LEAST_DF, Mean, Scores
-from fx.comparison.statistics import LEVEL as CERTAINTY
+from fx.comparison.statistics import LEAST_DF, Mean, Scores, shared_level
 from fx.comparison.strategies import find_strategy
 from fx.records import Crossover, Forecast, Needed, PowerLaw, Predicted
 
@@ -238,14 +237,9 @@ def crossover(scores: Scores) -> Crossover | None:
 
 def _is_ahead(scores: Scores, some: Sequence[str], others: Sequence[str], size: int) -> bool:
     """Whether one of some strategies is shown to be better than every other one."""
-    level = 1 - 2 * (1 - CERTAINTY) / len(some)
+    level = shared_level(len(some))
     return any(
-        all(
-            (bounds := scores.gain_of(one, other, size).interval(level)) is not None
-            and bounds[0] > 0
-            for other in others
-        )
-        for one in some
+        all(scores.gain_of(one, other, size).is_positive(level) for other in others) for one in some
     )
 
 

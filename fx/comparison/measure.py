@@ -138,15 +138,17 @@ def measure_cell(
     FxError
         If the strategy cannot be fitted on so many images.
     """
-    with disk_full_as_fx_error(run_of(context, cell).directory):
-        return _measure_cell(context, cell, shared_seconds, begin)
+    run = run_of(context, cell)
+    with disk_full_as_fx_error(run.directory):
+        run.finish(_measured(context, cell, run.directory, shared_seconds, begin))
+    # as it is read the next time: JSON has no numbers that are not finite
+    return run.result(Measurement)
 
 
-def _measure_cell(
-    context: ComparisonContext, cell: Cell, shared_seconds: float, begin: Begin
+def _measured(
+    context: ComparisonContext, cell: Cell, directory: Path, shared_seconds: float, begin: Begin
 ) -> Measurement:
-    opened, run = open_context(context, begin), run_of(context, cell)
-    directory, strategy = run.directory, strategy_of(cell.strategy)
+    opened, strategy = open_context(context, begin), strategy_of(cell.strategy)
     parts = opened.of_folds(cell.seed) if context.folds > 1 else [opened]
     begin(f"{cell.strategy}, {cell.n_train} training images")
     reset_peak_memory()
@@ -166,7 +168,9 @@ def _measure_cell(
         evaluation = evaluate(probabilities, np.array(truth), classes, groups=group_numbers(tested))
     if len(fits) > 1:
         evaluation = replace(evaluation, measured_by=f"{len(fits)} outer folds")
-    _keep_probabilities(directory, probabilities)
+    file = io.BytesIO()
+    np.save(file, probabilities.astype(np.float32))
+    write_whole(directory / PROBABILITIES, file.getvalue())
     record = {
         "strategy": cell.strategy,
         "n_train": max(len(subset.rows) for subset, _ in fits),
@@ -193,9 +197,7 @@ def _measure_cell(
         (directory / name).unlink(missing_ok=True)
     for folder in (one.directory for one, _ in fits if one.directory != directory):
         shutil.rmtree(folder, ignore_errors=True)
-    run.finish(Measurement.from_json(record))
-    # as it is read the next time: JSON has no numbers that are not finite
-    return run.result(Measurement)
+    return Measurement.from_json(record)
 
 
 def _joined(
@@ -212,13 +214,6 @@ def _joined(
         probabilities[np.ix_(rows, columns)] = fitted.probabilities
         fold[rows] = number
     return classes, probabilities, fold
-
-
-def _keep_probabilities(directory: Path, probabilities: NDArray[np.float64]) -> None:
-    """Write ``probabilities.npy``: float32 array of shape (test images, classes)."""
-    file = io.BytesIO()
-    np.save(file, probabilities.astype(np.float32))
-    write_whole(directory / PROBABILITIES, file.getvalue())
 
 
 def _deployed_bytes(opened: OpenContext, strategy: str, fitted: Fitted, directory: Path) -> int:

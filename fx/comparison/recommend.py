@@ -18,7 +18,7 @@ from extract.backbones import Backbone
 from extract.domain_shift import domain_distance
 from extract.images import ImageEntry, ImageSource, Snapshot, batched, load_images
 from fx.comparison.plan import REPEATED
-from fx.comparison.statistics import LEVEL, Mean, Scores
+from fx.comparison.statistics import Mean, Scores, shared_level
 from fx.comparison.strategies import strategy_of
 from fx.records import Difference, Estimate, Measurement, Quadrant, Recommendation
 
@@ -106,13 +106,13 @@ def choose(scores: Scores, seconds: Mapping[str, float], prefer: str = "cheap") 
     order = _by_cost(means, seconds)
     for place, strategy in enumerate(order):
         dearer = order[place + 1 :]
-        level = 1 - 2 * (1 - LEVEL) / max(1, len(dearer))
-        if not any(_is_better(scores.gain_of(other, strategy, size), level) for other in dearer):
+        level = shared_level(len(dearer))
+        if not any(scores.gain_of(other, strategy, size).is_positive(level) for other in dearer):
             break
     if prefer == "best":
         # of equal ones the cheapest
         strategy = max(order, key=lambda name: means[name])
-        level = 1 - 2 * (1 - LEVEL) / max(1, len(order) - 1)
+        level = shared_level(len(order) - 1)
     return Choice(strategy, order, level)
 
 
@@ -128,11 +128,6 @@ def _by_cost(means: Mapping[str, float], seconds: Mapping[str, float]) -> tuple[
         else:
             found.append([name])
     return tuple(n for alike in found for n in sorted(alike, key=lambda name: -means[name]))
-
-
-def _is_better(gain: Mean, level: float) -> bool:
-    bounds = gain.interval(level)
-    return bounds is not None and bounds[0] > 0
 
 
 def recommend(
@@ -171,9 +166,8 @@ def recommend(
         if strategy != chosen
     ]
     headline = _headline(chosen)
-    if len(order) > 1 and not any(
-        _is_better(scores.gain_of(chosen, other, size), choice.level) for other in order[:place]
-    ):
+    cheaper = [scores.gain_of(chosen, other, size) for other in order[:place]]
+    if len(order) > 1 and not any(gain.is_positive(choice.level) for gain in cheaper):
         headline = f"Use {chosen}: nothing is shown to be better"
     if (majority := _no_better_than_majority(results, scores, others, chosen, size)) is not None:
         headline = (
@@ -303,8 +297,8 @@ def _beaten(scores: Scores, recommended: str) -> set[str]:
     """Strategies that the recommended one is shown to beat at the largest size."""
     size = scores.sizes[-1]
     others = [name for name in scores.at(size) if name != recommended]
-    level = 1 - 2 * (1 - LEVEL) / max(1, len(others))
-    return {o for o in others if _is_better(scores.gain_of(recommended, o, size), level)}
+    level = shared_level(len(others))
+    return {one for one in others if scores.gain_of(recommended, one, size).is_positive(level)}
 
 
 def distance_of_source(backbone: Backbone, source: ImageSource) -> float | None:

@@ -46,6 +46,11 @@ ASSUMED = "other test images, and draws with an assumed deviation of 2.5 points"
 Floats = NDArray[np.float64]
 
 
+def shared_level(count: int) -> float:
+    """Level of one-sided bounds of which so many share an error of 5 % (Bonferroni)."""
+    return 1 - 2 * (1 - LEVEL) / max(1, count)
+
+
 @dataclass(frozen=True)
 class Scores:
     """What every draw of every strategy scored on every test image, by one metric.
@@ -279,6 +284,11 @@ class Mean:
         below, above = (max(one, np.sqrt(units * one**2 + draws)) for one in (below, above))
         low, high = np.clip((self.mean - below, self.mean + above), self.least, self.most)
         return float(low), float(high)
+
+    def is_positive(self, level: float) -> bool:
+        """Whether it is shown to be above 0."""
+        bounds = self.interval(level)
+        return bounds is not None and bounds[0] > 0
 
     def needed(self, level: float = LEVEL) -> tuple[int | None, int | None]:
         """Units, or else draws, with which the interval of such a mean would not reach 0.
