@@ -124,10 +124,11 @@ def to_json(value: object) -> str:
     TypeError
         If `value` is no record, dataclass or mapping, or something in it has no JSON form.
     """
-    plain = _plain(value)
+    # numbers that are not finite are written as words, which are read as null
+    plain = json.loads(json.dumps(value, default=_plain), parse_constant=lambda word: None)
     if not isinstance(plain, dict):
         raise TypeError(f"a command prints one JSON object, got {type(value).__name__}")
-    return json.dumps(plain, indent=2, allow_nan=False)
+    return json.dumps(plain, indent=2)
 
 
 @contextmanager
@@ -300,26 +301,20 @@ def counted(counts: Mapping[str, int]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
+    """Turn what JSON does not know into what it does."""
     if hasattr(value, "as_json"):
-        return _plain(value.as_json())
+        return value.as_json()
     if isinstance(value, msgspec.Struct):
-        return _plain(msgspec.to_builtins(value))
+        return msgspec.to_builtins(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = dataclasses.fields(value)
-        return {field.name: _plain(getattr(value, field.name)) for field in fields}
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return dict(value)
     if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, set | frozenset):
-        return sorted(map(_plain, value))
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return sorted(value)
     if hasattr(value, "tolist"):
         # NumPy's arrays and scalars, known by what they do: this module need not import NumPy
-        return _plain(value.tolist())
+        return value.tolist()
     raise TypeError(f"no JSON form for {type(value).__name__}: {value!r}")

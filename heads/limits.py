@@ -180,14 +180,7 @@ class Limits:
     def save(self, directory: Path) -> None:
         """Write ``limits.npz``; raises as ``extract.files.durable.write_whole`` does."""
         file = io.BytesIO()
-        np.savez(
-            file,
-            rows=self.rows,
-            distances=self.distances,
-            nonconformity=self.nonconformity,
-            labels=self.labels,
-            groups=self.groups,
-        )
+        np.savez(file, **vars(self))
         write_whole(directory / FILE, file.getvalue())
 
     @classmethod

@@ -1,6 +1,5 @@
 """Fitting a head: folds, choice of C, calibration, refit; the training rows alone decide."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,40 +9,15 @@ from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
 from extract.errors import FxError
-from heads.calibration import Calibration, balanced_weights
+from heads.calibration import balanced_weights
 from heads.fitting.folds import make_folds
-from heads.fitting.search import BLAS_THREADS, Progress, Search, search
+from heads.fitting.search import BLAS_THREADS, Progress, search
 from heads.head import Head, OutOfFoldPredictions, Source, checked_features, positions
 from heads.kinds import HEADS
-from heads.learner import Features, Fold, Labels
+from heads.learner import Features, Labels
 
 IMBALANCED = 10
 BALANCED = "balanced class weights: probabilities are those of equally common classes"
-
-
-@dataclass(frozen=True)
-class _ChosenOn:
-    """Rows that C and the temperature are chosen on, and how each choice is measured.
-
-    Attributes
-    ----------
-    rows : float32 array of shape (n, d), the training rows, then the validation rows
-    truth : int array of shape (n,), positions in the classes
-    splits : list of (fitting rows, held-out rows), int arrays; a single one where rows validate
-    notes : list of str, whatever is not as asked for
-    """
-
-    rows: Features
-    truth: Labels
-    splits: list[Fold]
-    notes: list[str]
-
-    def held_out(self, found: Search, calibration: Calibration) -> OutOfFoldPredictions:
-        """What was said of the held-out rows by the learner that was found."""
-        probabilities = softmax(found.scores / calibration.temperature, axis=1)
-        return OutOfFoldPredictions(
-            self.splits, found.held_out, self.truth[found.held_out], probabilities
-        )
 
 
 def fit_head(
@@ -118,58 +92,54 @@ def fit_head(
     rows, names = checked_features(features), np.asarray(labels, dtype=str)
     if folds < 2:
         raise FxError(f"cross-validation needs at least 2 folds; got {folds}; 5 is usual")
-    _check_rows(rows, names)
+    classes, y = _numbered(rows, names)
     learners, notes = HEADS[kind].candidates(normalize, class_weight, kernel, rows=len(rows))
-    classes, y = _numbered(names)
-    known = tuple(classes.tolist())
+    # C and the temperature are chosen on the training rows, or on those and the validation rows
+    seen, truth = rows, y
     if validation is None:
-        splits, fewer = make_folds(y, classes=known, folds=folds, groups=groups, seed=seed)
-        chosen_on = _ChosenOn(rows, y, splits, fewer)
+        splits, fewer = make_folds(y, classes=classes, folds=folds, groups=groups, seed=seed)
+        notes += fewer
     else:
-        chosen_on = _with_validation(rows, y, validation, known)
-    notes += chosen_on.notes
+        extra, labels_of_extra = _checked_validation(validation, rows.shape[1], classes)
+        seen, truth = np.concatenate([rows, extra]), np.concatenate([y, labels_of_extra])
+        splits = [(np.arange(len(rows)), np.arange(len(rows), len(seen)))]
     threads = cpu_count() if jobs is None else effective_n_jobs(jobs)
+    balanced = class_weight == "balanced"
     found = search(
-        learners,
-        chosen_on.rows,
-        chosen_on.truth,
-        chosen_on.splits,
-        c=c,
-        balanced=class_weight == "balanced",
-        jobs=threads,
-        progress=progress,
+        learners, seen, truth, splits, c=c, balanced=balanced, jobs=threads, progress=progress
     )
     with threadpool_limits(BLAS_THREADS):
         fitted = found.learner.fit(rows, names, found.c, jobs=threads)
     # as it is read back, so that a saved head predicts bitwise as this one
-    pipeline = found.learner.rebuild(found.learner.state(fitted), known, found.c)
+    pipeline = found.learner.rebuild(found.learner.state(fitted), classes, found.c)
     if progress:
-        fits = len(found.curve) * len(chosen_on.splits) + 1
+        fits = len(found.curve) * len(splits) + 1
         progress(fits, fits)
-    truth = chosen_on.truth[found.held_out]
-    weights = balanced_weights(truth) if class_weight == "balanced" else None
-    calibration = found.learner.calibrate(found.scores, truth, weights)
+    held_out = truth[found.held_out]
+    weights = balanced_weights(held_out) if balanced else None
+    calibration = found.learner.calibrate(found.scores, held_out, weights)
+    probabilities = softmax(found.scores / calibration.temperature, axis=1)
     return Head(
         kind=kind,
         kernel=found.learner.kernel,
         normalize=found.learner.normalize,
         class_weight=class_weight,
-        classes=known,
+        classes=classes,
         pipeline=pipeline,
         calibration=calibration,
         c=found.c,
         search=found.curve,
-        folds=0 if len(chosen_on.splits) == 1 else len(chosen_on.splits),
+        folds=0 if len(splits) == 1 else len(splits),
         notes=(
             *notes,
-            *_imbalance(np.bincount(y), known),
+            *_imbalance(np.bincount(y), classes),
             *((BALANCED,) if class_weight else ()),
             *found.notes,
         ),
         n_train=len(rows),
         spec=dict(spec or {}),
         source=source or Source(),
-        held_out=chosen_on.held_out(found, calibration),
+        held_out=OutOfFoldPredictions(splits, found.held_out, held_out, probabilities),
     )
 
 
@@ -184,46 +154,42 @@ def _imbalance(counts: Labels, classes: tuple[str, ...]) -> list[str]:
     ]
 
 
-def _check_rows(rows: Features, names: np.ndarray[Any, Any]) -> None:
-    """Raise FxError where nothing can be learned from the rows."""
+def _numbered(rows: Features, names: np.ndarray[Any, Any]) -> tuple[tuple[str, ...], Labels]:
+    """Give the classes, sorted, and every row's position in them.
+
+    Raises FxError where nothing can be learned from the rows.
+    """
     if names.shape != (len(rows),):
         raise ValueError(f"labels must have shape {(len(rows),)}, got {names.shape}")
-    found = sorted(set(names.tolist()))
-    if len(found) < 2:
+    found, y, counts = np.unique(names, return_inverse=True, return_counts=True)
+    classes = tuple(found.tolist())
+    if len(classes) < 2:
         raise FxError(
-            f"a classifier needs at least two classes; got {', '.join(found) or 'no labelled rows'}"
-            "; add labelled images of another class"
+            "a classifier needs at least two classes; got "
+            f"{', '.join(classes) or 'no labelled rows'}; add labelled images of another class"
         )
     if not np.ptp(rows, axis=0).any():
         raise FxError(
             "features are the same in every row; got nothing to tell classes by; check the weights "
             "of the backbone"
         )
-
-
-def _numbered(names: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], Labels]:
-    """Give the classes, sorted, and every row's position in them; each needs two rows."""
-    classes, y = np.unique(names, return_inverse=True)
-    counts = np.bincount(y)
     if counts.min() < 2:
         raise FxError(
-            f"too few images of class {str(classes[counts.argmin()])!r}; got 1 for training; add "
+            f"too few images of class {classes[counts.argmin()]!r}; got 1 for training; add "
             "images of it or leave it out"
         )
     return classes, y
 
 
-def _with_validation(
-    rows: Features, y: Labels, validation: tuple[ArrayLike, ArrayLike], classes: tuple[str, ...]
-) -> _ChosenOn:
-    """Append validation rows to the training rows: the last ones are held out."""
+def _checked_validation(
+    validation: tuple[ArrayLike, ArrayLike], d: int, classes: tuple[str, ...]
+) -> tuple[Features, Labels]:
+    """Give the features of validation rows, and their labels as positions in the classes."""
     extra = checked_features(validation[0])
     labels = positions(validation[1], classes, of="validation rows")
-    if not len(extra) or len(extra) != len(labels) or extra.shape[1] != rows.shape[1]:
+    if not len(extra) or len(extra) != len(labels) or extra.shape[1] != d:
         raise ValueError(
-            f"validation rows must be (m, {rows.shape[1]}) features with m labels, m > 0; "
+            f"validation rows must be (m, {d}) features with m labels, m > 0; "
             f"got {extra.shape} and {labels.shape}"
         )
-    n, m = len(rows), len(extra)
-    splits = [(np.arange(n), np.arange(n, n + m))]
-    return _ChosenOn(np.concatenate([rows, extra]), np.concatenate([y, labels]), splits, [])
+    return extra, labels
