@@ -26,13 +26,6 @@ def choice(name: str, value: object, allowed: Sequence[object]) -> Any:
     return value
 
 
-def positive(name: str, value: float | None) -> float | None:
-    """Give back an option's value, or refuse what is not above 0."""
-    if value is not None and value <= 0:
-        raise typer.BadParameter(f"{name} must be above 0; got {value}")
-    return value
-
-
 def with_unit(name: str, text: str, units: Mapping[str, int], example: str) -> float:
     """Read a number with a unit, such as 30m or 20GB, in the unit that counts 1."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Z]*)", text.strip().upper())
@@ -45,6 +38,10 @@ def options_in(arguments: Mapping[str, Any], **others: Any) -> Options:
     """Make the options that all stages take out of a command's arguments, by their names."""
     names = {field.name for field in dataclasses.fields(Options)}
     return Options(**{n: value for n, value in arguments.items() if n in names} | others)
+
+
+def _column(usual: str) -> Any:
+    return typer.Option(metavar="NAME", help=f"Of a table. [default: {usual}]")
 
 
 Images = Annotated[
@@ -92,16 +89,10 @@ MaxImageMB = Annotated[
         "--max-image-mb", min=1, help="Images that are larger than this as RGB are not decoded."
     ),
 ]
-PathColumn = Annotated[str | None, typer.Option(metavar="NAME", help="Of a table. [default: path]")]
-LabelColumn = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Of a table. [default: label]")
-]
-SplitColumn = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Of a table. [default: split]")
-]
-GroupColumn = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Of a table. [default: group]")
-]
+PathColumn = Annotated[str | None, _column("path")]
+LabelColumn = Annotated[str | None, _column("label")]
+SplitColumn = Annotated[str | None, _column("split")]
+GroupColumn = Annotated[str | None, _column("group")]
 Layout = Annotated[
     str | None,
     typer.Option(

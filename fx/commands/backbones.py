@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,26 +21,26 @@ def backbones(
     debug: Debug = False,
 ) -> None:
     """List the backbones, or the numbered blocks of one."""
-    if name is None:
-        _list(json_)
-    else:
-        _list_blocks(name, json_)
-
-
-def _list(as_json: bool) -> None:
-    from extract.backbones import list_backbones
-
-    note = "and timm/NAME for any of timm's; blocks of one: fx backbones NAME"
-    found = [(one, _weights(one)) for one in list_backbones()]
-    records = [dataclasses.asdict(one) | {"weights": weights} for one, weights in found]
+    record, columns, rows = _all() if name is None else _blocks_of(name)
 
     def print_all() -> None:
-        columns = ["backbone", "features", "parameters", "weights"]
-        rows = [[one.name, one.dim, one.parameters, weights] for one, weights in found]
         print_table(columns, rows)
-        print(note)
+        print(record["note"])
 
-    show({"backbones": records, "note": note}, as_json, print_all)
+    show(record, json_, print_all)
+
+
+def _all() -> tuple[dict[str, Any], list[str], list[list[object]]]:
+    """What is listed: all backbones as JSON, and as columns and rows of a table."""
+    from extract.backbones import list_backbones
+
+    found = [(one, _weights(one)) for one in list_backbones()]
+    record = {
+        "backbones": [dataclasses.asdict(one) | {"weights": weights} for one, weights in found],
+        "note": "and timm/NAME for any of timm's; blocks of one: fx backbones NAME",
+    }
+    rows: list[list[object]] = [[one.name, one.dim, one.parameters, of] for one, of in found]
+    return record, ["backbone", "features", "parameters", "weights"], rows
 
 
 def _weights(backbone: BackboneInfo) -> str:
@@ -49,8 +49,8 @@ def _weights(backbone: BackboneInfo) -> str:
     return "at hand" if backbone.at_hand else "to download"
 
 
-def _list_blocks(name: str, as_json: bool) -> None:
-    """List numbered blocks, input side first; no weights are needed."""
+def _blocks_of(name: str) -> tuple[dict[str, Any], list[str], list[list[object]]]:
+    """The same of the numbered blocks of one, input side first; no weights are needed."""
     from extract.backbones import backbone_info, cut_points
     from finetune.blocks import find_blocks
 
@@ -59,26 +59,16 @@ def _list_blocks(name: str, as_json: bool) -> None:
         (one, "×".join(map(str, one.output_shape)))
         for one in find_blocks(module, backbone.size, cut_points(name))
     ]
-    records = [dataclasses.asdict(one) | {"output": output} for one, output in found]
-    note = (
-        f"{backbone.dim:,} features from images of {backbone.size} pixels a side\n"
-        f"fx finetune --unfreeze K trains the last K of these {len(found)} blocks"
-    )
-
-    def print_all() -> None:
-        columns = ["block", "name", "parameters", "compute", "output"]
-        rows = [
-            [
-                one.number,
-                one.name.replace("features.", ""),
-                one.parameters,
-                f"{100 * one.flops_share:>3.0f} %",
-                output,
-            ]
-            for one, output in found
-        ]
-        print_table(columns, rows)
-        print(note)
-
-    about = {"backbone": name, "dim": backbone.dim, "size": backbone.size}
-    show(about | {"blocks": records, "note": note}, as_json, print_all)
+    record = {
+        "backbone": name,
+        "dim": backbone.dim,
+        "size": backbone.size,
+        "blocks": [dataclasses.asdict(one) | {"output": output} for one, output in found],
+        "note": f"{backbone.dim:,} features from images of {backbone.size} pixels a side\n"
+        f"fx finetune --unfreeze K trains the last K of these {len(found)} blocks",
+    }
+    rows: list[list[object]] = []
+    for one, output in found:
+        short = one.name.replace("features.", "")
+        rows.append([one.number, short, one.parameters, f"{one.flops_share:.0%}", output])
+    return record, ["block", "name", "parameters", "compute", "output"], rows

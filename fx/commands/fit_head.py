@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fx.commands import arguments
-from fx.commands.arguments import choice, options_in, positive
+from fx.commands.arguments import choice, options_in
 from fx.commands.command import Command
 from fx.commands.printing import SHOWN, print_measured, show
 from fx.options import names_in
@@ -78,7 +78,8 @@ def fit_head(
     choice("--crops", crops, (1, 5, 10))
     choice("--precision", precision, ("auto", "fp32", "bf16", "fp16", "int8"))
     choice("--normalize", normalize, ("standard", "l2", "none", "auto"))
-    positive("--c", c)
+    if c is not None and c <= 0:
+        raise typer.BadParameter(f"--c must be above 0; got {c}")
     from heads.kinds import HEADS
 
     kernels = HEADS[choice("KIND", kind, HEADS.names())].kernels

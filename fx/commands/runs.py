@@ -52,21 +52,16 @@ def runs(
 
 def find_runs(out: Path) -> list[FinishedRun]:
     """Read the results of all runs in a folder; one that cannot be read is told and passed over."""
+    from extract.files import read_record
     from fx.runs import RESULT
 
-    results = sorted(out.glob(f"*/{RESULT}"), key=lambda path: -path.stat().st_mtime)
-    return [run for path in results if (run := _read(path)) is not None]
-
-
-def _read(path: Path) -> FinishedRun | None:
-    from extract.files import read_record
-
-    try:
-        record = read_record(path, dict[str, Any])
-        return _finished(path, record)
-    except (FxError, OSError, ValueError, LookupError, TypeError) as error:
-        print(printable(f"passed over: {path}: {one_line(error)}"), file=sys.stderr)
-        return None
+    found = []
+    for path in sorted(out.glob(f"*/{RESULT}"), key=lambda path: -path.stat().st_mtime):
+        try:
+            found.append(_finished(path, read_record(path, dict[str, Any])))
+        except (FxError, OSError, ValueError, LookupError, TypeError) as error:
+            print(printable(f"passed over: {path}: {one_line(error)}"), file=sys.stderr)
+    return found
 
 
 def _finished(path: Path, record: dict[str, Any]) -> FinishedRun:

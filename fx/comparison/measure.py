@@ -190,7 +190,9 @@ def _measured(
     if fitted.files:
         folder = subset.directory
         record["deployed_mb"] = _deployed_bytes(opened, cell.strategy, fitted, folder) / 1e6
-        record["predict_ms"] = _predict_ms(parts[0], folder)
+        root, timed = Path(opened.snapshot.root), parts[0].snapshot.split("test")[:TIMED]
+        files = [root / row.path for row in timed]
+        record["predict_ms"] = milliseconds_per_image(folder, files, context.options)
     # what is measured on some of the images is not used: it would only fill the disk
     whole = len(fits) == 1 and len(subset.rows) == len(opened.trainable_rows)
     for name in ("training.safetensors", *(() if whole else fitted.files)):
@@ -223,9 +225,3 @@ def _deployed_bytes(opened: OpenContext, strategy: str, fitted: Fitted, director
         module = open_backbone(opened.context.options).module
         total += sum(t.numel() * t.element_size() for t in module.state_dict().values())
     return total
-
-
-def _predict_ms(opened: OpenContext, directory: Path) -> float:
-    root = Path(opened.snapshot.root)
-    files = [root / row.path for row in opened.snapshot.split("test")[:TIMED]]
-    return milliseconds_per_image(directory, files, opened.context.options)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from extract.errors import FxError
 from extract.registry import Registry
-from fx.comparison.strategies._flips import read_flips
 from fx.comparison.strategies._heads import HeadStrategy
 from fx.comparison.strategies._strategy import Costs, Disk, Fitted, Strategy
 from fx.comparison.strategies._training import BATCH_SIZE
+from fx.comparison.strategies.finetune import read_flips
 from heads.kinds import HEADS
 
 __all__ = [

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from extract.errors import CannotWrite, FxError
-from fx.comparison.context import AUTO, ComparisonContext, OpenContext
-from fx.comparison.strategies._flips import decide_flips, read_flips
+from fx.comparison.context import (
+    AUTO,
+    ComparisonContext,
+    OpenContext,
+    nested_subset,
+    open_context,
+)
 from fx.comparison.strategies._training import TrainingStrategy, resources
+from fx.options import open_backbone
+from fx.output import Begin
+from fx.records import FlipDecision
+from fx.runs import Run
 from fx.stages.rows import used_rows
 
 if TYPE_CHECKING:
@@ -19,6 +29,7 @@ if TYPE_CHECKING:
     from fx.comparison.strategies._strategy import Costs
 
 _STYLES = {"1": 2, "all": 3, "2": 5}
+DECIDING_ROWS = 4_000  # training rows of the head that decides
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,54 @@ class _Finetune(TrainingStrategy):
 
 def _blocks(count: str) -> str:
     return "block" if count == "1" else f"{count} blocks"
+
+
+def read_flips(context: ComparisonContext) -> FlipDecision | None:
+    """Read what was decided on flips, if it was."""
+    run = _flips_in(context)
+    return run.result(FlipDecision) if run.finished else None
+
+
+def decide_flips(context: ComparisonContext, *, begin: Begin) -> FlipDecision:
+    """Decide for all fine-tunings whether images are flipped, and keep the decision.
+
+    On some of the training rows, set aside as a fine-tuning does where there are no validation
+    rows.
+    """
+    from finetune.data import set_validation_aside
+    from finetune.flips import try_flips
+    from finetune.starting_head import starting_head
+
+    begun = time.perf_counter()
+    opened = open_context(context, begin)
+    seed, rows = context.options.seed, opened.training_rows
+    rows = nested_subset(rows, min(len(rows), DECIDING_ROWS), seed)
+    validation = opened.snapshot.split("val")
+    if not validation:
+        rows, validation = set_validation_aside(rows, seed)
+    features = opened.features.features
+    begin("deciding on flips")
+    trial = try_flips(
+        starting_head(features, rows, class_weight=context.class_weight, seed=seed),
+        open_backbone(context.options),
+        features,
+        rows,
+        validation,
+        Path(opened.snapshot.root),
+        resources(opened),
+    )
+    decision = FlipDecision(
+        **dataclasses.asdict(trial),
+        augment=trial.augment,
+        said=trial.summary,
+        seconds=time.perf_counter() - begun,
+    )
+    _flips_in(context).finish(decision)
+    return decision
+
+
+def _flips_in(context: ComparisonContext) -> Run:
+    return Run(context.directory / "flips")
 
 
 STRATEGY = _Finetune("finetune")
