@@ -70,5 +70,5 @@ def _blocks_of(name: str) -> tuple[dict[str, Any], list[str], list[list[object]]
     rows: list[list[object]] = []
     for one, output in found:
         short = one.name.replace("features.", "")
-        rows.append([one.number, short, one.parameters, f"{one.flops_share:.0%}", output])
+        rows.append([one.number, short, one.parameters, f"{100 * one.flops_share:>3.0f} %", output])
     return record, ["block", "name", "parameters", "compute", "output"], rows

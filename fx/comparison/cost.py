@@ -66,15 +66,14 @@ class CostModel:
         self.context = context
         self.source = dataclasses.replace(source, entries=source.entries[:TIMED])
         self.dataset_size = dataset_size
-        self._seconds_an_image = seconds_an_image
+        if seconds_an_image is not None:
+            self.seconds_an_image = seconds_an_image
         self._heads: dict[str, tuple[int, float, float]] = {}
         self._networks: dict[str, Timing] = {}
 
     @cached_property
     def seconds_an_image(self) -> float:
         """Seconds to decode an image and to compute its features."""
-        if self._seconds_an_image is not None:
-            return self._seconds_an_image
         engine = open_engine(self.context.options, self._backbone)
         return seconds_per_image(engine, self.source, 1)[0]
 

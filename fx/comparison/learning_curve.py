@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from fx.comparison.statistics import LEAST_DF, Mean, Scores, shared_level
-from fx.comparison.strategies import find_strategy
+from fx.comparison.strategies import strategy_of
 from fx.records import Crossover, Forecast, Needed, PowerLaw, Predicted
 
 FEWEST_SIZES = 5
@@ -211,9 +211,8 @@ def crossover(scores: Scores) -> Crossover | None:
     error of 5 % shared by the fine-tunings. Between two measured sizes the size is interpolated in
     its logarithm. None of a single size.
     """
-    known = [(find_strategy(name), name) for name in scores.tables]
-    tuned = [name for one, name in known if one is not None and one.fine_tunes]
-    heads = [name for one, name in known if one is not None and one.on_features]
+    tuned = [name for name in scores.tables if strategy_of(name).fine_tunes]
+    heads = [name for name in scores.tables if strategy_of(name).on_features]
     sizes = [
         size
         for size in scores.sizes
@@ -244,12 +243,9 @@ def _is_ahead(scores: Scores, some: Sequence[str], others: Sequence[str], size: 
 
 
 def _crossing(sizes: Sequence[int], advantage: Sequence[float]) -> float:
-    """Size from which on the advantage stays positive; infinite where it ends otherwise."""
+    """Size from which on the advantage stays positive."""
     last = max((i for i, gain in enumerate(advantage) if gain <= 0), default=-1)
-    if last == len(sizes) - 1:
-        return math.inf
     if last < 0:
-        return float(sizes[0])
-    before, after = advantage[last], advantage[last + 1]
-    share = -before / (after - before)
-    return math.exp(math.log(sizes[last]) * (1 - share) + math.log(sizes[last + 1]) * share)
+        return sizes[0]
+    around = slice(last, last + 2)
+    return float(np.exp(np.interp(0, advantage[around], np.log(sizes[around]))))

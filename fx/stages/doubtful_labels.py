@@ -69,7 +69,17 @@ def write_doubtful_labels(
         table=str(directory / TABLE),
         page=str(directory / PAGE),
     )
-    _write_page(directory / PAGE, root, labels, [rows[position].key for position in doubts.rows])
+    page = render(
+        "labels.html",
+        title="fx: labels that may be wrong",
+        labels=labels,
+        table=TABLE,
+        shown=[
+            (one, thumbnail(root / one.path, rows[position].key, THUMBNAIL))
+            for one, position in zip(labels.first, doubts.rows, strict=False)
+        ],
+    )
+    write_whole(directory / PAGE, page.encode(errors="xmlcharrefreplace"))
     return labels
 
 
@@ -82,17 +92,3 @@ def _as_in_table(row: ImageRow, test_was_given: bool) -> dict[str, str]:
         "split": split or "",
         "group": row.group or "",
     }
-
-
-def _write_page(path: Path, root: Path, labels: DoubtfulLabels, keys: Sequence[bytes]) -> None:
-    page = render(
-        "labels.html",
-        title="fx: labels that may be wrong",
-        labels=labels,
-        table=TABLE,
-        shown=[
-            (one, thumbnail(root / one.path, key, THUMBNAIL))
-            for one, key in zip(labels.first, keys, strict=False)
-        ],
-    )
-    write_whole(path, page.encode(errors="xmlcharrefreplace"))

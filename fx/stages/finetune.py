@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
@@ -65,7 +64,13 @@ def finetune_images(
         If a setting is out of range, too little is labelled, or training cannot go on.
     """
     device = resolve_device(options.device)
-    settings = _settings(recipe, options, device, chosen)
+    precision = training_precision(options.precision, device)
+    try:
+        settings = FinetuneSettings.of_recipe(
+            recipe, precision=precision, seed=options.seed, **chosen
+        )
+    except ValueError as error:
+        raise FxError(str(error)) from error
     scratch = settings.from_scratch
     if scratch:
         options = dataclasses.replace(options, weights="random")
@@ -158,16 +163,6 @@ def _few_tested(snapshot: Snapshot) -> list[str]:
 def _drop_what_going_on_needs(directory: Path) -> None:
     shutil.rmtree(directory / "cache", ignore_errors=True)
     (directory / "training.safetensors").unlink(missing_ok=True)
-
-
-def _settings(
-    recipe: str, options: Options, device: torch.device, chosen: dict[str, Any]
-) -> FinetuneSettings:
-    precision = training_precision(options.precision, device)
-    try:
-        return FinetuneSettings.of_recipe(recipe, precision=precision, seed=options.seed, **chosen)
-    except ValueError as error:
-        raise FxError(str(error)) from error
 
 
 def _prepared(

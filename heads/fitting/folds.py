@@ -48,7 +48,9 @@ def make_folds(
     unit = np.arange(len(labels)) if groups is None else _numbered(groups)
     if unit.shape != labels.shape:
         raise FxError(f"`groups` must be one a row, {len(labels):,}; got {unit.shape}")
-    counts = _units_per_class(labels, len(classes), unit)
+    # images, or distinct groups
+    pairs = np.unique(np.stack([labels, unit]), axis=1)
+    counts = np.bincount(pairs[0], minlength=len(classes))
     rarest = int(counts.argmin())
     why = f"class {classes[rarest]!r} has {counts[rarest]} training {units}"
     if counts[rarest] < 2:
@@ -96,12 +98,6 @@ def _numbered(groups: ArrayLike) -> NDArray[np.intp]:
     """Number groups from 0, as they come: by any names the folds are the same."""
     first, numbers = np.unique(np.asarray(groups), return_index=True, return_inverse=True)[1:]
     return np.argsort(np.argsort(first))[numbers]
-
-
-def _units_per_class(labels: NDArray[np.intp], k: int, unit: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Count images, or distinct groups, of every class: an int array of shape (k,)."""
-    pairs = np.unique(np.stack([labels, unit]), axis=1)
-    return np.bincount(pairs[0], minlength=k)
 
 
 def _is_complete(labels: NDArray[np.intp], split: Fold) -> bool:

@@ -6,7 +6,6 @@ A strategy is spelled ``name`` or ``name:argument``, and where several networks 
 
 from __future__ import annotations
 
-from extract.errors import FxError
 from extract.registry import Registry
 from fx.comparison.strategies._heads import HeadStrategy
 from fx.comparison.strategies._strategy import Costs, Disk, Fitted, Strategy
@@ -21,7 +20,6 @@ __all__ = [
     "Disk",
     "Fitted",
     "Strategy",
-    "find_strategy",
     "read_flips",
     "strategy_of",
 ]
@@ -57,11 +55,3 @@ def strategy_of(spelled: str) -> Strategy:
     """
     name, _, argument = spelled.split(" on ")[0].partition(":")
     return STRATEGIES[name].with_argument(argument)
-
-
-def find_strategy(spelled: str) -> Strategy | None:
-    """Find a strategy, or None where a comparison names one that is not here."""
-    try:
-        return strategy_of(spelled)
-    except FxError:
-        return None
