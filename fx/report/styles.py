@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 # Okabe and Ito's colours, safe for the colour-blind; grey stands for their black, which a dark
 # page swallows, and their yellow is left out, which a white page swallows.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#7F7F7F", "#E69F00", "#56B4E9")
-_DASHES = ("solid", "dash", "dashdot", "longdash", "dot", "longdashdot")
-_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "triangle-down", "star", "cross")
+# by plotly's names, in matplotlib's terms
+DASHES: dict[str, Any] = {
+    "solid": "-",
+    "dash": "--",
+    "dashdot": "-.",
+    "longdash": (0, (8, 3)),
+    "dot": ":",
+    "longdashdot": (0, (8, 3, 1, 3)),
+}
+SYMBOLS = {
+    "circle": "o",
+    "square": "s",
+    "diamond": "D",
+    "triangle-up": "^",
+    "x": "X",
+    "triangle-down": "v",
+    "star": "*",
+    "cross": "P",
+}
 
 
 @dataclass(frozen=True)
@@ -23,7 +41,7 @@ class Style:
     @classmethod
     def number(cls, index: int) -> Style:
         """One of the styles, which begin anew after a while."""
-        kinds = (_COLOURS, _DASHES, _SYMBOLS)
+        kinds = (_COLOURS, tuple(DASHES), tuple(SYMBOLS))
         return cls(*(kind[index % len(kind)] for kind in kinds))
 
 

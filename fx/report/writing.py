@@ -6,14 +6,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from extract.files import write_whole
 from fx.records import Comparison, Measurement, Point
 from fx.report import figures as draw
 from fx.report.images import Evidence
 from fx.report.page import Figures, number, render
-from fx.report.styles import Style, styles_of
+from fx.report.styles import DASHES, SYMBOLS, Style, styles_of
 from heads.metrics import METRICS, Metric
 
 _MAX_CLASSES_IN_TABLE = 20
@@ -21,24 +20,6 @@ _MAX_CLASSES_IN_PLOT = 200
 _WORST = 10  # mistakes that are listed
 _SPLITS = {"train": "Training", "val": "Validation", "test": "Test"}
 _MAX_NAMED_TICKS = 8
-_LINESTYLES: dict[str, Any] = {
-    "solid": "-",
-    "dash": "--",
-    "dashdot": "-.",
-    "longdash": (0, (8, 3)),
-    "dot": ":",
-    "longdashdot": (0, (8, 3, 1, 3)),
-}
-_MARKERS = {
-    "circle": "o",
-    "square": "s",
-    "diamond": "D",
-    "triangle-up": "^",
-    "x": "X",
-    "triangle-down": "v",
-    "star": "*",
-    "cross": "P",
-}
 
 
 @dataclass(frozen=True)
@@ -284,12 +265,12 @@ def learning_curve_png(path: Path, comparison: Comparison) -> Path:
         style = styles[strategy]
         known = [(c.n_train, v) for c in points if (v := c.mean(metric.name)) is not None]
         bounds = [(c.n_train, *c.interval) for c in points if c.interval]
-        line = {"color": style.colour, "linestyle": _LINESTYLES[style.dash]}
+        line = {"color": style.colour, "linestyle": DASHES[style.dash]}
         axes.plot(
             [n for n, _ in known],
             [value for _, value in known],
             **line,
-            marker=_MARKERS[style.symbol],
+            marker=SYMBOLS[style.symbol],
             # matplotlib takes $…$ for mathematics
             label=strategy.replace("$", r"\$"),
         )

@@ -76,9 +76,9 @@ def measure_by_resampling(
         # one image, or group, is left out at a time: every repeat would be the same
         repeats = repeats[:1]
     total = sum(map(len, repeats))
-    each: list[Evaluation] = []
-    calibrated: list[NDArray[np.float64]] = []
-    uncalibrated: list[NDArray[np.float64]] = []
+    scores = np.zeros((len(repeats), len(rows), len(known)))
+    calibrated = np.zeros_like(scores)
+    accuracies, ratios = [], []
     for repeat, splits in enumerate(repeats):
         for fitting, rest in splits:
             head = fit_head(
@@ -88,24 +88,23 @@ def measure_by_resampling(
                 seed=seed + repeat,
                 **choices,
             )
-            scores = head.scores(rows[rest])
-            uncalibrated.append(softmax(scores, axis=1))
-            calibrated.append(softmax(scores / head.calibration.temperature, axis=1))
+            scores[repeat, rest] = head.scores(rows[rest])
+            cooled = scores[repeat, rest] / head.calibration.temperature
+            calibrated[repeat, rest] = softmax(cooled, axis=1)
+            accuracies.append((calibrated[repeat, rest].argmax(axis=1) == y[rest]).mean())
+            ratios.append(len(rest) / len(fitting))
             if progress:
-                progress(len(calibrated), total)
-        truth = y[np.concatenate([rest for _, rest in splits])]
-        each.append(evaluate(np.concatenate(calibrated[-len(splits) :]), truth, known))
-    folds = [fold for splits in repeats for fold in splits]
-    order = np.concatenate([rest for _, rest in folds])
+                progress(len(accuracies), total)
+    each = [evaluate(probabilities, y, known) for probabilities in calibrated]
     pooled = evaluate(
-        np.concatenate(calibrated), y[order], known, uncalibrated=np.concatenate(uncalibrated)
+        np.concatenate(calibrated),
+        np.tile(y, len(repeats)),
+        known,
+        uncalibrated=softmax(np.concatenate(scores), axis=1),
     )
-    right = [p.argmax(axis=1) == y[rest] for p, (_, rest) in zip(calibrated, folds, strict=True)]
+    right = (calibrated.argmax(axis=2) == y).mean(axis=0)
     interval, n_groups = interval_of_folds(
-        np.array([one.mean() for one in right]),
-        float(np.mean([len(rest) / len(fitting) for fitting, rest in folds])),
-        np.bincount(order, np.concatenate(right)) / len(repeats),
-        groups,
+        np.array(accuracies), float(np.mean(ratios)), right, groups
     )
     times = f"{len(repeats)} times " if len(repeats) > 1 else ""
     return msgspec.structs.replace(
