@@ -19,8 +19,7 @@ class Record(msgspec.Struct, frozen=True):
 
     def as_json(self) -> dict[str, Any]:
         """Turn into values that JSON can hold."""
-        plain: dict[str, Any] = msgspec.to_builtins(self)
-        return plain
+        return dict(msgspec.to_builtins(self))
 
     def __getitem__(self, name: str) -> Any:
         """Give a value by its name in the JSON, as scripts that read that do."""

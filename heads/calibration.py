@@ -44,15 +44,13 @@ class Calibration:
 
 def log_losses(scores: NDArray[np.float64], labels: NDArray[np.intp]) -> NDArray[np.float64]:
     """-log softmax(scores)[label] of every row: shapes (n, k) and (n,) to (n,)."""
-    losses: NDArray[np.float64] = -log_softmax(scores, axis=1)[np.arange(len(labels)), labels]
-    return losses
+    return np.asarray(-log_softmax(scores, axis=1)[np.arange(len(labels)), labels])
 
 
 def balanced_weights(labels: NDArray[np.intp]) -> NDArray[np.float64]:
     """Weigh rows so that all classes that have some weigh the same, the mean weight being 1."""
     counts = np.bincount(labels)
-    weights: NDArray[np.float64] = len(labels) / (np.count_nonzero(counts) * counts[labels])
-    return weights
+    return np.asarray(len(labels) / (np.count_nonzero(counts) * counts[labels]))
 
 
 def fit_temperature(

@@ -114,6 +114,4 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """The most probable class: shape (n,)."""
-        best = self.predict_proba(X).argmax(axis=1)
-        named: NDArray[Any] = self.classes_[best]
-        return named
+        return np.asarray(self.classes_[self.predict_proba(X).argmax(axis=1)])

@@ -161,16 +161,12 @@ class Head:
 
     def predict_proba(self, features: ArrayLike) -> NDArray[np.float64]:
         """Give calibrated probabilities, float64 of shape (n, k), for features of shape (n, d)."""
-        cooled = self.scores(features) / self.calibration.temperature
-        probabilities: NDArray[np.float64] = softmax(cooled, axis=1)
-        return probabilities
+        return np.asarray(softmax(self.scores(features) / self.calibration.temperature, axis=1))
 
     def predict(self, features: ArrayLike) -> NDArray[np.str_]:
         """Name the most probable class: str of shape (n,), for features of shape (n, d)."""
-        named: NDArray[np.str_] = np.array(self.classes)[
-            self.predict_proba(features).argmax(axis=1)
-        ]
-        return named
+        best = self.predict_proba(features).argmax(axis=1)
+        return np.asarray(np.array(self.classes)[best])
 
     def as_linear(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Fold standardisation, weights and temperature of logistic regression into one layer.

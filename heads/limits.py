@@ -75,8 +75,7 @@ class Limits:
         count = min(MAX_ROWS, *(len(fitting) for fitting, _ in splits))
 
         def some(rows: Features) -> Features:
-            chosen: Features = rows[rng.permutation(len(rows))[:count]]
-            return chosen
+            return rows[rng.permutation(len(rows))[:count]]
 
         distances = [
             _distance(_directions(some(features[fitting])), features[rest])

@@ -169,8 +169,7 @@ def forecast(
 
 def _error_rate(parameters: Floats, n: Floats) -> Floats:
     floor, scale, exponent = (parameters[..., k, None] for k in range(3))
-    rate: Floats = floor + scale * n**-exponent
-    return rate
+    return np.asarray(floor + scale * n**-exponent)
 
 
 def _fit(sizes: Floats, errors: Floats, sigma: Floats) -> Floats:

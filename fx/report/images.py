@@ -169,5 +169,4 @@ def _places(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     count, dim = vectors.shape
     reduced = PCA(min(COMPONENTS, dim, count), random_state=0).fit_transform(vectors)
     perplexity = min(30.0, (count - 1) / 3)
-    places: NDArray[np.float32] = TSNE(perplexity=perplexity, random_state=0).fit_transform(reduced)
-    return places
+    return np.asarray(TSNE(perplexity=perplexity, random_state=0).fit_transform(reduced))

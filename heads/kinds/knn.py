@@ -70,8 +70,7 @@ class Neighbours(Learner):
 def _nearest(pipeline: Pipeline, features: Features) -> NDArray[np.intp]:
     """Positions of the nearest training rows, the nearest first: shape (m, n_neighbors)."""
     rows = pipeline["normalize"].transform(features)
-    found: NDArray[np.intp] = pipeline["classify"].kneighbors(rows, return_distance=False)
-    return found
+    return np.asarray(pipeline["classify"].kneighbors(rows, return_distance=False))
 
 
 def _log_shares(votes: NDArray[np.float64]) -> Scores:
