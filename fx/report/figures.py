@@ -54,20 +54,14 @@ def cost(curves: Mapping[str, list[Point]], styles: Mapping[str, Style], metric:
             for point in row
             if (seconds := point.mean("seconds")) and (value := point.mean(metric.name)) is not None
         ]
-        style = styles[strategy]
         marker_sizes = [8 + 8 * (sizes.index(n) + 1) / len(sizes) for _, _, n in points]
         data.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": html.escape(strategy),
+            _series(strategy, styles[strategy], marker_sizes, width=1)
+            | {
                 "x": [seconds for seconds, _, _ in points],
                 "y": [value for _, value, _ in points],
                 "customdata": [f"{n:,} images" for _, _, n in points],
                 "hovertemplate": "%{customdata}: %{y:.3f} in %{x:.3~g} s",
-                "line": {"color": style.colour, "dash": style.dash, "width": 1},
-                "marker": {"color": style.colour, "symbol": style.symbol}
-                | {"size": marker_sizes, "opacity": 1, "line": {"width": 0}},
             }
         )
     measured = [point for trace in data for point in zip(trace["x"], trace["y"], strict=True)]
@@ -98,16 +92,12 @@ def reliability(
 ) -> Figure:
     """Accuracy against confidence, a line a strategy; on the diagonal the two are equal."""
     data = [
-        {
-            "type": "scatter",
-            "mode": "lines+markers",
-            "name": html.escape(strategy),
+        _series(strategy, styles[strategy])
+        | {
             "x": [confidence for confidence, _, _ in rows],
             "y": [accuracy for _, accuracy, _ in rows],
             "customdata": [f"{count:,} images" for _, _, count in rows],
             "hovertemplate": "said %{x:.3f}, right %{y:.3f} (%{customdata})",
-            "line": {"color": styles[strategy].colour, "dash": styles[strategy].dash, "width": 2},
-            "marker": {"color": styles[strategy].colour, "symbol": styles[strategy].symbol},
         }
         for strategy, rows in bins.items()
     ]
@@ -192,18 +182,8 @@ def training(run: Measurement, quantity: str, name: str) -> Figure:
         lines.append(("validation, calibrated", "calibrated_loss", _CALIBRATED))
     for side, key, style in lines:
         values = [entry.get(key) for entry in history]
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": side,
-                "x": epochs,
-                "y": values,
-                "hovertemplate": "%{y:.4f}",
-                "line": {"color": style.colour, "dash": style.dash, "width": 2},
-                "marker": {"color": style.colour, "symbol": style.symbol, "size": 7},
-            }
-        )
+        drawn = {"x": epochs, "y": values, "hovertemplate": "%{y:.4f}"}
+        data.append(_series(side, style, 7) | drawn)
         if values and values[-1] is not None:
             last.append(f"{side} {values[-1]:.3f}")
     layout = _layout("epoch", quantity)
@@ -248,17 +228,12 @@ def _curve(strategy: str, row: Sequence[Point], style: Style, metric: str) -> li
         if (value := run.number(metric)) is not None
     ]
     group = html.escape(strategy)
-    line = {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "name": group,
+    line = _series(strategy, style, 9) | {
         "legendgroup": group,
         "x": [point.n_train for point, _ in known],
         "y": [value for _, value in known],
         "customdata": [_in_brackets(point) for point, _ in known],
         "hovertemplate": "%{y:.3f}%{customdata}",
-        "line": {"color": style.colour, "dash": style.dash, "width": 2},
-        "marker": {"color": style.colour, "symbol": style.symbol, "size": 9},
     }
     silent = {"type": "scatter", "legendgroup": group, "showlegend": False, "hoverinfo": "skip"}
     if len(bounds) == 1 == len(known):
@@ -282,6 +257,20 @@ def _curve(strategy: str, row: Sequence[Point], style: Style, metric: str) -> li
         "marker": {"color": style.colour, "symbol": style.symbol, "size": 4},
     }
     return [trace for trace in (band, dots, line) if trace["x"]]
+
+
+def _series(
+    name: str, style: Style, size: float | list[float] = 6, width: int = 2
+) -> dict[str, Any]:
+    """How a line with markers of so many pixels is drawn; 6 are plotly's own."""
+    marker = {"color": style.colour, "symbol": style.symbol, "size": size}
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": html.escape(name),
+        "line": {"color": style.colour, "dash": style.dash, "width": width},
+        "marker": marker | {"opacity": 1, "line": {"width": 0}},
+    }
 
 
 def _in_brackets(point: Point) -> str:

@@ -42,18 +42,6 @@ AUDIT_VERSION = 3  # raised when the same head comes to doubt other labels
 
 
 @dataclass(frozen=True)
-class _Choices:
-    """How to fit a head: arguments of ``heads.fitting.fit_head``."""
-
-    kind: str
-    kernel: str | None
-    normalize: str
-    class_weight: str | None
-    c: float | None
-    folds: int
-
-
-@dataclass(frozen=True)
 class _Stored:
     """A snapshot and stored features of its images, those of several sets side by side."""
 
@@ -112,11 +100,28 @@ def fit_head_on_store(
     FxError
         If there is no store, too little that is labelled, or features are missing.
     """
-    choices = _Choices(kind, kernel, normalize, class_weight, c and float(c), folds)
+    choices: dict[str, Any] = {
+        "kind": kind,
+        "kernel": kernel if HEADS[kind].kernels else None,
+        "normalize": normalize,
+        "class_weight": class_weight,
+        "c": c and float(c),
+        "folds": folds,
+    }
     store = FeatureStore(options.store)
     stored = _Stored(store, choose_sets(store, options), read_snapshot(store, options))
     check_labelled(stored.snapshot)
-    run = _run(options, choices, stored, audit)
+    run = Run.of(
+        options.out,
+        f"{kind}-{stored.backbone}",
+        stored.snapshot,
+        stored.sets,
+        **choices,
+        seed=options.seed,
+        near_copies=options.near_copies,
+        # a number, since results of earlier audits say something else
+        audit=AUDIT_VERSION if audit else None,
+    )
     if options.fresh:
         run.forget()
     if run.finished:
@@ -148,7 +153,7 @@ def fit_head_on_store(
             groups=groups,
             seed=options.seed,
             progress=begin("measuring on outer folds"),
-            **dataclasses.asdict(choices),
+            **choices,
         )
     head = fit_head(
         features[:n],
@@ -159,7 +164,7 @@ def fit_head_on_store(
         source=stored.source,
         seed=options.seed,
         progress=begin(f"choosing among heads: {kind}"),
-        **dataclasses.asdict(choices),
+        **choices,
     )
     if metrics is None:
         head = head.tested(stored.features(test), labels_of(test), groups=group_numbers(test))
@@ -200,22 +205,6 @@ def fit_head_on_store(
     )
     run.finish(result)
     return result
-
-
-def _run(options: Options, choices: _Choices, stored: _Stored, audit: bool) -> Run:
-    if not HEADS[choices.kind].kernels:
-        choices = dataclasses.replace(choices, kernel=None)
-    return Run.of(
-        options.out,
-        f"{choices.kind}-{stored.backbone}",
-        stored.snapshot,
-        stored.sets,
-        **dataclasses.asdict(choices),
-        seed=options.seed,
-        near_copies=options.near_copies,
-        # a number, since results of earlier audits say something else
-        audit=AUDIT_VERSION if audit else None,
-    )
 
 
 def _keep(
