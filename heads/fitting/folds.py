@@ -47,7 +47,7 @@ def make_folds(
     units = "images" if groups is None else "groups"
     unit = np.arange(len(labels)) if groups is None else _numbered(groups)
     if unit.shape != labels.shape:
-        raise FxError(f"`groups` must be one a row, {len(labels):,}; got {unit.shape}")
+        raise FxError(f"groups must be one a row, {len(labels):,}; got {unit.shape}")
     # images, or distinct groups
     pairs = np.unique(np.stack([labels, unit]), axis=1)
     counts = np.bincount(pairs[0], minlength=len(classes))
