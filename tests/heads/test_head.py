@@ -369,7 +369,7 @@ def test_what_cannot_be_fitted_is_refused_in_one_line() -> None:
     refusal(
         "centroid has nothing to choose; got 3; leave it out", features, y, kind="centroid", c=3
     )
-    refusal("`groups` must be one a row", features, y, groups=[1, 2])
+    refusal("groups must be one a row", features, y, groups=[1, 2])
     refusal("at least 2 folds; got 1", features, y, folds=1)
     refusal("unknown head 'tree'; choose from centroid, knn, logreg, svm", features, y, kind="tree")
     refusal(
