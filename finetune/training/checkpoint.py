@@ -132,13 +132,21 @@ class FinetunedModel:
     Attributes
     ----------
     network : in inference mode, on the CPU
-    preprocessing : of the pixels that it expects
-    classes : labels, in the order of the logits
+    record : all that its file says of it
     """
 
     network: Network
-    preprocessing: Preprocessing
-    classes: tuple[str, ...]
+    record: ModelRecord
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Of the pixels that it expects."""
+        return self.record.preprocessing
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Labels, in the order of the logits."""
+        return self.record.classes
 
 
 def save_model(directory: Path, network: Network, record: ModelRecord) -> None:
@@ -196,7 +204,7 @@ def load_model(directory: Path) -> FinetunedModel:
             f"{tensors} cannot be read ({one_line(error)}); fine-tune again with `fresh`"
         ) from error
     check_numbers(network, source=str(tensors))
-    return FinetunedModel(network.eval(), record.preprocessing, record.classes)
+    return FinetunedModel(network.eval(), record)
 
 
 def _sha256(file: Any) -> str:

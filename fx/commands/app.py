@@ -26,7 +26,8 @@ from fx.commands.demo import demo, sample
 from fx.commands.extract import extract
 from fx.commands.finetune import finetune
 from fx.commands.fit_head import FitHead, fit_head
-from fx.commands.predict import predict
+from fx.commands.models.export import export
+from fx.commands.models.predict import predict
 from fx.commands.runs import runs
 from fx.commands.store import store_app
 from fx.interruption import Interrupted, received, result_follows
@@ -67,6 +68,7 @@ for function, kind, example in (
     ),
     (advise, Command, "Example: fx advise data"),
     (predict, Command, "Example: fx predict runs/svm-resnet50-1a2b3c4d new-images"),
+    (export, Command, "Example: fx export runs/svm-resnet50-1a2b3c4d model.onnx"),
     (runs, Command, "Example: fx runs"),
 ):
     app.command(cls=kind, epilog=example)(function)

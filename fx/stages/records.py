@@ -166,6 +166,24 @@ class Prediction(Record, frozen=True):
     distance: float | UnsetType = UNSET
 
 
+class ExportedModel(Record, frozen=True):
+    """A model that was written as one file.
+
+    Attributes
+    ----------
+    path, model : of the file, and of the model's folder
+    classes : in the order of the probabilities
+    megabytes : of the file
+    largest_difference : of a probability that the file and the model give images of noise
+    """
+
+    path: str
+    model: str
+    classes: tuple[str, ...]
+    megabytes: float
+    largest_difference: float
+
+
 class Predictions(Record, frozen=True):
     """What a model says of images.
 

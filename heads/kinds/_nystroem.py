@@ -18,6 +18,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils.class_weight import compute_sample_weight
 
+from heads.calibration import SHARPNESS
 from heads.learner import (
     Features,
     Learner,
@@ -37,7 +38,6 @@ NYSTROEM = "nystroem"
 # against 0.895), 2,048 were (0.905, at a lower log loss too).
 LANDMARKS = 2048
 CHUNK_SIZE = 2048  # rows mapped at a time, so that memory stays flat
-SHARPNESS = 8.0  # of margins, so that a temperature near 1 fits
 
 
 class NystroemMachine(Learner):

@@ -36,6 +36,7 @@ COMMANDS = {
     "advise": (),
     "compare": (),
     "predict": (),
+    "export": (),
     "runs": (),
     "store ls": (),
     "store verify": (),

@@ -18,12 +18,12 @@ from threadpoolctl import threadpool_limits
 
 import heads.kinds.logreg
 from extract.errors import FxError
-from heads.calibration import calibrate, fit_temperature, log_losses
+from heads.calibration import calibrate, fit_temperature, log_losses, pairwise_scores
 from heads.fitting import fit_head, make_folds
 from heads.fitting.search import TIE
 from heads.kinds import HEADS
 from heads.kinds.logreg import Logistic
-from heads.kinds.svm import SupportVectors, pairwise_scores
+from heads.kinds.svm import SupportVectors
 from heads.learner import Trial, standardiser
 from heads.solver import Problem
 

@@ -15,13 +15,17 @@ from fx.commands.printing import SHOWN, print_some, print_wrapped, show
 from fx.output import printable, progress_bars
 
 if TYPE_CHECKING:
+    from fx.options import Options
     from fx.stages.records import Prediction, Predictions
 
 EMPTY = "(empty set)"
+EXPORTED = ".onnx"
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="Folder written by fit-head or finetune.")],
+    model: Annotated[
+        Path, typer.Argument(help="Folder written by fit-head or finetune, or file of export.")
+    ],
     images: arguments.Images,
     reject: Annotated[
         float | None,
@@ -50,13 +54,34 @@ def predict(
 ) -> None:
     """Label new images with a head or a fine-tuned network."""
     options = options_in(locals())
-    from fx.stages.predict import predict_images
-
     with progress_bars(quiet=json_) as begin:
-        found = predict_images(
-            model, images, options, reject=reject, conformal=conformal, begin=begin
-        )
+        if model.suffix.lower() == EXPORTED:
+            # without torch and scikit-learn
+            from fx.export.runtime import predict_file
+
+            _refuse_what_files_lack(options, reject, conformal)
+            found = predict_file(model, images, options, begin=begin)
+        else:
+            from fx.stages.predict import predict_images
+
+            found = predict_images(
+                model, images, options, reject=reject, conformal=conformal, begin=begin
+            )
     show(found, json_, lambda: _print(found))
+
+
+def _refuse_what_files_lack(
+    options: Options, reject: float | None, conformal: float | None
+) -> None:
+    """Refuse options of a model's folder, whose limits and networks an exported file has not."""
+    asked = {name: getattr(options, name) for name in ("precision", "device", "engine")}
+    given = [name for name, value in asked.items() if value != "auto"]
+    given += [name for name, value in {"reject": reject, "conformal": conformal}.items() if value]
+    given += ["batch-size"] if options.batch_size else []
+    if given:
+        raise typer.BadParameter(
+            f"--{given[0]} is not for exported files; predict with the model's folder"
+        )
 
 
 def _print(found: Predictions) -> None:

@@ -1,0 +1,1 @@
+"""Commands that use a fitted head or a fine-tuned network."""

@@ -1,0 +1,1 @@
+"""Models in one file, from pixels to probabilities: written by torch, run by onnxruntime alone."""
