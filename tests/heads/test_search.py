@@ -103,6 +103,31 @@ def test_coefficients_are_those_of_scikit_learn(data: str, c: float) -> None:
     np.testing.assert_allclose(ours.intercept_, theirs.intercept_, atol=3e-3)
 
 
+@pytest.mark.parametrize(("c", "most"), [(0.03, 45), (0.3, 55)])
+def test_many_classes_take_no_more_iterations(
+    c: float, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    y = np.arange(320) % 40
+    features = rng.normal(size=(320, 100)) + rng.normal(size=(40, 100))[y]
+    features, some, others = features.astype(np.float32), slice(0, 240), slice(240, 320)
+    evaluate, evaluated = Problem.evaluate, []
+
+    def counted(problem: Problem, *point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        evaluated.append(point)
+        return evaluate(problem, *point)
+
+    monkeypatch.setattr(Problem, "evaluate", counted)
+    ours = Logistic().fit(features[some], y[some], c, jobs=1)
+    assert len(evaluated) < most
+    theirs = reference(c).fit(features[some].astype(np.float64), y[some])
+    error = np.linalg.norm(ours[-1].coef_ - theirs[-1].coef_) / np.linalg.norm(theirs[-1].coef_)
+    assert error < 1e-3
+    np.testing.assert_allclose(
+        ours.predict_proba(features[others]), theirs.predict_proba(features[others]), atol=1e-3
+    )
+
+
 @pytest.mark.parametrize("seed", [4, 7])
 def test_columns_that_few_rows_speak_in_do_not_mislead_the_fit(seed: int) -> None:
     rng = np.random.default_rng(seed)
