@@ -128,6 +128,20 @@ def test_many_classes_take_no_more_iterations(
     )
 
 
+def test_values_beyond_the_grid_are_solved_as_well_as_along_it() -> None:
+    rng = np.random.default_rng(0)
+    y = np.arange(320) % 40
+    features = (rng.normal(size=(320, 100)) + rng.normal(size=(40, 100))[y]).astype(np.float32)
+    trial = Trial(features, y, folds_of(y)[:1], jobs=1, tick=quiet)
+    rest = trial.splits[0][1]
+    last = [100.0, 316.0]
+    along, alone = (
+        [log_losses(of_c[0], y[rest]).mean() for of_c in Logistic().held_out_scores(trial, cs)[-2:]]
+        for cs in (GRID + last, last)
+    )
+    np.testing.assert_allclose(alone, along, rtol=0.02)
+
+
 @pytest.mark.parametrize("seed", [4, 7])
 def test_columns_that_few_rows_speak_in_do_not_mislead_the_fit(seed: int) -> None:
     rng = np.random.default_rng(seed)
