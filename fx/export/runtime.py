@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -21,11 +21,11 @@ from extract.images import (
     ImageSource,
     UnreadableImage,
     decode,
-    find_images,
     largest_file,
 )
 from fx.options import Options
 from fx.output import Begin
+from fx.stages.predictions import Wanted, images_to_label
 from fx.stages.records import Prediction, Predictions
 
 if TYPE_CHECKING:
@@ -93,14 +93,17 @@ def load_file(file: Path | bytes) -> ExportedClassifier:
     return ExportedClassifier(session, classes, max(sizes))
 
 
-def predict_file(file: Path, images: Path, options: Options, *, begin: Begin) -> Predictions:
+def predict_file(
+    file: Path, images: Path, options: Options, *, wanted: Wanted | None = None, begin: Begin
+) -> Predictions:
     """Label every readable image with an exported file.
 
     Parameters
     ----------
     file : written by ``fx export``
-    images : folder, table, or one image
+    images : folder, table, or one image; ``-`` for paths on standard input
     options : how tables are read, and which images are too large
+    wanted : what is told of each image beside its label
     begin : given what is being done, returns a progress callback
 
     Raises
@@ -110,17 +113,16 @@ def predict_file(file: Path, images: Path, options: Options, *, begin: Begin) ->
     """
 
     classifier = load_file(file)
-    layout = "classes" if images.is_dir() else None
-    source = find_images(images, replace(options.reading, layout=layout))
+    source = images_to_label(images, options.reading)
+    wanted = wanted or Wanted()
     failed = [FailedImage(path, reason) for path, reason in source.skipped]
     predictions: list[Prediction] = []
     progress, total = begin("predicting"), len(source.entries)
     for paths, pixels in _batches(source, classifier.at_least, failed):
         for path, row in zip(paths, classifier.probabilities(pixels), strict=True):
-            best = int(row.argmax())
-            predictions.append(Prediction(path, classifier.classes[best], float(row[best])))
+            predictions.append(wanted.prediction(path, row, classifier.classes))
         progress(len(predictions) + len(failed) - len(source.skipped), total)
-    return Predictions(str(file), tuple(predictions), tuple(failed))
+    return Predictions(str(file), str(source.root), tuple(predictions), tuple(failed))
 
 
 def _batches(

@@ -6,8 +6,9 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from msgspec import UNSET, UnsetType
@@ -20,13 +21,13 @@ from extract.images import (
     ImageEntry,
     ImageSource,
     batched,
-    find_images,
     load_images,
     mean_of_crops,
 )
 from fx.options import Options
 from fx.output import Begin, Progress
 from fx.stages.models import OpenModel, folder_of, open_model
+from fx.stages.predictions import Wanted, images_to_label
 from fx.stages.records import Prediction, Predictions
 from heads.limits import Limits, groups_needed
 
@@ -42,6 +43,7 @@ def predict_images(
     *,
     reject: float | None = None,
     conformal: float | None = None,
+    wanted: Wanted | None = None,
     begin: Begin,
 ) -> Predictions:
     """Label every readable image.
@@ -49,11 +51,12 @@ def predict_images(
     Parameters
     ----------
     model : folder of a fitted head or a fine-tuned network
-    images : folder, table, or one image
+    images : folder, table, or one image; ``-`` for paths on standard input
     options : device, precision and batch size
     reject : share of images like the training ones that may be answered with None, for being as
         unlike them as those from elsewhere
     conformal : how often ``labels``, a set for each image, holds the true one
+    wanted : what is told of each image beside its label
     begin : given what is being done, returns a progress callback
 
     Raises
@@ -62,11 +65,9 @@ def predict_images(
         If the model is none, or there are no images.
     """
     opened = open_model(model, options)
-    # of labels nothing is wanted, and so no folder can be mistaken
-    layout = "classes" if images.is_dir() else None
-    source = find_images(images, replace(options.reading, layout=layout))
+    source = images_to_label(images, options.reading)
     vectors = _side_by_side(opened, source, begin("predicting"))
-    labeller, notes = _labeller(opened, folder_of(model), reject, conformal)
+    labeller, notes = _labeller(opened, folder_of(model), reject, conformal, wanted or Wanted())
     failed = [FailedImage(path, reason) for path, reason in source.skipped]
     predictions: list[Prediction] = []
     known: list[tuple[str, NDArray[np.float32]]] = []
@@ -88,7 +89,13 @@ def predict_images(
         sizes = [len(one.labels or ()) for one in predictions]
         mean_set_size = float(np.mean(sizes)) if sizes else None
     return Predictions(
-        str(model), tuple(predictions), tuple(failed), rejected, mean_set_size, tuple(notes)
+        str(model),
+        str(source.root),
+        tuple(predictions),
+        tuple(failed),
+        rejected,
+        mean_set_size,
+        tuple(notes),
     )
 
 
@@ -99,15 +106,17 @@ class _Labeller:
     Attributes
     ----------
     model : that knows the classes
+    wanted : what is told beside the label
     limits : of what it has learned, where such are asked for
     farthest : distance from the training images beyond which there is no label
     least : probability from which on each class is in the set of labels
     """
 
     model: OpenModel
-    limits: Limits | None
-    farthest: float | None
-    least: NDArray[np.float64] | None
+    wanted: Wanted
+    limits: Limits | None = None
+    farthest: float | None = None
+    least: NDArray[np.float64] | None = None
 
     def label(self, known: Sequence[tuple[str, NDArray[np.float32]]]) -> list[Prediction]:
         """Label images, given as paths and features."""
@@ -124,22 +133,26 @@ class _Labeller:
     def _answer(
         self, path: str, row: NDArray[np.float64], distance: float | UnsetType
     ) -> Prediction:
-        classes, best = self.model.classes, int(row.argmax())
-        label: str | None = classes[best]
+        classes = self.model.classes
+        more: dict[str, Any] = {"distance": distance}
         if self.farthest is not None and distance is not UNSET and distance > self.farthest:
-            label = None
-        labels: tuple[str, ...] | UnsetType = UNSET
+            more["label"] = None
         if self.least is not None:
-            labels = tuple(classes[i] for i in (-row).argsort() if row[i] >= self.least[i])
-        return Prediction(path, label, float(row[best]), labels, distance)
+            order = (-row).argsort()
+            more["labels"] = tuple(classes[i] for i in order if row[i] >= self.least[i])
+        return self.wanted.prediction(path, row, classes, **more)
 
 
 def _labeller(
-    model: OpenModel, folder: Path, reject: float | None, conformal: float | None
+    model: OpenModel,
+    folder: Path,
+    reject: float | None,
+    conformal: float | None,
+    wanted: Wanted,
 ) -> tuple[_Labeller, list[str]]:
     """Find what labels go by, and what is to be noted where too little is known for it."""
     if reject is None and conformal is None:
-        return _Labeller(model, None, None, None), []
+        return _Labeller(model, wanted), []
     limits, notes = Limits.load(folder), []
     farthest = least = None
     if reject is not None:
@@ -161,7 +174,7 @@ def _labeller(
             )
         if not len(limits.labels):
             notes.append("sets may leave rare classes out, until the model is fitted again")
-    return _Labeller(model, limits, farthest, least), notes
+    return _Labeller(model, wanted, limits, farthest, least), notes
 
 
 def milliseconds_per_image(model: Path, files: Sequence[Path], options: Options) -> float:

@@ -147,23 +147,48 @@ class FinetunedModel(MeasuredModel, frozen=True, kw_only=True):
     history: list[dict[str, float | int | None]]
 
 
-class Prediction(Record, frozen=True):
+class LikelyClass(Record, frozen=True):
+    """A class, and its probability."""
+
+    label: str
+    probability: float
+
+
+class Prediction(Record, frozen=True, kw_only=True):
     """What a model says of one image.
 
     Attributes
     ----------
     path : of the image
     label : None where it is unlike the training images
-    probability : of the likeliest class
+    probability : of the label; None where there is none
+    top : the likeliest classes, where they were asked for
+    probabilities : of all classes, where they were asked for
     labels : the conformal set, likeliest first, where it was asked for; it may be empty
     distance : from the training images, where unlike images were to be rejected
     """
 
     path: str
     label: str | None
-    probability: float
+    probability: float | None
+    top: tuple[LikelyClass, ...] | UnsetType = UNSET
+    probabilities: dict[str, float] | UnsetType = UNSET
     labels: tuple[str, ...] | UnsetType = UNSET
     distance: float | UnsetType = UNSET
+
+
+class Sorted(Record, frozen=True):
+    """Images that were sorted into folders.
+
+    Attributes
+    ----------
+    path : folder of those folders
+    written, already_there : images
+    """
+
+    path: str
+    written: int
+    already_there: int
 
 
 class ExportedModel(Record, frozen=True):
@@ -190,16 +215,22 @@ class Predictions(Record, frozen=True):
     Attributes
     ----------
     model : as it was named
+    root : folder that paths are relative to
     predictions : of the images that can be read
     failed : the others
     rejected : how many have no label, where that was asked for
     mean_set_size : of the conformal sets, where they were asked for; None without images
     notes : where the model knows too little for what was asked for
+    saved : file that they were saved in, where that was asked for
+    sorted : images that were sorted into folders, where that was asked for
     """
 
     model: str
+    root: str
     predictions: tuple[Prediction, ...]
     failed: tuple[FailedImage, ...]
     rejected: int | UnsetType = UNSET
     mean_set_size: float | UnsetType | None = UNSET
     notes: tuple[str, ...] = ()
+    saved: str | UnsetType = UNSET
+    sorted: Sorted | UnsetType = UNSET
