@@ -109,6 +109,13 @@ class Run(msgspec.Struct, frozen=True):
             reason = getattr(error, "strerror", None) or error
             raise FxError(f"{file} is damaged ({reason}); repeat the run with `fresh`") from error
 
+    def kept(self, kind: type[Result]) -> Result | None:
+        """Read the result of a part of a run; None where it has to be made, or made again."""
+        try:
+            return self.result(kind)
+        except FxError:
+            return None
+
     def finish(self, result: Record) -> None:
         """Write the result, which makes the run finished.
 

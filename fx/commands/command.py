@@ -38,7 +38,11 @@ class Command(TyperCommand):
                 if option.startswith("--") and parameter.name:
                     _options[parameter.name] = option
                     _options[option.removeprefix("--").replace("-", "_")] = option
-        return super().invoke(ctx)
+        try:
+            return super().invoke(ctx)
+        except EOFError as error:
+            # typer would take it for the end of a dialogue
+            raise ValueError(f"a file ends too early: {error}") from error
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         for heading, registry in self.choices().items():

@@ -44,7 +44,7 @@ def compare(
     ] = "logreg,svm,finetune:1",
     seeds: Annotated[
         int,
-        typer.Option(min=1, help="Draws of each size; fewer of more than 5,000 images."),
+        typer.Option(min=1, max=1000, help="Draws of each size; fewer of more than 5,000 images."),
     ] = 3,
     epochs: Annotated[
         int | None,

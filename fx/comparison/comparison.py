@@ -28,7 +28,7 @@ from fx.comparison.context import tested_rows
 from fx.comparison.cost import CostModel, within_budget
 from fx.comparison.learning_curve import crossover, forecast
 from fx.comparison.measure import PROBABILITIES, measure
-from fx.comparison.networks import Prepared, name_with_network, networks_of, prepare
+from fx.comparison.networks import Prepared, name_with_network, open_networks, prepare
 from fx.comparison.plan import Plan
 from fx.comparison.recommend import differences, estimates, quadrant_of, recommend
 from fx.comparison.statistics import Scores
@@ -79,12 +79,13 @@ def compare(
     Raises
     ------
     FxError
-        If the images do not suffice, or nothing fits the budget.
+        If the images do not suffice, nothing fits the budget, or a choice is none of those offered.
     """
     begun = time.perf_counter()
+    _check_choices(metric, prefer, wanted)
     check_tracker(log_to)
     source = find_images(images, options.reading)
-    prepared = [prepare(source, *one, begin=begin) for one in networks_of(options, plan)]
+    prepared = [prepare(source, *one, begin=begin) for one in open_networks(options, plan)]
     cells, skipped = _measure_all(prepared, source, budget, begun, begin)
     if not cells:
         raise FxError(f"nothing was measured: {skipped[0].strategy}: {skipped[0].reason}")
@@ -133,6 +134,19 @@ def compare(
     if log_to is not None:
         _log_results(directory, comparison, log_to)
     return comparison
+
+
+def _check_choices(metric: str, prefer: str, wanted: float | None) -> None:
+    """Raise FxError, before hours of measuring, where nothing could be decided by these."""
+    deciding = [name for name in METRICS if METRICS[name].per_image is not None]
+    for parameter, value, allowed in (
+        ("metric", metric, deciding),
+        ("prefer", prefer, ["cheap", "best"]),
+    ):
+        if value not in allowed:
+            raise FxError(f"`{parameter}` must be one of {', '.join(allowed)}; got {value!r}")
+    if wanted is not None and METRICS[metric].higher_is_better and not 0 <= wanted <= 1:
+        raise FxError(f"`wanted` must be between 0 and 1, such as 0.95; got {wanted:g}")
 
 
 def _measure_all(

@@ -51,7 +51,7 @@ _REGISTRIES: tuple[Registry[Any], ...] = (FAMILIES, HEADS, METRICS, STRATEGIES)
 def measure(
     context: ComparisonContext, cells: Sequence[Cell], *, begin: Begin
 ) -> tuple[list[tuple[Measurement, Path]], list[Skipped]]:
-    """Measure the cells that are not finished.
+    """Measure the cells that are not finished, or whose files are damaged.
 
     Returns
     -------
@@ -76,8 +76,8 @@ def measure(
             kept = run_of(context, cell)
             if context.options.fresh:
                 kept.forget()
-            if kept.finished and (kept.directory / PROBABILITIES).exists():
-                measured.append((kept.result(Measurement), kept.directory))
+            if (record := _record_of(kept)) is not None:
+                measured.append((record, kept.directory))
                 continue
             seconds = 0.0
             if strategy_of(cell.strategy).prepares and cell.strategy not in prepared:
@@ -110,6 +110,18 @@ def run_of(context: ComparisonContext, cell: Cell) -> Run:
     """Find the folder of a cell."""
     name = f"{cell.strategy}-{cell.n_train}-{cell.seed}".replace(":", "-")
     return Run(context.directory / "cells" / name)
+
+
+def _record_of(run: Run) -> Measurement | None:
+    """Read the record of a cell; None where it is not finished, or what is kept is damaged."""
+    if (found := run.kept(Measurement)) is None:
+        return None
+    try:
+        probabilities = np.load(run.directory / PROBABILITIES, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    shape = (len(found.truth or ()), len(found.classes or ()))
+    return found if probabilities.shape == shape else None
 
 
 def prepare_cells(context: ComparisonContext, strategy: str, *, begin: Begin) -> float:

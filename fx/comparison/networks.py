@@ -92,8 +92,8 @@ class Prepared:
     @property
     def extraction_seconds(self) -> float | None:
         """What extracting took when it was done."""
-        run = _extraction_in(self.context.directory)
-        return run.result(_Extraction).seconds if run.finished else None
+        found = _extraction_in(self.context.directory).kept(_Extraction)
+        return None if found is None else found.seconds
 
 
 def networks_of(options: Options, plan: Plan) -> list[tuple[Options, Plan]]:
@@ -114,7 +114,7 @@ def networks_of(options: Options, plan: Plan) -> list[tuple[Options, Plan]]:
     )
     if len(weights) == 1:
         weights *= len(names)
-    if len(weights) != len(names) or len(set(names)) < len(names):
+    if not names or len(weights) != len(names) or len(set(names)) < len(names):
         raise FxError(
             f"`backbone` names {len(names)} networks, each once, and `weights` one source for all "
             f"or one each; got `backbone={options.backbone}` `weights={options.weights}`"
@@ -141,18 +141,33 @@ def name_with_network(strategy: str, network: str, several: bool) -> str:
     return f"{strategy} on {network}" if needed else strategy
 
 
-def prepare(source: ImageSource, options: Options, plan: Plan, *, begin: Begin) -> Prepared:
-    """Open a network and extract the features that the store lacks.
+def open_networks(options: Options, plan: Plan) -> list[tuple[Options, Plan, Backbone]]:
+    """Load the networks that the options name, before any of them is used.
 
     Raises
     ------
     FxError
-        If the network cannot be had, has fewer blocks than are asked for, or the images do not
-        suffice.
+        If one cannot be had, or has fewer blocks than are asked for.
     """
-    backbone = open_backbone(options)
+    found = []
+    for asked, planned in networks_of(options, plan):
+        backbone = open_backbone(asked)
+        check_strategies(planned, backbone)
+        found.append((asked, planned, backbone))
+    return found
+
+
+def prepare(
+    source: ImageSource, options: Options, plan: Plan, backbone: Backbone, *, begin: Begin
+) -> Prepared:
+    """Extract the features that the store lacks.
+
+    Raises
+    ------
+    FxError
+        If the images do not suffice.
+    """
     engine = open_engine(options, backbone)
-    check_strategies(plan, backbone)
     extracted = fill_store(source, backbone, engine, options, begin=begin)
     store = FeatureStore(options.store)
     snapshot = read_snapshot(store, dataclasses.replace(options, snapshot=extracted.snapshot))

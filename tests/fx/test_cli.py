@@ -164,6 +164,7 @@ def test_a_wrong_option_answers_quickly_with_status_2() -> None:
         "finetune --from-scratch --unfreeze 2",
         "finetune --seed -1",
         "compare --seed 2147483648",
+        "compare --seeds 1001",
         "fit-head knn --crops 0",
         f"finetune --cache-limit {10**400}",
         "fit-head knn --precision half",

@@ -121,8 +121,7 @@ def _blocks(count: str) -> str:
 
 def read_flips(context: ComparisonContext) -> FlipDecision | None:
     """Read what was decided on flips, if it was."""
-    run = _flips_in(context)
-    return run.result(FlipDecision) if run.finished else None
+    return _flips_in(context).kept(FlipDecision)
 
 
 def decide_flips(context: ComparisonContext, *, begin: Begin) -> FlipDecision:

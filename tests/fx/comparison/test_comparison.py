@@ -3,11 +3,13 @@
 import dataclasses
 import hashlib
 import json
+import re
 import shlex
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,14 +17,16 @@ from conftest import Said, make_image, write_classes, write_splits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from extract.errors import FxError
 from extract.images import ImageRow, find_images
+from fx import compare
 from fx.comparison.context import nested_subset
 from fx.comparison.learning_curve import crossover
 from fx.comparison.networks import prepare
 from fx.comparison.plan import Plan
 from fx.comparison.recommend import describe_quadrant, differences, estimates, recommend
 from fx.comparison.statistics import Scores
-from fx.options import Options
+from fx.options import Options, open_backbone
 from fx.records import Crossover, Measurement
 from heads.metrics import METRICS
 
@@ -284,6 +288,21 @@ def test_a_plan_is_checked_where_it_is_made(wrong: dict[str, object]) -> None:
         Plan(**wrong)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"metric": "acc"}, "`metric` must be one of accuracy, log_loss, macro_f1; got 'acc'"),
+        ({"prefer": "fast"}, "`prefer` must be one of cheap, best; got 'fast'"),
+        ({"wanted": 95}, "`wanted` must be between 0 and 1, such as 0.95; got 95"),
+    ],
+)
+def test_what_decides_is_checked_before_anything_is_measured(
+    wrong: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(FxError, match=re.escape(said)):
+        compare(Path("none"), Options(), Plan(), **wrong, begin=lambda _: lambda *_: None)
+
+
 def test_only_new_cells_are_computed(
     tmp_path: Path, fx: Fx, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,6 +327,36 @@ def test_only_new_cells_are_computed(
     assert not (Path(more["report"]).parent / "cache").exists()
     tested = {record["n_test"] for record in more["results"]}
     assert len(tested) == 1
+
+
+def test_what_is_damaged_of_a_comparison_is_made_again(
+    tmp_path: Path, fx: Fx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_splits(tmp_path / "data", per_class=8)
+    words = ["--size", 32, "--strategies", "centroid,finetune:0", "--sizes", "8,16", "--seeds", 1]
+    words += ["--epochs", 1, "--json"]
+    first = json.loads(fx("compare", *words).out)
+    folder = Path(first["report"]).parent
+    cells = folder / "cells"
+    for name, content in {
+        "centroid-8-0/result.json": "{}",
+        "centroid-16-0/probabilities.npy": "",
+        "finetune-0-8-0/probabilities.npy": "no array",
+        "../flips/result.json": "{",
+        "../extraction/result.json": "[]",
+    }.items():
+        assert (cells / name).is_file()
+        (cells / name).write_text(content)
+    said = fx("compare", *words)
+    assert said.status == 0, said.err
+    again = json.loads(said.out)
+    assert again["skipped"] == []
+    for once, twice in zip(first["results"], again["results"], strict=True):
+        assert once["log_loss"] == twice["log_loss"]
+    assert [{**one, "seconds": 0} for one in first["flips"]] == [
+        {**one, "seconds": 0} for one in again["flips"]
+    ]
 
 
 def test_cells_keep_all_probabilities_and_what_an_older_recipe_measured_is_not_taken(
@@ -351,12 +400,12 @@ def test_cells_keep_all_probabilities_and_what_an_older_recipe_measured_is_not_t
     options = Options(store=tmp_path / "features.zarr", size=32)
     plan = Plan(("logreg", "finetune:1"), (24, 50), 1, 2, "balanced")
     source = find_images(tmp_path / "data")
-    other = prepare(source, options, plan, begin=lambda what: lambda done, total: None)
+    other = prepare(source, options, plan, open_backbone(options), begin=lambda _: lambda *_: None)
     assert other.context.directory.parent == folder.parent
     assert other.context.directory != folder
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    same = prepare(source, options, plan, begin=lambda what: lambda done, total: None)
+    same = prepare(source, options, plan, open_backbone(options), begin=lambda _: lambda *_: None)
     assert same.context.directory == folder
 
 
@@ -481,6 +530,26 @@ def test_a_budget_leaves_out_what_would_not_fit(
     assert nothing.status == 1
     assert "nothing was measured: knn: would not fit the budget" in nothing.err
     assert fx(*words, "--budget", "soon").status == 2
+
+
+@pytest.mark.parametrize(
+    ("backbones", "said"),
+    [
+        ("efficientnet_lite0,resnet81", "unknown backbone 'resnet81'"),
+        ("efficientnet_lite0,small_cnn", "small_cnn has 4 blocks; got finetune:5"),
+        (",", "--backbone names 0 networks"),
+    ],
+)
+def test_all_networks_are_opened_before_any_is_used(
+    tmp_path: Path, fx: Fx, monkeypatch: pytest.MonkeyPatch, backbones: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_splits(tmp_path / "data", per_class=4)
+    words = ["--size", 32, "--weights", "random", "--strategies", "finetune:5"]
+    answer = fx("compare", "--backbone", backbones, *words)
+    assert answer.status == 1
+    assert said in " ".join(answer.err.split())
+    assert not Path("features.zarr").exists()
 
 
 def test_several_backbones_are_compared_on_the_same_rows(
