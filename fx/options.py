@@ -77,6 +77,11 @@ class Options:
     min_images: int = 0
     max_image_mb: int = 512
 
+    def __post_init__(self) -> None:
+        for name in ("store", "out", "root"):
+            if (path := getattr(self, name)) is not None:
+                object.__setattr__(self, name, Path(path))  # of a string, as scripts have them
+
     @property
     def reading(self) -> Reading:
         """How folders and tables of images are read."""

@@ -277,5 +277,5 @@ def _distance(known: Features, features: Features) -> Features:
 
 
 def _check_share(name: str, share: float) -> None:
-    if not 0 < share < 1:
+    if not (0 < share < 1 and 0 < 1 - share < 1):  # nor so near to 0 that they add up to 1
         raise FxError(f"`{name}` must lie between 0 and 1; got {share:g}")

@@ -29,7 +29,7 @@ class Plan:
 
     Attributes
     ----------
-    strategies : as ``fx.comparison.strategies`` spells them
+    strategies : as ``fx.comparison.strategies`` spells them, each once
     sizes : training images in all; empty: evenly in the logarithm up to all rows
     seeds : draws of each size at least; see ``seeds_of``
     epochs : most epochs of a fine-tuning; None for 7, and more where there are few images
@@ -45,11 +45,14 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.strategies:
             raise ValueError("no strategies; choose one at least, such as logreg")
-        for strategy in self.strategies:
-            try:
-                strategy_of(strategy)
-            except FxError as error:
-                raise ValueError(str(error)) from error
+        if named := [one for one in self.strategies if " on " in one]:
+            raise ValueError(f"a strategy names no network; got {named[0]!r}")
+        try:
+            spelled = [strategy_of(strategy).spelled for strategy in self.strategies]
+        except FxError as error:
+            raise ValueError(str(error)) from error
+        # each once, and in one spelling, since none is compared with itself
+        object.__setattr__(self, "strategies", tuple(dict.fromkeys(spelled)))
         if any(size < 2 for size in self.sizes):
             raise ValueError(f"a training set needs at least 2 images; got {min(self.sizes)}")
         if self.seeds < 1 or (self.epochs is not None and self.epochs < 1):

@@ -64,6 +64,7 @@ def predict_images(
     FxError
         If the model is none, or there are no images.
     """
+    model, images = Path(model), Path(images)  # of strings, as scripts have them
     opened = open_model(model, options)
     source = images_to_label(images, options.reading)
     vectors = _side_by_side(opened, source, begin("predicting"))
@@ -163,8 +164,9 @@ def _labeller(
                 "held-out images, or groups of images"
             )
     if conformal is not None:
-        classes, needed = model.classes, groups_needed(conformal)
+        classes = model.classes
         least = limits.least_probabilities(conformal, len(classes))
+        needed = groups_needed(conformal)
         counts = limits.held_out_per_class(len(classes))
         if few := [f"{classes[i]} ({counts[i]})" for i in counts.argsort() if counts[i] < needed]:
             more = f" and {len(few) - MOST_NAMED:,} more" if len(few) > MOST_NAMED else ""

@@ -148,9 +148,17 @@ def near_copies_among(
     rows : labelled rows that a model may be fitted on
     features : with their perceptual hashes
     mode : a name of NEAR_COPIES
+
+    Raises
+    ------
+    FxError
+        If it is none.
     """
+    from extract.errors import FxError
     from extract.images import NearCopies
 
+    if mode not in NEAR_COPIES:
+        raise FxError(f"`near_copies` must be one of {', '.join(NEAR_COPIES)}; got {mode!r}")
     if mode == "ignore":
         return NearCopies(), []
     found = NearCopies.among(rows, features.hashes(keys_of(rows)))

@@ -12,11 +12,13 @@ import zarr
 from conftest import Said, make_image, write_classes, write_splits
 from PIL import Image
 
+from extract.errors import FxError
 from extract.images import ImageRow, Snapshot
 from extract.store import FeatureStore
 from extract.store.feature_set import checksum_of
 from extract.store.zarr_files import set_attributes
 from finetune.data import set_validation_aside
+from fx import Options, fit_head_on_store
 from fx.stages.rows import NEAR_COPIES, keys_of
 from heads.files import load_head
 
@@ -278,3 +280,9 @@ def test_a_head_stays_finished_where_its_rows_were_computed_or_copied_again(
     assert fx(*extracting).status == 0
     assert FeatureStore(path).last_extracted().name == f"{name}.g1"
     assert answered(fx, *heads) == first
+
+
+def test_what_becomes_of_near_copies_is_one_of_the_choices(extracted: Path) -> None:
+    options = Options(store=extracted / "features.zarr", near_copies="keep")
+    with pytest.raises(FxError, match="`near_copies` must be one of group, warn, ignore"):
+        fit_head_on_store("knn", options, begin=lambda _: lambda *_: None)

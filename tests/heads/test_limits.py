@@ -64,8 +64,9 @@ def test_as_many_are_rejected_as_were_asked_for_and_strangers_lie_farther() -> N
     strangers = np.random.default_rng(2).normal(size=(500, 30)).astype(np.float32) * 3 + 4
     distances = np.concatenate([limits.distance(fresh), limits.distance(strangers)])
     assert roc_auc_score(np.repeat([0, 1], [len(fresh), len(strangers)]), distances) > 0.8
-    with pytest.raises(FxError, match="`reject` must lie between 0 and 1; got 1"):
-        limits.farthest(1.0)
+    for rate in (1.0, 0.0, 1e-300, float("nan")):
+        with pytest.raises(FxError, match=f"`reject` must lie between 0 and 1; got {rate:g}"):
+            limits.farthest(rate)
 
 
 def test_a_set_of_labels_holds_the_true_one_as_often_as_asked() -> None:
@@ -222,9 +223,10 @@ def test_predictions_reject_and_give_sets(labelled: Path, fx: Fx) -> None:
     )
     said = fx("predict", head, strange, "--reject", 0.1)
     assert re.search(r"^none of these: [1-5] of 5 images$", said.out, re.M)
-    wrong = fx("predict", head, "data", "--conformal", 1.5)
-    assert wrong.status == 1
-    assert "--conformal must lie between 0 and 1" in wrong.err
+    for share in (1.5, 1, "nan"):
+        wrong = fx("predict", head, "data", "--conformal", share)
+        assert wrong.status == 1
+        assert f"--conformal must lie between 0 and 1; got {share}" in wrong.err
 
 
 @pytest.fixture(scope="module")

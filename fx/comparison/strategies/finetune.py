@@ -40,7 +40,8 @@ class _Finetune(TrainingStrategy):
     def with_argument(self, argument: str) -> Self:
         if argument != "all" and not argument.isdecimal():
             raise FxError(f"finetune:K takes a number of blocks, or all; got {argument!r}")
-        return dataclasses.replace(self, argument=argument)
+        count = argument if argument == "all" else str(int(argument))  # 1, not 01
+        return dataclasses.replace(self, argument=count)
 
     @property
     def unfreeze(self) -> int | Literal["all"]:

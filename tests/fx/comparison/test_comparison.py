@@ -262,6 +262,16 @@ def test_another_metric_that_would_choose_otherwise_is_told() -> None:
     assert "By log loss" not in recommend(results, scores_of(right), [same]).figures
 
 
+def test_a_strategy_is_measured_once_however_it_is_spelled() -> None:
+    plan = Plan(strategies=("logreg", "finetune:01", "logreg", "finetune:1"))
+    assert plan.strategies == ("logreg", "finetune:1")
+
+
+def test_options_take_paths_as_strings() -> None:
+    options = Options(store="a.zarr", out="b", root="c")
+    assert [options.store, options.out, options.root] == [Path("a.zarr"), Path("b"), Path("c")]
+
+
 def test_fewer_subsets_are_drawn_of_larger_sizes() -> None:
     plan = Plan(strategies=("logreg",), seeds=3)
     cells = list(plan.cells([10, 400, 600, 1000], 1000, 5))
@@ -279,6 +289,7 @@ def test_fewer_subsets_are_drawn_of_larger_sizes() -> None:
         {"strategies": ("forest",)},
         {"strategies": ()},
         {"strategies": ("finetune:-1",)},
+        {"strategies": ("logreg on resnet18",)},
         {"sizes": (1,)},
         {"seeds": 0},
     ],
