@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from extract.store import FeatureSet, FeatureStore, StoredNetwork
 
 DEFAULT_BACKBONE = "efficientnet_lite0"
+NEAR_COPIES = ("group", "warn", "ignore")
 
 
 def names_in(words: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from extract.errors import FxError
+from extract.errors import FxError, one_line
 from extract.files import read_record, write_whole
 from fx.output import to_json
 from fx.records import Record
@@ -106,8 +106,8 @@ class Run(msgspec.Struct, frozen=True):
         try:
             return kind.from_json(read_record(file, dict[str, Any]))
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise FxError(f"{file} is damaged ({reason}); repeat the run with `fresh`") from error
+            said = f"{file} is damaged ({one_line(error)})"
+            raise FxError(f"{said}; repeat the run with `fresh`") from error
 
     def kept(self, kind: type[Result]) -> Result | None:
         """Read the result of a part of a run; None where it has to be made, or made again."""

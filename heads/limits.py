@@ -11,7 +11,7 @@ from joblib import cpu_count
 from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
-from extract.errors import FxError
+from extract.errors import FxError, one_line
 from extract.files import open_regular, refuse_holes, stored_entries, write_whole
 from heads.learner import Features, Fold, Labels
 
@@ -207,8 +207,7 @@ class Limits:
                 f"no {path}, which is written with a head or a network; fit it again"
             ) from error
         except Exception as error:  # a damaged archive fails in as many ways as there are bytes
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise FxError(f"{path} cannot be read ({reason}); fit it again") from error
+            raise FxError(f"{path} cannot be read ({one_line(error)}); fit it again") from error
         if not limits.is_sound:
             raise FxError(f"{path} cannot be read (no limits of a model); fit it again")
         return limits

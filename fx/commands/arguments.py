@@ -10,8 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fx.options import Options
-from fx.stages.rows import NEAR_COPIES
+from fx.options import NEAR_COPIES, Options
 
 DATA, RUNS, FEATURES, MAX_IMAGE_MB = Path("data"), Options.out, Options.store, Options.max_image_mb
 # NumPy takes seeds below 2 ** 32, and draws and folds count on from the one that is given

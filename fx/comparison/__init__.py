@@ -6,13 +6,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fx.comparison.comparison import compare
-    from fx.comparison.context import ComparisonContext, DatasetSize, nested_subset
-    from fx.comparison.cost import CostModel, dataset_size_of, preview
-    from fx.comparison.networks import networks_of, settled
-    from fx.comparison.plan import Cell, Plan
-    from fx.comparison.recommend import SAMPLED_IMAGES, describe_quadrant, distance_of_source
-    from fx.comparison.strategies import STRATEGIES, Fitted, Strategy
+    from fx.comparison.comparison import compare as compare
+    from fx.comparison.context import ComparisonContext as ComparisonContext
+    from fx.comparison.context import DatasetSize as DatasetSize
+    from fx.comparison.context import nested_subset as nested_subset
+    from fx.comparison.cost import CostModel as CostModel
+    from fx.comparison.cost import dataset_size_of as dataset_size_of
+    from fx.comparison.cost import preview as preview
+    from fx.comparison.networks import networks_of as networks_of
+    from fx.comparison.networks import settled as settled
+    from fx.comparison.plan import Cell as Cell
+    from fx.comparison.plan import Plan as Plan
+    from fx.comparison.recommend import SAMPLED_IMAGES as SAMPLED_IMAGES
+    from fx.comparison.recommend import describe_quadrant as describe_quadrant
+    from fx.comparison.recommend import distance_of_source as distance_of_source
+    from fx.comparison.strategies import STRATEGIES as STRATEGIES
+    from fx.comparison.strategies import Fitted as Fitted
+    from fx.comparison.strategies import Strategy as Strategy
 
 _MODULES = {
     "comparison": ("compare",),
@@ -24,25 +34,7 @@ _MODULES = {
     "strategies": ("STRATEGIES", "Fitted", "Strategy"),
 }
 
-__all__ = [
-    "SAMPLED_IMAGES",
-    "STRATEGIES",
-    "Cell",
-    "ComparisonContext",
-    "CostModel",
-    "DatasetSize",
-    "Fitted",
-    "Plan",
-    "Strategy",
-    "compare",
-    "dataset_size_of",
-    "describe_quadrant",
-    "distance_of_source",
-    "nested_subset",
-    "networks_of",
-    "preview",
-    "settled",
-]
+__all__ = [name for names in _MODULES.values() for name in names]
 
 
 def __getattr__(name: str) -> Any:

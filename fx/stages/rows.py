@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extract.errors import FxError
+from extract.images import ImageRow, NearCopies, Snapshot, units_of_classes
+from fx.options import NEAR_COPIES
 
 if TYPE_CHECKING:
-    from extract.images import ImageRow, NearCopies, Snapshot
     from extract.store import FeatureSet
     from finetune.finetuning import TrainingData
 
 
 # Below so many labelled images without a given test split, outer folds measure instead of one.
 FEW = 1_000
-# What becomes of near-copies among the images to fit on: they stay in one fold, they are said, or
-# nothing.
-NEAR_COPIES = ("group", "warn", "ignore")
 SHOWN_CLASSES = 3
 LEAST_TRAINING = 2  # images, or groups, of a class: the folds of cross-validation need two
 
@@ -35,7 +33,6 @@ def needs_folds(snapshot: Snapshot) -> bool:
 
 def folds_of(snapshot: Snapshot) -> int:
     """Decide by how many outer folds to measure; 1 for the snapshot's own split."""
-    from extract.images import units_of_classes
     from heads.fitting import MIN_PER_CLASS, OUTER_FOLDS
 
     rarest = min(units_of_classes(used_rows(snapshot)).values(), default=0)
@@ -51,8 +48,6 @@ def check_labelled(snapshot: Snapshot) -> None:
         If it has fewer than two classes, no training or test rows, or a class with fewer than two
         images (or groups) to train on.
     """
-    from extract.images import units_of_classes
-
     classes = snapshot.classes
     if not classes:
         raise FxError(
@@ -147,16 +142,13 @@ def near_copies_among(
     ----------
     rows : labelled rows that a model may be fitted on
     features : with their perceptual hashes
-    mode : a name of NEAR_COPIES
+    mode : a name of ``fx.options.NEAR_COPIES``
 
     Raises
     ------
     FxError
         If it is none.
     """
-    from extract.errors import FxError
-    from extract.images import NearCopies
-
     if mode not in NEAR_COPIES:
         raise FxError(f"`near_copies` must be one of {', '.join(NEAR_COPIES)}; got {mode!r}")
     if mode == "ignore":

@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from extract.errors import FxError
+from extract.errors import FxError, one_line
 from extract.files import (
     LARGEST_RECORD,
     check_depth,
@@ -205,9 +205,9 @@ def _one_error(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise FxError(
-            f"head cannot be read; got {error.strerror or error} for {path}; give the folder that "
-            "a head was saved in"
+            f"head cannot be read; got {one_line(error)} for {path}; give the folder that a head "
+            "was saved in"
         ) from error
     except Exception as error:  # a damaged archive fails in as many ways as there are bytes
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise FxError(f"head cannot be read; got {reason} in {path}; fit it again") from error
+        said = f"got {one_line(error)} in {path}"
+        raise FxError(f"head cannot be read; {said}; fit it again") from error

@@ -19,7 +19,8 @@ from extract.store.feature_set import checksum_of
 from extract.store.zarr_files import set_attributes
 from finetune.data import set_validation_aside
 from fx import Options, fit_head_on_store
-from fx.stages.rows import NEAR_COPIES, keys_of
+from fx.options import NEAR_COPIES
+from fx.stages.rows import keys_of
 from heads.files import load_head
 
 Fx = Callable[..., Said]
