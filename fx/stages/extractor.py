@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from sklearn.base import BaseEstimator, TransformerMixin
 
-from extract.backbones import load_backbone
-from extract.engines import make_engine
 from extract.errors import FxError, one_line
 from extract.extraction import extract_files
 from extract.files import disk_full_as_fx_error
 from extract.store import FeatureStore
+from fx.options import Options, open_backbone, open_engine
 
 # bytes of images in memory that are in files at once
 MOST_BYTES = 2**28
@@ -117,20 +116,14 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             Where an image cannot be read, or is none of these; it is named, one in memory by its
             number from 0 on. The others' features are kept.
         """
-        backbone = load_backbone(
-            self.backbone, weights=self.weights, size=self.size, channels=self.channels
-        )
+        given = self.get_params(deep=False)
+        del given["store"], given["layer"]
+        options = Options(**given)
+        backbone = open_backbone(options)
         for note in backbone.notes:
             warnings.warn(note, UserWarning, stacklevel=2)
         backbone = backbone.at_layers([self.layer])
-        engine = make_engine(
-            backbone.module,
-            backbone.preprocessing,
-            name=self.engine,
-            device=self.device,
-            precision=self.precision,
-            identity=backbone.identity,
-        )
+        engine = open_engine(options, backbone)
         store = FeatureStore.create(Path(self.store))
         with ExitStack() as stack:
             features = [
