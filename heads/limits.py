@@ -151,14 +151,14 @@ class Limits:
         _check_share("conformal", coverage)
         if not len(self.labels):
             every = conformal_quantile(self.nonconformity, self.groups, coverage)
-            return np.full(classes, 1 - every)
+            return _at_most(np.full(classes, every))
         if self.labels.max() >= classes:
             raise FxError(
                 f"{FILE} is of another model; got more than {classes} classes; fit it again"
             )
         each = (self.labels == label for label in range(classes))
         most = [conformal_quantile(self.nonconformity[i], self.groups[i], coverage) for i in each]
-        return 1 - np.array(most)
+        return _at_most(np.array(most))
 
     def held_out_per_class(self, classes: int) -> NDArray[np.intp]:
         """Count each class's held-out rows, or groups of such: int array of shape (classes,).
@@ -273,6 +273,16 @@ def _distance(known: Features, features: Features) -> Features:
     with threadpool_limits(1), ThreadPoolExecutor(cpu_count()) as pool:
         parts = list(pool.map(part, range(0, len(features), CHUNK_SIZE)))
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+def _at_most(nonconformity: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probabilities that are in a set up to such a nonconformity, which is kept rounded.
+
+    Of nearest neighbours many probabilities are the same: none of those that tie falls out by
+    rounding.
+    """
+    above = np.nextafter(nonconformity.astype(np.float32), np.float32(np.inf))
+    return np.asarray(1 - above.astype(np.float64))
 
 
 def _check_share(name: str, share: float) -> None:

@@ -55,6 +55,15 @@ def test_limits_read_back_as_they_were(tmp_path: Path) -> None:
         Limits.load(tmp_path / "none")
 
 
+def test_probabilities_that_tie_are_in_the_set_or_out_of_it_together() -> None:
+    rows, halves = np.ones((20, 2), np.float32), [(np.arange(10), np.arange(10, 20))]
+    for sure in np.random.default_rng(0).uniform(0.5, 1, 200):
+        same = np.tile([sure, 1 - sure], (10, 1))
+        limits = Limits.of(rows, halves, same, np.zeros(10, int))
+        assert limits.least_probabilities(0.5, 2)[0] == pytest.approx(sure)
+        assert limits.least_probabilities(0.5, 2)[0] <= sure
+
+
 def test_as_many_are_rejected_as_were_asked_for_and_strangers_lie_farther() -> None:
     limits = limits_of(*clouds(600, 0))
     fresh, _ = clouds(3_000, 1)
