@@ -474,6 +474,9 @@ def _predict(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Probabilities of some rows, calibrated as the network is, and without that."""
     logits = trainer.logits(trainer.activations.positions(rows)).double()
+    if not torch.isfinite(logits).all():
+        # of the last step no loss was computed
+        raise FxError("training diverged: outputs are not finite; give a lower `learning_rate`")
     uncalibrated = torch.softmax(logits * calibration.temperature, dim=1)
     return torch.softmax(logits, dim=1).numpy(), uncalibrated.numpy()
 

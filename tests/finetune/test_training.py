@@ -24,7 +24,7 @@ from extract.store import FeatureStore
 from finetune.blocks import cut, depths, find_blocks
 from finetune.data import Activations, Views, load_activations, mixed, set_validation_aside
 from finetune.data.augmentation import augmented, seed_of
-from finetune.finetuning import FinetuneResult
+from finetune.finetuning import FinetuneResult, _predict
 from finetune.network import TrainedPart
 from finetune.settings import RECIPES, FinetuneSettings
 from finetune.training import (
@@ -195,6 +195,16 @@ def test_no_image_trains_batch_norm_alone(
     assert sizes == [4, 5]
     with pytest.raises(FxError, match=r"cannot train on one image at a time .*`batch_size`"):
         trainer.step(positions[:1], labels[:1], rate=1e-3, epoch=1, seed=0)
+
+
+def test_a_network_that_diverged_in_its_last_step_is_told(
+    backbone: Backbone, store: FeatureStore, tmp_path: Path
+) -> None:
+    trainer, _, _ = trainer_of(backbone, store, tmp_path)
+    torch.nn.init.constant_(trainer.part.classifier.weight, torch.inf)
+    rows = Snapshot.from_parquet(*store.read_snapshot()).split("train")
+    with pytest.raises(FxError, match=r"diverged.*`learning_rate`"):
+        _predict(trainer, rows, Calibration(1, 1, 1, 1, 1))
 
 
 def test_out_of_memory_halves_the_batch_and_keeps_the_step(
