@@ -83,6 +83,8 @@ def check_room_for_training(
             try:
                 check_room(directory, reserved + activations)
             except NoRoom as error:
+                # what else is written would have no room either
+                check_room(directory, reserved)
                 raise NoRoom(
                     f"{error}; or set `cache_limit` below {in_units(activations)}, and the frozen "
                     "blocks run for every batch"

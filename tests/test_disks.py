@@ -180,7 +180,7 @@ def test_a_training_is_not_begun_without_room_for_all_that_it_writes(
     told = warm_process().run(run_in, prepared_once, disk, words).answer
     check_told(told, disk)
     # two states (what trains, its best epoch, its average and two moments) and its small files
-    assert " needs 111.6 MB, and 107.5 MB are free; " in told["err"]
+    assert " needs 111.5 MB, and 107.5 MB are free; " in told["err"]
     assert files_on(disk) == set()
 
 

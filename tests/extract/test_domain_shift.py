@@ -49,7 +49,7 @@ def test_photographs_are_nearest_then_small_images_then_digits_then_noise(
     assert distances == sorted(distances)
     # in batches it is the same, and the network is as it was
     again = domain_distance(backbone, [sets[0][:20], sets[0][20:]])
-    assert again == pytest.approx(distances[0], rel=1e-5)
+    assert again == pytest.approx(distances[0], rel=1e-4)
     assert not any(module._forward_pre_hooks for module in backbone.module.modules())
 
 

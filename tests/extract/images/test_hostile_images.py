@@ -285,7 +285,7 @@ def extract_all(fx: Fx, here: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
             (data / "odd" / "vanishing.png").unlink()
             return source
 
-        monkeypatch.setattr("extract.images.find_images", listed)
+        monkeypatch.setattr("fx.stages.extract.find_images", listed)
     return Run(said, stored(here / "odd.zarr"), stored(here / "good.zarr"))
 
 
@@ -518,7 +518,8 @@ def test_what_measures_lets_in_what_it_is_told_to(
     def listed(images: Path, reading: Reading) -> ImageSource:
         raise FxError(f"told {reading.max_image_mb}")
 
-    monkeypatch.setattr("extract.images.find_images", listed)
+    for module in ("extract.images", "fx.comparison.comparison", "fx.comparison.cost"):
+        monkeypatch.setattr(f"{module}.find_images", listed)
     name, *options = command.split()
     assert fx(name, folder, *options, "--max-image-mb", 604).err == "fx: error: told 604\n"
 
