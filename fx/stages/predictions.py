@@ -188,10 +188,19 @@ def sort_images(
             if links:
                 target.symlink_to(source)
             else:
-                with target.open("xb") as copy, source.open("rb") as original:
-                    shutil.copyfileobj(original, copy)
+                _copy(source, target)
             done += 1
     return Sorted(str(into), done, there)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file to where there is none, all of it or nothing."""
+    with source.open("rb") as original, target.open("xb") as copy:
+        try:
+            shutil.copyfileobj(original, copy)
+        except BaseException:
+            target.unlink()
+            raise
 
 
 def _names(path: PurePosixPath) -> Iterator[str]:
