@@ -29,7 +29,9 @@ def predict(
     model: Annotated[
         Path, typer.Argument(help="Folder written by fit-head or finetune, or file of export.")
     ],
-    images: arguments.Images,
+    images: Annotated[
+        Path, typer.Argument(help="Folder, table or image; - for paths on standard input.")
+    ],
     reject: Annotated[
         float | None,
         typer.Option(
