@@ -66,14 +66,23 @@ def check_labelled(snapshot: Snapshot) -> None:
             )
     if folds_of(snapshot) > 1:
         return
-    units = units_of_classes(snapshot.split("train"))
+    training = snapshot.split("train")
+    units = units_of_classes(training)
+    if snapshot.split("val"):
+        # which stand in the place of folds: groups need not be told apart
+        units = Counter(labels_of(training))
     few = [label for label in classes if units[label] < LEAST_TRAINING]
     if few:
         more = f", and {len(few) - 1:,} other classes have as few" if few[1:] else ""
+        elsewhere = units_of_classes(used_rows(snapshot))[few[0]] >= LEAST_TRAINING
         raise FxError(
             f"class {few[0]!r} has too few images to train on: {_places_of(snapshot, few[0])}{more}"
-            f"; {LEAST_TRAINING} are needed, of different groups; add images, or leave small "
-            "classes out with fx extract --min-images"
+            f"; {LEAST_TRAINING} are needed, of different groups; add images, or "
+            + (
+                "move some of the others to training"
+                if elsewhere
+                else "leave small classes out with fx extract --min-images"
+            )
         )
 
 

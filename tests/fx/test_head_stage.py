@@ -126,7 +126,30 @@ def test_a_class_that_cannot_be_trained_on_is_refused_and_where_its_images_are_i
         assert said.status == 1
         words = " ".join(said.err.split())
         assert "class 'c' has too few images to train on: 1 train, 5 test, 1 unreadable" in words
-        assert "leave small classes out with fx extract --min-images" in words
+        assert "add images, or move some of the others to training" in words
+
+
+def test_given_validation_images_stand_in_the_place_of_groups_to_choose_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fx: Fx
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_classes(Path("images"), per_class=12, classes=("a", "b"))
+    split = ["train"] * 6 + ["val"] * 3 + ["test"] * 3
+    # of each class, one video in every split
+    rows = [
+        f"images/{label}/{number:03d}.png,{label},{split[number]},{label}{split[number]}"
+        for label in "ab"
+        for number in range(12)
+    ]
+    Path("table.csv").write_text("\n".join(["path,label,split,group", *rows]))
+    answered(fx, "extract", "table.csv", "--size", 32)
+    head = answered(fx, "fit-head", "logreg")
+    assert (head["n_train"], head["n_validation"], head["n_test"]) == (12, 6, 6)
+    Path("table.csv").write_text(Path("table.csv").read_text().replace(",val,", ",train,"))
+    Path("table.csv").write_text(Path("table.csv").read_text().replace("aval", "atrain"))
+    answered(fx, "extract", "table.csv", "--size", 32)
+    refused = " ".join(fx("fit-head", "logreg").err.split())
+    assert "class 'a' has too few images to train on: 9 train of one group, 3 test" in refused
 
 
 def test_near_copies_stay_in_one_fold_for_heads_and_networks_alike(
