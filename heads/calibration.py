@@ -1,5 +1,7 @@
 """One calibration for heads and networks: a temperature of the scores, fitted on held-out rows.
 
+Also what makes scores of the margins of support vector machines, which then get a temperature.
+
 A temperature leaves the ranking of the classes as it is (Guo et al., "On Calibration of Modern
 Neural Networks", ICML 2017), so that it changes no prediction and folds into linear weights.
 """
@@ -87,16 +89,17 @@ def fit_temperature(
     any_unit : whether scores are log probabilities but for a factor, not known
     """
     ends = np.log([MIN_TEMPERATURE, MAX_TEMPERATURE])
-    second = np.argsort(scores, axis=1)[:, -2]
+    rows = np.arange(len(labels))
     if any_unit:
         ends += np.array([-1, 1]) * np.log(WIDER)
+        second = np.argpartition(scores, -2, axis=1)[:, -2]
 
     def loss(log_temperature: float) -> float:
-        cooled = scores * np.exp(-log_temperature)
-        losses = log_losses(cooled, labels)
-        drawn = 0.0 if spread is None else (log_temperature / spread) ** 2 / (2 * len(labels))
-        mistaken = log_losses(cooled, second).mean() / len(labels) if any_unit else 0.0
-        return float(np.average(losses, weights=weights) + mistaken) + drawn
+        losses = -log_softmax(scores * np.exp(-log_temperature), axis=1)
+        found = float(np.average(losses[rows, labels], weights=weights))
+        if spread is not None:
+            found += (log_temperature / spread) ** 2 / (2 * len(labels))
+        return found + (float(losses[rows, second].mean()) / len(labels) if any_unit else 0.0)
 
     found = minimize_scalar(loss, bounds=ends, method="bounded", options={"xatol": 1e-6})
     if not any_unit and min(loss(end) for end in ends) <= found.fun + 1e-6:

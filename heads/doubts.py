@@ -111,12 +111,13 @@ def _contradicted_if_right(
     """
     labels, k = trial.labels, len(head.classes)
     known = ~doubtful | ~np.isin(labels, labels[~doubtful])
-    indicator = np.eye(k, dtype=np.float32)[labels[known]]
+    rows, of_rows = trial.features[known], labels[known]
+    indicator = np.eye(k, dtype=np.float32)[of_rows]
     counts = np.maximum(indicator.sum(axis=0), 1)
-    means = indicator.T @ trial.features[known] / counts[:, None]
+    means = indicator.T @ rows / counts[:, None]
     # a row is nearer to a mean that it is a part of
-    apart = np.sqrt(counts / np.maximum(counts - 1, 1))[labels[known], None]
-    differences = (trial.features[known] - means[labels[known]]) * apart
+    apart = np.sqrt(counts / np.maximum(counts - 1, 1))[of_rows, None]
+    differences = (rows - means[of_rows]) * apart
     drawn = np.random.default_rng(0).integers(len(differences), size=len(labels))
     simulated = replace(trial, features=means[labels] + differences[drawn])
     learner = HEADS[head.kind].learner(head.normalize, head.class_weight, head.kernel)

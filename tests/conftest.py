@@ -2,6 +2,7 @@
 
 import copy
 import io
+import json
 import os
 import subprocess
 import sys
@@ -69,6 +70,13 @@ def fx(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> C
         return Said(status, said.out, said.err)
 
     return run
+
+
+def answered(fx: Callable[..., Said], *words: object) -> dict:
+    """Run a command that is to succeed; give the JSON object that it prints."""
+    said = fx(*words, "--json")
+    assert said.status == 0, said.err
+    return json.loads(said.out)
 
 
 def make_image(colour: int, seed: int, size: int = 48) -> Image.Image:

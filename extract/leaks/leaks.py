@@ -135,7 +135,7 @@ def kept_near_leaks(store: FeatureStore, snapshot: Snapshot, features: FeatureSe
     kept = {name: one for name, one in kept.items() if name in names}
     kept[features.name] = _Kept(identity, found)
     with suppress(FxError):  # there may be no room for it
-        store.write_leaks(snapshot.name, json.dumps(msgspec.to_builtins(kept)).encode())
+        store.write_leaks(snapshot.name, msgspec.json.encode(kept))
     return found
 
 

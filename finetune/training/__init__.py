@@ -2,6 +2,7 @@
 
 from finetune.training.auxiliary import Auxiliaries
 from finetune.training.checkpoint import (
+    FinetunedModel,
     ModelRecord,
     TrainingState,
     bytes_of,
@@ -16,6 +17,7 @@ from finetune.training.trainer import Trainer, weights_of_classes
 __all__ = [
     "Auxiliaries",
     "EpochRow",
+    "FinetunedModel",
     "ModelRecord",
     "Rows",
     "StepRow",

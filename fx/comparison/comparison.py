@@ -205,8 +205,8 @@ def _notes(source: ImageSource, prepared: Sequence[Prepared], plan: Plan) -> lis
     found = [note for one in prepared for note in one.backbone.notes]
     found += notes_on_images(source, first.snapshot)
     found += notes_on_untested(first.snapshot.classes, tested_rows(first.snapshot, folds))
+    found += first.notes
     notes += [note[:1].upper() + note[1:] for note in found]
-    notes += first.notes
     if folds > 1:
         notes.append(
             f"Each of {images:,} images was a test image once, in {folds} outer folds; seconds "

@@ -19,7 +19,8 @@ from torch import nn
 from extract.images import Preprocessing
 from fx.export.heads import HeadModule
 from fx.options import Options
-from fx.stages.models import folder_of, open_model
+from fx.stages.models import open_model
+from heads.head import Head
 
 MOST_PLACES = 4_096  # of a long strip, among which the largest weight is sought
 
@@ -166,27 +167,21 @@ def open_as_graph(model: Path) -> Exportable:
     FxError
         If it is none, or its features are in int8, or its head is of a kind that was added.
     """
-    folder = folder_of(model)
     opened = open_model(model, Options(engine="torch", device="cpu", precision="fp32"))
     networks = [
         (Squares(engine.preprocessing, crops), engine.module) for engine, crops in opened.engines
     ]
     about: dict[str, Any]
-    if (folder / "head.json").exists():
-        from heads.files import load_head
-
-        fitted = load_head(folder)
+    fitted = opened.opened
+    if isinstance(fitted, Head):
         head: nn.Module = HeadModule(fitted)
         about = {"head": fitted.kind, "kernel": fitted.kernel, "features": fitted.spec}
         metrics = fitted.metrics and fitted.metrics.as_dict()
         sources = list(fitted.source.weights)
     else:
-        from finetune.training import load_model
-
-        trained = load_model(folder)
-        head = nn.Sequential(trained.network.classifier, nn.Softmax(dim=1))
-        about = {"network": trained.record.backbone}
-        metrics, sources = trained.record.metrics, [trained.record.weights]
+        head = nn.Sequential(fitted.network.classifier, nn.Softmax(dim=1))
+        about = {"network": fitted.record.backbone}
+        metrics, sources = fitted.record.metrics, [fitted.record.weights]
     about["preprocessing"] = [engine.preprocessing.to_dict() for engine, _ in opened.engines]
     graph = PixelsToProbabilities(networks, head).eval().requires_grad_(False)
     return Exportable(

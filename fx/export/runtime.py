@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 LARGEST_FILE = 2**31
 BATCH_BYTES, BATCH_SIZE = 2**26, 64  # of images of one size that are run at once, at the most
-AHEAD = 16  # images that are decoded before they are wanted
+AHEAD = 4  # images that are decoded before they are wanted, whole as they are
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,6 @@ def predict_file(
     FxError
         If the file is none, or there are no images.
     """
-
     classifier = load_file(file)
     source = images_to_label(images, options.reading)
     wanted = wanted or Wanted()

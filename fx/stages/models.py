@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -19,6 +19,10 @@ from extract.errors import FxError
 from extract.store import Spec, StoredNetwork
 from fx.options import Options, open_engine
 from heads.files import load_head
+from heads.head import Head
+
+if TYPE_CHECKING:
+    from finetune.training import FinetunedModel
 
 # sets of features whose networks are open at once
 MOST_SETS = 32
@@ -33,11 +37,13 @@ class OpenModel:
     engines : their outputs stand side by side; with each, how many crops of an image it averages
     probabilities : of the engines' outputs, float32 array of shape (n, d), those of the classes
     classes : in the order of the probabilities' columns
+    opened : the head, or the network, as it was read
     """
 
     engines: list[tuple[Engine, int]]
     probabilities: Callable[[NDArray[np.float32]], NDArray[np.float64]]
     classes: tuple[str, ...]
+    opened: Head | FinetunedModel
 
 
 def open_model(model: Path, options: Options) -> OpenModel:
@@ -103,7 +109,7 @@ def _open_head(folder: Path, options: Options) -> OpenModel:
             f"head cannot be read; got a model of {head.dim} numbers an image in {folder} where "
             f"head.json means features of {dim}; fit it again"
         )
-    return OpenModel(engines, head.predict_proba, head.classes)
+    return OpenModel(engines, head.predict_proba, head.classes, head)
 
 
 def _wanted(spec: dict[str, Any], weights: Sequence[str]) -> list[tuple[Spec, str]]:
@@ -134,4 +140,4 @@ def _open_network(folder: Path, options: Options) -> OpenModel:
     def probabilities(features: NDArray[np.float32]) -> NDArray[np.float64]:
         return np.asarray(softmax(features @ weight.T + bias, axis=1))
 
-    return OpenModel([(engine, 1)], probabilities, model.classes)
+    return OpenModel([(engine, 1)], probabilities, model.classes, model)

@@ -73,12 +73,13 @@ class _Rows:
         """Learn it, and the axes where none are given."""
         normaliser = fit_normaliser(normalize, features)
         mean, unit = np.zeros(features.shape[1], np.float32), 1.0
-        if normalize != "standard":
+        if normalize != "standard" or axes is None:
             rows = normaliser.transform(features)
+        if normalize != "standard":
             mean = rows.mean(axis=0)
             unit = max(float(np.sqrt(np.var(rows, axis=0, dtype=np.float64).mean())), 1e-12)
         if axes is None:
-            axes = principal_axes((normaliser.transform(features) - mean) / np.float32(unit))
+            axes = principal_axes((rows - mean) / np.float32(unit))
         return cls(normaliser, mean, unit, axes)
 
     def along_axes(self, features: Features) -> Weights:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from conftest import Said, make_image, write_classes, write_splits
+from conftest import Said, answered, make_image, write_classes, write_splits
 from PIL import Image
 
 from extract.errors import FxError
@@ -24,12 +24,6 @@ from fx.stages.rows import keys_of
 from heads.files import load_head
 
 Fx = Callable[..., Said]
-
-
-def answered(fx: Fx, *words: object) -> dict:
-    said = fx(*words, "--json")
-    assert said.status == 0, said.err
-    return json.loads(said.out)
 
 
 @pytest.fixture

@@ -9,17 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Said, make_image, write_classes
+from conftest import Said, answered, make_image, write_classes
 
 from fx.stages.predictions import Wanted, sort_images
 
 Fx = Callable[..., Said]
-
-
-def answered(fx: Fx, *words: object) -> dict:
-    said = fx(*words, "--json")
-    assert said.status == 0, said.err
-    return json.loads(said.out)
 
 
 @pytest.fixture

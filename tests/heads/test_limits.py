@@ -1,14 +1,13 @@
 """What a head does not know, and labels that may be wrong: on real images."""
 
 import csv
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Said, make_image, write_classes
+from conftest import Said, answered, make_image, write_classes
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
@@ -22,12 +21,6 @@ from heads.limits import Limits, groups_needed
 
 Fx = Callable[..., Said]
 Split = tuple[np.ndarray, np.ndarray]
-
-
-def answered(fx: Fx, *words: object) -> dict:
-    said = fx(*words, "--json")
-    assert said.status == 0, said.err
-    return json.loads(said.out)
 
 
 def limits_of(features: np.ndarray, labels: np.ndarray) -> Limits:

@@ -117,8 +117,8 @@ def _refuse_what_files_lack(
     """Refuse options of a model's folder, whose limits and networks an exported file has not."""
     asked = {name: getattr(options, name) for name in ("precision", "device", "engine")}
     given = [name for name, value in asked.items() if value != "auto"]
-    given += [name for name, value in {"reject": reject, "conformal": conformal}.items() if value]
-    given += ["batch-size"] if options.batch_size else []
+    more = {"reject": reject, "conformal": conformal, "batch-size": options.batch_size}
+    given += [name for name, value in more.items() if value is not None]
     if given:
         raise typer.BadParameter(
             f"--{given[0]} is not for exported files; predict with the model's folder"
