@@ -350,9 +350,10 @@ class FeatureStore:
 
     def drop_snapshot(self, name: str) -> None:
         """Delete a snapshot; the caller holds the lock."""
-        drop_blob(self.path, SNAPSHOTS, name)
         if name in blob_names(self.path, LEAKS):
+            # the snapshot goes last: a collection that is killed in between finds it again
             drop_blob(self.path, LEAKS, name)
+        drop_blob(self.path, SNAPSHOTS, name)
         if self.root.attributes().last_snapshot == name:
             remaining = self.snapshots()
             self.root.update(last_snapshot=remaining[-1] if remaining else None)
