@@ -74,7 +74,7 @@ def advise(
 ) -> None:
     """Say which strategy to try first, before any training."""
     options = options_in(locals())
-    from fx.advice import advise as give_advice
+    from fx.comparison import advise as give_advice
 
     with progress_bars(quiet=json_) as begin:
         advice = give_advice(images, options, begin=begin)

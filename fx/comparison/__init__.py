@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fx.comparison.advice import advise as advise
     from fx.comparison.comparison import compare as compare
     from fx.comparison.context import ComparisonContext as ComparisonContext
     from fx.comparison.context import DatasetSize as DatasetSize
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from fx.comparison.strategies import Strategy as Strategy
 
 _MODULES = {
+    "advice": ("advise",),
     "comparison": ("compare",),
     "context": ("ComparisonContext", "DatasetSize", "nested_subset"),
     "cost": ("CostModel", "dataset_size_of", "preview"),

@@ -12,19 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extract.errors import FxError
-from fx.comparison import (
-    SAMPLED_IMAGES,
-    Cell,
-    ComparisonContext,
-    CostModel,
-    DatasetSize,
-    Plan,
-    dataset_size_of,
-    describe_quadrant,
-    distance_of_source,
-    networks_of,
-    settled,
-)
+from fx.comparison.context import ComparisonContext, DatasetSize
+from fx.comparison.cost import CostModel, dataset_size_of
+from fx.comparison.networks import networks_of, settled
+from fx.comparison.plan import Cell, Plan
+from fx.comparison.recommend import SAMPLED_IMAGES, describe_quadrant, distance_of_source
 from fx.options import DEFAULT_BACKBONE, Options, open_backbone, open_engine
 from fx.output import Begin, Progress
 from fx.records import Advice, NetworkAdvice, Quadrant, SampledImages, Sides

@@ -1,0 +1,1 @@
+"""A model behind HTTP: images in, labels and probabilities out."""
