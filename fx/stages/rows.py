@@ -89,7 +89,7 @@ def check_labelled(snapshot: Snapshot) -> None:
 def _places_of(snapshot: Snapshot, label: str) -> str:
     """Say where the images of a class are: in which splits, and in none for which reasons."""
     rows = [row for row in snapshot.rows if row.label == label]
-    places = Counter(row.split or _why_in_none(row) for row in rows)
+    places = Counter(row.split or why_in_none(row) for row in rows)
     groups = len({row.group for row in rows if row.split == "train"})
     said = [f"{places.pop(split, 0):,} {split}" for split in ("train", "val", "test")]
     said[0] += " of one group" if groups == 1 and not said[0].startswith("1 ") else ""
@@ -97,10 +97,11 @@ def _places_of(snapshot: Snapshot, label: str) -> str:
     return ", ".join(one for one in said if not one.startswith("0 ") or one == said[0])
 
 
-def _why_in_none(row: ImageRow) -> str:
+def why_in_none(row: ImageRow) -> str:
+    """Say why an image is in no split."""
     if not row.readable:
         return "unreadable"
-    return "copy of another" if row.note.startswith("copy of") else row.note
+    return "copy of another" if row.note.startswith("copy of") else row.note or "without a label"
 
 
 def notes_on_untested(classes: Sequence[str], tested: Sequence[ImageRow]) -> list[str]:

@@ -20,9 +20,10 @@ from scipy.special import softmax
 
 from extract.images import Preprocessing, decode
 from extract.images.crops import prepare
-from fx.export.graph import Squares, licence_of
+from fx.export.graph import Squares
 from fx.export.heads import HeadModule
 from fx.export.runtime import load_file
+from fx.stages.card import licence_of
 from heads.calibration import SHARPNESS
 from heads.fitting import fit_head
 

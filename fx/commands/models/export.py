@@ -33,3 +33,8 @@ def _print(result: ExportedModel) -> None:
     print("input images: uint8 (n, height, width, 3), of any n, height and width")
     print("output probabilities: float32 (n, classes); fx.classes in its metadata names them")
     print(f"tried on noise: probabilities differ by {result.largest_difference:.1e} at the most")
+    print(
+        printable(f"described in {result.card}")
+        if result.card
+        else "its result is not kept: no card"
+    )
