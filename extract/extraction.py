@@ -35,6 +35,7 @@ from extract.images import (
     units_of_classes,
 )
 from extract.leaks import Leak, kept_near_leaks, leaked_copies, leaked_groups, leaks_not_sought
+from extract.records import Record
 from extract.store import (
     DTYPES,
     ExtractionRun,
@@ -66,7 +67,7 @@ class OddImage(msgspec.Struct, frozen=True):
     height: int
 
 
-class ExtractResult(msgspec.Struct, frozen=True, kw_only=True):
+class ExtractResult(Record, frozen=True, kw_only=True):
     """What an extraction did.
 
     Attributes

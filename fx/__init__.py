@@ -1,7 +1,8 @@
 """fx: features of pretrained CNNs, classical heads on them, fine-tuning, and which of them pays.
 
-What the command does, as functions: options in, a record out. The parts that they are made of
-are the packages ``extract``, ``heads`` and ``finetune``.
+What the command does, as functions: its options are their keywords, with the same defaults, and
+what it prints is returned as a record. The parts that they are made of are the packages
+``extract``, ``heads`` and ``finetune``.
 """
 
 from __future__ import annotations
@@ -12,31 +13,22 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from fx.comparison import Plan as Plan
-    from fx.comparison import compare as compare
-    from fx.options import Options as Options
-    from fx.report import write_report as write_report
-    from fx.stages.extract import extract_images as extract_images
+    from fx.commands.advise import advise as advise
+    from fx.commands.compare import compare as compare
+    from fx.commands.demo import sample as sample
+    from fx.commands.extract import extract as extract
+    from fx.commands.finetune import finetune as finetune
+    from fx.commands.fit_head import fit_head as fit_head
+    from fx.commands.models.predict import predict as predict
     from fx.stages.extractor import FeatureExtractor as FeatureExtractor
-    from fx.stages.finetune import finetune_images as finetune_images
-    from fx.stages.fit_head import fit_head_on_store as fit_head_on_store
-    from fx.stages.predict import predict_images as predict_images
+    from fx.stages.load import load as load
 
     __version__: str
 
-_WHERE = {
-    "FeatureExtractor": "fx.stages.extractor",
-    "Options": "fx.options",
-    "Plan": "fx.comparison",
-    "compare": "fx.comparison",
-    "extract_images": "fx.stages.extract",
-    "finetune_images": "fx.stages.finetune",
-    "fit_head_on_store": "fx.stages.fit_head",
-    "predict_images": "fx.stages.predict",
-    "write_report": "fx.report",
-}
+_COMMANDS = ("advise", "compare", "extract", "finetune", "fit_head", "predict", "sample")
+_WHERE = {"FeatureExtractor": "fx.stages.extractor", "load": "fx.stages.load"}
 
-__all__ = list(_WHERE)
+__all__ = [*_COMMANDS, *_WHERE]
 
 
 def __getattr__(name: str) -> Any:
@@ -45,11 +37,16 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("fx-images")
-    if name not in _WHERE:
+    if name not in __all__:
         raise AttributeError(f"module 'fx' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_WHERE[name]), name)
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
+    found = import_module("fx.commands.app").function_named(name)
+    # not made anew each time
+    globals()[name] = found
+    return found
 
 
 def __dir__() -> list[str]:

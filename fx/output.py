@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]  # called with how many are done, and how many there are
 Begin = Callable[[str], Progress]  # given what is being done, begins a bar for it
+
+# whether Python has called a command as a function
+_function = ContextVar("function", default=False)
 
 _SECONDS_BETWEEN_LINES = 10.0
 _MAX_SIZES = 6
@@ -132,6 +136,21 @@ def to_json(value: object) -> str:
 
 
 @contextmanager
+def as_function() -> Iterator[None]:
+    """Let commands return what they print, and show progress as a notebook does."""
+    token = _function.set(True)
+    try:
+        yield
+    finally:
+        _function.reset(token)
+
+
+def is_function() -> bool:
+    """Whether Python has called the running command as a function."""
+    return _function.get()
+
+
+@contextmanager
 def all_of_it() -> Iterator[None]:
     """Print to stdout, and tell where there is no room for all of it: it may be a file.
 
@@ -176,6 +195,9 @@ def progress_bar(description: str, *, quiet: bool = False) -> Iterator[Progress]
     """
     if quiet:
         yield lambda done, total: None
+    elif is_function():
+        with _notebook_bar(description) as progress:
+            yield progress
     elif sys.stderr.isatty():
         with _bar(description) as progress:
             yield progress
@@ -224,6 +246,19 @@ def _bar(description: str) -> Iterator[Progress]:
     with rich_progress.Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def _notebook_bar(description: str) -> Iterator[Progress]:
+    from tqdm.auto import tqdm
+
+    with tqdm(desc=printable(description), unit="") as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress
 
 
 class _Lines:

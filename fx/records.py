@@ -6,35 +6,18 @@ The names of the fields are those of the JSON. A field that is None by default i
 from __future__ import annotations
 
 import math
+from base64 import b64encode
 from collections.abc import Mapping
-from typing import Any, Self
+from html import escape
+from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from extract.records import Record, as_html
+
 Interval = tuple[float, float]
-
-
-class Record(msgspec.Struct, frozen=True):
-    """What all records have in common: they become JSON, and are made from it."""
-
-    def as_json(self) -> dict[str, Any]:
-        """Turn into values that JSON can hold."""
-        return dict(msgspec.to_builtins(self))
-
-    def __getitem__(self, name: str) -> Any:
-        """Give a value by its name in the JSON, as scripts that read that do."""
-        return self.as_json()[name]
-
-    @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> Self:
-        """Make a record of JSON values.
-
-        Raises
-        ------
-        ValueError
-            If they are not of the types declared; it says which.
-        """
-        return msgspec.convert(plain, cls)
+LEARNING_CURVE = "learning_curve.png"  # beside a comparison's report
 
 
 class Measurement(Record, frozen=True, omit_defaults=True):
@@ -384,6 +367,20 @@ class Comparison(Record, frozen=True, kw_only=True):
             ]
             for strategy, by_size in runs.items()
         }
+
+    def _repr_html_(self) -> str:
+        sizes = self.sizes
+        rows = []
+        for strategy, points in self.curves().items():
+            means = {point.n_train: point.mean(self.metric) for point in points}
+            rows.append({"strategy": strategy} | {f"{size:,}": means.get(size) for size in sizes})
+        what = f"{self.metric.replace('_', ' ')} by training images"
+        curve = Path(self.report).with_name(LEARNING_CURVE)
+        picture = ""
+        if self.report and curve.exists():
+            encoded = b64encode(curve.read_bytes()).decode()
+            picture = f'<img alt="{what}" width="600" src="data:image/png;base64,{encoded}">'
+        return f"<b>{escape(self.recommendation)}</b><p>{what}</p>{as_html(rows)}{picture}"
 
     @property
     def sizes(self) -> list[int]:

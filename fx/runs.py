@@ -17,8 +17,8 @@ import msgspec
 
 from extract.errors import FxError, one_line
 from extract.files import read_record, write_whole
+from extract.records import Record
 from fx.output import to_json
-from fx.records import Record
 
 if TYPE_CHECKING:
     from extract.images import Snapshot

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -71,14 +71,14 @@ def advise(
     max_image_mb: MaxImageMB = MAX_IMAGE_MB,
     json_: Json = False,
     debug: Debug = False,
-) -> None:
+) -> Any:
     """Say which strategy to try first, before any training."""
     options = options_in(locals())
     from fx.comparison import advise as give_advice
 
     with progress_bars(quiet=json_) as begin:
         advice = give_advice(images, options, begin=begin)
-    show(advice, json_, lambda: _print(advice))
+    return show(advice, json_, lambda: _print(advice))
 
 
 def _print(advice: Advice) -> None:

@@ -10,9 +10,10 @@ import re
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +21,7 @@ from extract.errors import FxError, NoImages, UnknownBackbone
 from fx.commands.advise import advise
 from fx.commands.arguments import FEATURES, RUNS
 from fx.commands.backbones import backbones
-from fx.commands.command import Command, with_options
+from fx.commands.command import Command, function_of, with_options
 from fx.commands.compare import Compare, compare
 from fx.commands.demo import demo, sample
 from fx.commands.extract import extract
@@ -91,6 +92,12 @@ def _options_of_all(
     ] = False,
 ) -> None:
     pass
+
+
+def function_named(name: str) -> Callable[..., Any]:
+    """Make a function of the command of this name, which Python calls."""
+    group: Any = typer.main.get_command(app)
+    return function_of(group.commands[name.replace("_", "-")])
 
 
 def main() -> None:

@@ -1,14 +1,23 @@
-"""A command among the others: its messages name its options, and its help what can be chosen."""
+"""A command among the others, and the same as a function of Python.
+
+Its messages name its options, and its help what can be chosen.
+"""
 
 from __future__ import annotations
 
+import inspect
+import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from typer.core import TyperCommand
+from typer import BadParameter
+from typer.core import TyperArgument, TyperCommand
+
+from fx.output import as_function
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from extract.registry import Registry
 
@@ -17,6 +26,9 @@ _PARAMETER = re.compile(r"(?<![^\s(])`([a-z][a-z0-9_]*)(?:=([^`]*))?`(?![^\s;,.:
 
 # of the command that is running: each parameter's option
 _options: dict[str, str] = {}
+
+# of how a terminal shows the result, which Python gets
+_OF_THE_TERMINAL = ("json_", "debug", "per_class")
 
 
 class Command(TyperCommand):
@@ -66,3 +78,82 @@ def with_options(message: str) -> str:
         return _options[name] if value is None else f"{_options[name]} {value}"
 
     return _PARAMETER.sub(as_option, message)
+
+
+def function_of(command: TyperCommand) -> Callable[..., Any]:
+    """Make a function of a command: its options are keywords, and it returns the record.
+
+    Values are those of the command line, as text or as Python has them: numbers, paths, True for a
+    flag, lists where there may be several; None is the default. The function raises ValueError
+    where an option cannot have a value, else what the command ends with.
+    """
+    function: Any = command.callback
+    parameters = {str(p.name): p for p in command.params if p.name not in _OF_THE_TERMINAL}
+    # of one parameter in the place of its option, in what is wrong with a value
+    names = {p.opts[0]: name for name, p in parameters.items()}
+    signature = _signature(function, parameters)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        words, positional = [], []
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            option = parameters[name].opts[0]
+            if isinstance(parameters[name], TyperArgument):
+                positional.append(_word(value))
+            elif value is True:
+                words.append(option)
+            elif value is not None and value is not False:
+                words.append(f"{option}={_word(value)}")
+        with as_function():
+            try:
+                with command.make_context(command.name, [*words, "--", *positional]) as context:
+                    return command.invoke(context)
+            except BadParameter as error:
+                message = error.format_message()
+                raise ValueError(
+                    re.sub(r"--[a-z][a-z-]*", lambda found: names.get(found[0], found[0]), message)
+                ) from None
+
+    call.__name__ = call.__qualname__ = function.__name__
+    call.__doc__ = _documentation(command, signature, parameters)
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    return call
+
+
+def _signature(function: Any, parameters: Mapping[str, Any]) -> inspect.Signature:
+    """That of a command's function, with arguments by position and options by name."""
+    shown = []
+    for name, one in inspect.signature(function, eval_str=True).parameters.items():
+        if name not in parameters:
+            continue
+        by_position = isinstance(parameters[name], TyperArgument)
+        shown.append(
+            inspect.Parameter(
+                name,
+                one.POSITIONAL_OR_KEYWORD if by_position else one.KEYWORD_ONLY,
+                default=str(one.default) if isinstance(one.default, Path) else one.default,
+                annotation=one.annotation.__origin__,
+            )
+        )
+    return inspect.Signature(shown)
+
+
+def _documentation(
+    command: TyperCommand, signature: inspect.Signature, parameters: Mapping[str, Any]
+) -> str:
+    """The command's help, as a docstring."""
+    lines = [command.help or "", "", "Parameters", "----------"]
+    for name, one in signature.parameters.items():
+        kind = inspect.formatannotation(one.annotation).replace("pathlib.", "")
+        lines += [f"{name} : {kind}", f"    {parameters[name].help}"]
+    choices: Any = getattr(command, "choices", dict)
+    for heading, registry in choices().items():
+        lines += ["", heading, "-" * len(heading)]
+        lines += [f"{name} : {registry.help(name)}" for name in registry]
+    return "\n".join(lines)
+
+
+def _word(value: object) -> str:
+    """Write a value as the command line has it."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(_word, value))
+    return os.fspath(value) if isinstance(value, os.PathLike) else str(value)

@@ -113,8 +113,7 @@ def compare(
 
         with progress_bars(quiet=json_) as begin:
             planned = preview(images, options, plan, budget=limit, begin=begin)
-        show(planned, json_, lambda: _print_preview(planned))
-        return planned
+        return show(planned, json_, lambda: _print_preview(planned))
     from fx.comparison import compare as run_comparison
 
     with progress_bars(quiet=json_) as begin:
@@ -129,8 +128,7 @@ def compare(
             log_to=log_to,
             begin=begin,
         )
-    show(comparison, json_, lambda: _print(comparison))
-    return comparison
+    return show(comparison, json_, lambda: _print(comparison))
 
 
 def _deciding_metrics() -> tuple[str, ...]:

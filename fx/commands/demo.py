@@ -26,14 +26,14 @@ def sample(
     directory: Annotated[Path, typer.Argument(help="Folder to write to.")] = DATA,
     json_: Json = False,
     debug: Debug = False,
-) -> None:
+) -> Any:
     """Write a sample data set as class folders."""
     from fx.stages.samples import write_sample
 
     with progress_bars(quiet=json_) as begin:
         written = write_sample(name, directory, begin=begin)
     classes = len(written.classes)
-    show(
+    return show(
         written,
         json_,
         lambda: print(f"{written.images} images of {classes} classes in {written.path}"),

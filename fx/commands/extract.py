@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -95,7 +95,7 @@ def extract(
     ] = False,
     json_: Json = False,
     debug: Debug = False,
-) -> None:
+) -> Any:
     """Stage one: compute features of images into a store."""
     options = options_in(
         locals(), layers=names_in(layer), crops=choice("--crops", crops, (1, 5, 10))
@@ -107,7 +107,7 @@ def extract(
         result = extract_images(
             images, options, strict=strict, rehash=rehash, dtype=dtype, begin=begin
         )
-    show(result, json_, lambda: _print(result))
+    return show(result, json_, lambda: _print(result))
 
 
 def _print(result: ExtractResult) -> None:

@@ -121,7 +121,7 @@ def finetune(
     per_class: arguments.PerClass = False,
     json_: arguments.Json = False,
     debug: arguments.Debug = False,
-) -> None:
+) -> Any:
     """Stage three: train the last blocks of a network."""
     # of its batch size, that of training, the settings know
     options = options_in(locals(), batch_size=None)
@@ -155,7 +155,7 @@ def finetune(
             begin=begin,
             **settings,
         )
-    show(result, json_, lambda: _print(result, per_class))
+    return show(result, json_, lambda: _print(result, per_class))
 
 
 def _print(result: FinetunedModel, per_class: bool) -> None:

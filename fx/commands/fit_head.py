@@ -72,7 +72,7 @@ def fit_head(
     per_class: arguments.PerClass = False,
     json_: arguments.Json = False,
     debug: arguments.Debug = False,
-) -> None:
+) -> Any:
     """Stage two: fit and measure a classifier on stored features."""
     options = options_in(locals(), layers=names_in(layer), features=names_in(features))
     choice("--crops", crops, (1, 5, 10))
@@ -98,7 +98,7 @@ def fit_head(
             audit=audit,
             begin=begin,
         )
-    show(result, json_, lambda: _print(result, per_class))
+    return show(result, json_, lambda: _print(result, per_class))
 
 
 def _print(result: HeadResult, per_class: bool) -> None:

@@ -6,15 +6,17 @@ import math
 import os
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from fx.commands.command import with_options
 from fx.interruption import result_follows, result_is_out
-from fx.output import all_of_it, number_of, print_table, printable, to_json
+from fx.output import all_of_it, is_function, number_of, print_table, printable, to_json
 
 if TYPE_CHECKING:
     from fx.stages.records import MeasuredModel
     from heads.evaluation import Evaluation
+
+Shown = TypeVar("Shown")
 
 # Records listed one by one; of more, only how many there are is said.
 SHOWN = 5
@@ -22,13 +24,14 @@ WIDTH = 80  # columns
 MOST_CLASSES = 10  # whose confusion is a table; of more, the worst pairs are listed
 
 
-def show(record: object, as_json: bool, otherwise: Callable[[], object]) -> None:
-    """Print a record as JSON, or let `otherwise` print it for people.
+def show(record: Shown, as_json: bool, otherwise: Callable[[], object]) -> Shown:
+    """Print a record as JSON, or let `otherwise` print it for people; give it back.
 
-    Of several processes that ``accelerate launch`` has started, the first alone speaks.
+    Of several processes that ``accelerate launch`` has started, the first alone speaks. To Python
+    that has called the command as a function, the record speaks for itself.
     """
-    if os.environ.get("RANK", "0") != "0":
-        return
+    if is_function() or os.environ.get("RANK", "0") != "0":
+        return record
     with all_of_it():
         if as_json:
             text = to_json(record)
@@ -38,6 +41,7 @@ def show(record: object, as_json: bool, otherwise: Callable[[], object]) -> None
             otherwise()
     if as_json:
         result_is_out()
+    return record
 
 
 def print_wrapped(text: str) -> None:

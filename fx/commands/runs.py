@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from extract.errors import FxError, one_line
+from extract.records import Record
 from fx.commands.arguments import RUNS, Debug, Json
 from fx.commands.printing import show
 from fx.output import print_table, printable
-from fx.records import Record
 
 
 class FinishedRun(Record, frozen=True):

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from extract.errors import FxError
+from extract.records import Record
 from fx.commands.arguments import FEATURES, Debug, Json, StoreArgument
 from fx.commands.command import Command
 from fx.commands.printing import show
 from fx.output import print_table
-from fx.records import Record
 
 if TYPE_CHECKING:
     from extract.store import FeatureSet, Garbage

@@ -35,7 +35,7 @@ from fx.comparison.statistics import Scores
 from fx.comparison.strategies import strategy_of
 from fx.options import Options
 from fx.output import Begin, to_json
-from fx.records import Comparison, Measurement, Skipped, StrategyInfo
+from fx.records import LEARNING_CURVE, Comparison, Measurement, Skipped, StrategyInfo
 from fx.report import gather_evidence, learning_curve_png, write_report
 from fx.runs import Run
 from fx.stages.extract import notes_on_images
@@ -129,7 +129,7 @@ def compare(
     features = FeatureStore(options.store).open_set(first.extracted.spec)
     shown = gather_evidence(measured, first.snapshot, features, tested)
     write_report(directory / "report.html", comparison, title=title, evidence=shown)
-    learning_curve_png(directory / "learning_curve.png", comparison)
+    learning_curve_png(directory / LEARNING_CURVE, comparison)
     _write_results(directory, comparison)
     if log_to is not None:
         _log_results(directory, comparison, log_to)

@@ -11,6 +11,7 @@ from extract.engines import training_precision
 from extract.errors import FxError
 from extract.extraction import ExtractResult
 from extract.images import ImageSource, Snapshot
+from extract.records import Record
 from extract.store import FeatureStore
 from finetune.settings import FinetuneSettings
 from fx.comparison.context import ComparisonContext, DatasetSize
@@ -19,7 +20,7 @@ from fx.comparison.plan import Cell, Plan, subset_sizes
 from fx.comparison.strategies import BATCH_SIZE, read_flips, strategy_of
 from fx.options import Options, names_in, open_backbone, open_engine, read_snapshot
 from fx.output import Begin
-from fx.records import FlipDecision, Record
+from fx.records import FlipDecision
 from fx.runs import Run
 from fx.stages.extract import fill_store
 from fx.stages.rows import check_labelled, folds_of, near_copies_among, used_rows

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extract.images import ImageRow, Snapshot
+from extract.records import Record
 from extract.store import FeatureSet
-from fx.records import Measurement, Record
+from fx.records import Measurement
 from fx.thumbnails import thumbnail
 
 MISTAKES = 12  # of each strategy

@@ -128,12 +128,12 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         with ExitStack() as stack:
             features = [
                 extract_files(paths, backbone=backbone, engine=engine, store=store)
-                for paths in _in_files(X, stack)
+                for paths in in_files(X, stack)
             ]
         return np.concatenate(features)
 
 
-def _in_files(images: Any, stack: ExitStack) -> Iterator[list[Path]]:
+def in_files(images: Any, stack: ExitStack) -> Iterator[list[Path]]:
     """Give the paths of images in order, in lists; files of those in memory last until the next."""
     one = isinstance(images, str | os.PathLike | Image.Image)
     # of whose rows each would be a grey image

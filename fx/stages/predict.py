@@ -67,7 +67,7 @@ def predict_images(
     model, images = Path(model), Path(images)  # of strings, as scripts have them
     opened = open_model(model, options)
     source = images_to_label(images, options.reading)
-    vectors = _side_by_side(opened, source, begin("predicting"))
+    vectors = outputs_of(opened, source, begin("predicting"))
     labeller, notes = _labeller(opened, folder_of(model), reject, conformal, wanted or Wanted())
     failed = [FailedImage(path, reason) for path, reason in source.skipped]
     predictions: list[Prediction] = []
@@ -223,7 +223,7 @@ def seconds_per_image(
     return seconds + (times[-1] - times[WARM_BATCHES - 1]) / images, np.concatenate(done)
 
 
-def _side_by_side(
+def outputs_of(
     model: OpenModel, source: ImageSource, progress: Progress
 ) -> Iterator[tuple[str, NDArray[np.float32] | str]]:
     """Path and all outputs of every image, in order; in the outputs' place, why there are none."""

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from extract.images import FailedImage
-from fx.records import Record
+from extract.records import Record
 from heads.calibration import Calibration
 from heads.evaluation import Evaluation
 

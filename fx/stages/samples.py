@@ -6,7 +6,6 @@ import io
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from extract.files import (
     why_not_written,
     write_whole,
 )
+from extract.records import Record
 from fx.output import Begin, Progress
 
 # torchvision's classification sets that hold their labels in `classes` and can be downloaded
@@ -39,8 +39,7 @@ BEGUN = ".fx-sample-images"
 BLOCK = 4096  # bytes that the smallest file takes on most disks
 
 
-@dataclass(frozen=True)
-class WrittenSample:
+class WrittenSample(Record, frozen=True):
     """A sample data set on the disk.
 
     Attributes

@@ -18,8 +18,8 @@ from extract.store import FeatureStore
 from extract.store.feature_set import checksum_of
 from extract.store.zarr_files import set_attributes
 from finetune.data import set_validation_aside
-from fx import Options, fit_head_on_store
-from fx.options import NEAR_COPIES
+from fx.options import NEAR_COPIES, Options
+from fx.stages.fit_head import fit_head_on_store
 from fx.stages.rows import keys_of
 from heads.files import load_head
 

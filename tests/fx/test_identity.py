@@ -21,9 +21,10 @@ from extract.store import FeatureStore
 from finetune.finetuning import identity_of
 from finetune.settings import FinetuneSettings
 from finetune.split import Resources
-from fx import Options, extract_images
 from fx.commands.app import app
+from fx.options import Options
 from fx.runs import Run
+from fx.stages.extract import extract_images
 
 Fx = Callable[..., Said]
 ROOT = Path(__file__).parents[2]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from msgspec import UNSET, UnsetType
@@ -73,7 +73,7 @@ def predict(
     max_image_mb: arguments.MaxImageMB = arguments.MAX_IMAGE_MB,
     json_: arguments.Json = False,
     debug: arguments.Debug = False,
-) -> None:
+) -> Any:
     """Label new images with a head or a fine-tuned network."""
     options = options_in(locals())
     from fx.stages.predictions import Wanted, check_table, save_predictions, sort_images
@@ -108,7 +108,7 @@ def predict(
     if sort_into is not None:
         done = sort_images(sort_into, Path(found.root), found.predictions, links=links)
         found = replace(found, sorted=done)
-    show(found, json_, lambda: _print(found))
+    return show(found, json_, lambda: _print(found))
 
 
 def _refuse_what_files_lack(

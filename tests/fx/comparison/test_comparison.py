@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from extract.errors import FxError
 from extract.images import ImageRow, find_images
-from fx import compare
+from fx.comparison import compare
 from fx.comparison.context import nested_subset
 from fx.comparison.learning_curve import crossover
 from fx.comparison.networks import prepare
