@@ -35,8 +35,7 @@ _LICENCES = {"apache": "apache-2.0", "mit": "mit"}
 _WITH_FX = """\
 import fx
 
-said = fx.predict_images(".", "new-images", fx.Options(), begin=lambda what: lambda *count: None)
-for image in said.predictions:  # "." is this folder
+for image in fx.predict(".", "new-images").predictions:  # "." is this folder
     print(image.path, image.label, image.probability)
 """
 _WITH_ONNXRUNTIME = """\

@@ -4,7 +4,7 @@ import contextlib
 import io
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+import fx
 from fx.output import printable
 from fx.runs import Run
 from fx.stages.card import model_card
@@ -170,19 +171,13 @@ def test_an_exported_file_has_a_card_beside_it_that_is_no_other_files(
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HeadResult]:
+def measured(tmp_path_factory: pytest.TempPathFactory) -> HeadResult:
     """The result of a head of three classes."""
-    from fx import Options, extract_images, fit_head_on_store
-
-    folder = tmp_path_factory.mktemp("measured")
-    write_classes(folder / "data", per_class=6, classes=("a", "b", "c"))
-    options = Options(store=folder / "f.zarr", out=folder / "runs", size=32)
-
-    def begin(what: str) -> Callable[..., None]:
-        return lambda *count: None
-
-    extract_images(folder / "data", options, begin=begin)
-    return fit_head_on_store("centroid", options, begin=begin)
+    folder = write_classes(tmp_path_factory.mktemp("measured") / "data", 6, ("a", "b", "c"))
+    store = folder.parent / "f.zarr"
+    fx.extract(folder, store=store, size=32)
+    result: HeadResult = fx.fit_head("centroid", store, out=folder.parent / "runs")
+    return result
 
 
 NAMES = st.text(
