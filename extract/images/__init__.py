@@ -8,6 +8,7 @@ from extract.images.entries import (
     ImageEntry,
     ImageRow,
     ImageSource,
+    LoadedImage,
     Reading,
 )
 from extract.images.loader import batched, largest_file, load_images, mean_of_crops
@@ -43,6 +44,7 @@ __all__ = [
     "ImageEntry",
     "ImageRow",
     "ImageSource",
+    "LoadedImage",
     "NearCopies",
     "Preprocessing",
     "Reading",

@@ -27,6 +27,7 @@ from fx.commands.demo import demo, sample
 from fx.commands.extract import extract
 from fx.commands.finetune import finetune
 from fx.commands.fit_head import FitHead, fit_head
+from fx.commands.models.explain import explain
 from fx.commands.models.export import export
 from fx.commands.models.predict import predict
 from fx.commands.runs import runs
@@ -69,6 +70,7 @@ for function, kind, example in (
     ),
     (advise, Command, "Example: fx advise data"),
     (predict, Command, "Example: fx predict runs/svm-resnet50-1a2b3c4d new-images"),
+    (explain, Command, "Example: fx explain runs/svm-resnet50-1a2b3c4d cat.jpg dog.jpg"),
     (export, Command, "Example: fx export runs/svm-resnet50-1a2b3c4d model.onnx"),
     (runs, Command, "Example: fx runs"),
 ):

@@ -1,1 +1,8 @@
-"""Why a model says what it says: heat maps, and the training images most like an image."""
+"""What a model's answers rest on: heat maps of images, and the training images nearest to them."""
+
+from fx.explain.explainer import Explainer
+from fx.explain.explaining import explain_images
+from fx.explain.nearest import NearestImage
+from fx.explain.pictures import overlay
+
+__all__ = ["Explainer", "NearestImage", "explain_images", "overlay"]

@@ -20,6 +20,7 @@ from extract.images import (
     FailedImage,
     ImageEntry,
     ImageSource,
+    LoadedImage,
     batched,
     load_images,
     mean_of_crops,
@@ -230,32 +231,35 @@ def outputs_of(
     total = len(model.engines) * len(source.entries)
     looked_at = itertools.count(1)
     streams = [
-        _vectors(source, engine, crops, lambda: progress(next(looked_at), total))
+        vectors_of(source, engine, crops, lambda: progress(next(looked_at), total))
         for engine, crops in model.engines
     ]
     for found in zip(*streams, strict=True):
-        vectors = [vector for _, vector in found]
-        reasons = [reason for reason in vectors if isinstance(reason, str)]
-        yield found[0][0], reasons[0] if reasons else np.concatenate(vectors)
+        vectors = [vector for _, vector in found if vector is not None]
+        reasons = [loaded.row.note for loaded, vector in found if vector is None]
+        yield found[0][0].row.path, reasons[0] if reasons else np.concatenate(vectors)
 
 
-def _vectors(
+def vectors_of(
     source: ImageSource, engine: Engine, crops: int, tick: Callable[[], None]
-) -> Iterator[tuple[str, NDArray[np.float32] | str]]:
-    """Path and output of every image, in order; in an output's place, why there is none."""
-    order: deque[tuple[str, str]] = deque()
+) -> Iterator[tuple[LoadedImage, NDArray[np.float32] | None]]:
+    """Every image as it was read, in order, and its output, float32 array of shape (d,).
+
+    None where it cannot be read: its row's note says why. ``tick`` is called for each.
+    """
+    order: deque[LoadedImage] = deque()
 
     def pixels() -> Iterator[NDArray[np.uint8]]:
         for loaded in load_images(source, engine.preprocessing, crops=crops):
             tick()
-            order.append((loaded.row.path, loaded.row.note if loaded.pixels is None else ""))
+            order.append(loaded)
             if loaded.pixels is not None:
                 yield loaded.pixels
 
     batches = engine.run(batched(pixels(), engine.batch_size))
     for outputs in mean_of_crops(batches, crops):
         for vector in outputs:
-            while order[0][1]:
-                yield order.popleft()
-            yield order.popleft()[0], vector
-    yield from order
+            while order[0].pixels is None:
+                yield order.popleft(), None
+            yield order.popleft(), vector
+    yield from ((loaded, None) for loaded in order)
