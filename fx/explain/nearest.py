@@ -18,10 +18,10 @@ from extract.errors import FxError
 from extract.extraction import extract_files
 from extract.files import disk_full_as_fx_error
 from extract.images import ImageRow, Snapshot
+from extract.records import Record
 from extract.store import FeatureStore, Spec
 from fx.options import Options
 from fx.output import Begin
-from fx.records import Record
 from fx.stages.models import OpenModel
 from fx.stages.rows import keys_of
 from fx.thumbnails import thumbnail

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from extract.images import FailedImage
+from extract.records import Record
 from fx.explain.nearest import NearestImage
-from fx.records import Record
 
 
 class Explanation(Record, frozen=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -42,14 +42,14 @@ def explain(
     max_image_mb: arguments.MaxImageMB = arguments.MAX_IMAGE_MB,
     json_: arguments.Json = False,
     debug: arguments.Debug = False,
-) -> None:
+) -> Any:
     """Show why a model says what it says: heat maps and the nearest training images."""
     options = options_in(locals())
     from fx.explain import explain_images
 
     with progress_bars(quiet=json_) as begin:
         result = explain_images(model, images, options, label=class_, nearest=nearest, begin=begin)
-    show(result, json_, lambda: _print(result))
+    return show(result, json_, lambda: _print(result))
 
 
 def _print(result: Explanations) -> None:
