@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import fx  # noqa: E402
+from extract.records import Record  # noqa: E402
 from fx.commands.app import app as commands  # noqa: E402
 
 project = "fx"
@@ -38,7 +39,7 @@ exclude_patterns = [path.name for path in ROOT.iterdir() if path.name not in REA
 exclude_patterns += [f"data/{one.name}" for one in ROOT.glob("data/*") if one.name != "README.md"]
 source_suffix = {".md": "markdown", ".ipynb": "markdown"}
 myst_heading_anchors = 3
-smartquotes = False  # which would make dashes of an option's hyphens
+smartquotes_action = "D"  # dashes between names and descriptions; quotes stay as they are
 
 HEADINGS = ("Heads", "Strategies")  # of what a command's help lists
 napoleon_google_docstring = False
@@ -47,6 +48,7 @@ napoleon_use_rtype = False
 napoleon_custom_sections = [(heading, "params_style") for heading in HEADINGS]
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
+autodoc_default_options = {"show-inheritance": True}
 toc_object_entries_show_parents = "hide"
 
 html_theme = "pydata_sphinx_theme"
@@ -60,9 +62,17 @@ html_theme_options = {
     "secondary_sidebar_items": ["page-toc"],
 }
 
-# what pipelines of scikit-learn and readers of stores take, besides what `import fx` offers
+API = {
+    "Functions": [f"fx.{name}" for name in fx.__all__],
+    "What they return": [
+        *("extract.extraction.ExtractResult", "fx.stages.records.MeasuredModel"),
+        *("fx.stages.records.HeadResult", "fx.stages.records.FinetunedModel"),
+        *("fx.records.Comparison", "fx.records.Advice", "fx.stages.records.Predictions"),
+        *("fx.stages.load.StoredImages", "fx.stages.load.Model"),
+    ],
+    "Parts": ["heads.estimator.HeadClassifier", "extract.store.FeatureStore"],
+}
 LEFT_OUT = ":exclude-members: set_fit_request, set_score_request"  # scikit-learn's own
-CLASSES = ("heads.estimator.HeadClassifier", "extract.store.FeatureStore")
 
 
 def add_what_is_generated(_: Sphinx, page: str, source: list[str]) -> None:
@@ -72,7 +82,8 @@ def add_what_is_generated(_: Sphinx, page: str, source: list[str]) -> None:
     elif page == "docs/reference/options":
         source[0] += "".join(options_of(typer.main.get_command(commands), "fx"))
     elif page == "docs/reference/api":
-        source[0] += "".join(map(documented, [*(f"fx.{name}" for name in fx.__all__), *CLASSES]))
+        for heading, names in API.items():
+            source[0] += f"\n## {heading}\n" + "".join(map(documented, names))
     elif source[0].startswith("{"):
         source[0] = "\n\n".join(as_markdown(json.loads(source[0])))
 
@@ -98,6 +109,8 @@ def options_of(command: Any, path: str) -> Iterator[str]:
     yield f"\n```{{program}} {path}\n```\n"
     for parameter in command.params:
         names, text = parameter.get_help_record(context) or (parameter.name, "")
+        # an option that it names would get a dash for its hyphens
+        text = re.sub(r"(?<!\S)--[a-z-]+", r"`\g<0>`", text)
         yield f"\n````{{option}} {names}\n{text}\n````\n"
     for heading, registry in getattr(command, "choices", dict)().items():
         listed = "\n".join(f"- `{name}`: {registry.help(name)}" for name in registry)
@@ -136,19 +149,28 @@ def as_markdown(notebook: dict[str, Any]) -> Iterator[str]:
 def plain_descriptions(
     _app: Sphinx, _what: str, _name: str, _object: object, _options: object, lines: list[str]
 ) -> None:
-    """Let what follows a parameter's colon be its description, where none stands below it.
+    """Let what follows a parameter's colon be its description, where it is no type.
 
     In numpydoc a type stands there; fx's types are in the code.
     """
-    made = []
-    for line, below in zip(lines, [*lines[1:], ""], strict=True):
-        found = re.fullmatch(r"([\w, *]+) : (.*)", line)
-        # a sentence of its own, and not the rest of one
-        described = below.startswith("    ") and below.strip()[:1].isupper()
+
+    def entry(found: re.Match[str]) -> str:
+        names, first, rest = found.groups()
+        if rest and re.fullmatch(r"[\w.]+(\[.*\])?( \| \w+)*", first):
+            return found[0]
         # an underscore at the end would be a link's
-        name = re.sub("_$", r"\\_", found[1]) if found else ""
-        made += [name, f"    {found[2]}"] if found and not described else [line]
-    lines[:] = made
+        each = (re.sub("_$", r"\\_", name) for name in names.split(", "))
+        return "\n".join(f"{name}\n    {first}{rest}" for name in each)
+
+    pattern = r"^([\w, *]+) : (.*)((?:\n {4}.*)*)"
+    lines[:] = re.sub(pattern, entry, "\n".join(lines), flags=re.MULTILINE).split("\n")
+
+
+def without_signature(
+    _app: Sphinx, _what: str, _name: str, one: object, *_: object
+) -> tuple[str, str] | None:
+    """Leave out how records are made: functions make them."""
+    return ("", "") if inspect.isclass(one) and issubclass(one, Record) else None
 
 
 def show_all_pages(
@@ -174,5 +196,6 @@ def setup(app: Sphinx) -> None:
     app.connect("source-read", add_what_is_generated)
     # before napoleon, and after the theme
     app.connect("autodoc-process-docstring", plain_descriptions, priority=400)
+    app.connect("autodoc-process-signature", without_signature)
     app.connect("html-page-context", show_all_pages, priority=900)
     app.connect("build-finished", write_first_page)
