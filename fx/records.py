@@ -368,6 +368,9 @@ class Comparison(Record, frozen=True, kw_only=True):
             for strategy, by_size in runs.items()
         }
 
+    def __repr__(self) -> str:
+        return f"Comparison({self.recommended!r} recommended, report={self.report!r})"
+
     def _repr_html_(self) -> str:
         sizes = self.sizes
         rows = []

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from extract.images import ImageRow, NearCopies, Snapshot, group_numbers, position, unit_of
+from extract.records import Record
 from fx.options import Options, read_snapshot
 from fx.output import Begin
 from fx.stages.rows import labels_of, used_rows
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
     from extract.store import FeatureSet
 
 AUTO = "auto"  # of the augmentation: still to be decided
+TIMED = 64  # test images whose prediction is timed
+
+
+class NetworkCost(Record, frozen=True):
+    """What features of an image take: milliseconds, decoding included, and bytes of a network."""
+
+    milliseconds: float
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,7 @@ class ComparisonContext:
     snapshot : name of the snapshot
     directory : of the comparison
     near_copies : images to fit on that are to stay together
+    network : what it takes to compute features of an image, once it has been measured
     augment : of fine-tunings, once it has been decided
     folds : outer folds by which every image is a test image once; 1 for the snapshot's own split
     """
@@ -46,6 +56,7 @@ class ComparisonContext:
     snapshot: str
     directory: Path
     near_copies: NearCopies = dataclasses.field(default_factory=NearCopies)
+    network: NetworkCost | None = None
     augment: str = AUTO
     folds: int = 1
 

@@ -18,8 +18,7 @@ from extract.errors import FxError
 from extract.images import TEST_SHARE, ImageSource, find_images
 from finetune.settings import FinetuneSettings
 from finetune.timing import Timing, time_training
-from fx.comparison.context import ComparisonContext, DatasetSize
-from fx.comparison.measure import TIMED
+from fx.comparison.context import TIMED, ComparisonContext, DatasetSize
 from fx.comparison.networks import (
     check_strategies,
     name_with_network,
@@ -91,9 +90,11 @@ class CostModel:
 
     def cell(self, cell: Cell) -> float:
         """Seconds of one cell."""
-        fixed = START_SECONDS + 2 * TIMED * self.seconds_an_image
-        folds = self.dataset_size.folds
-        return fixed + folds * strategy_of(cell.strategy).seconds(self, cell.n_train)
+        strategy = strategy_of(cell.strategy)
+        # of heads the network is timed once
+        timed = 0 if strategy.on_features else 2 * TIMED
+        fits = self.dataset_size.folds * strategy.seconds(self, cell.n_train)
+        return START_SECONDS + timed * self.seconds_an_image + fits
 
     def disk(self, strategies: Sequence[str], dim: int) -> int:
         """Bytes of the features, of what several cells share, and of the largest models."""

@@ -23,6 +23,7 @@ from extract.files import check_room, disk_full_as_fx_error, write_whole
 from extract.images import ImageRow, group_numbers
 from extract.registry import Registry
 from fx.comparison.context import (
+    TIMED,
     ComparisonContext,
     OpenContext,
     Subset,
@@ -33,7 +34,6 @@ from fx.comparison.memory import peak_memory_mb, reset_peak_memory
 from fx.comparison.own_process import in_own_process
 from fx.comparison.plan import Cell
 from fx.comparison.strategies import STRATEGIES, Fitted, strategy_of
-from fx.options import open_backbone
 from fx.output import Begin
 from fx.records import Measurement, Skipped
 from fx.runs import Run
@@ -44,7 +44,6 @@ from heads.kinds import HEADS
 from heads.metrics import METRICS
 
 PROBABILITIES = "probabilities.npy"
-TIMED = 64  # test images whose prediction is timed
 _REGISTRIES: tuple[Registry[Any], ...] = (FAMILIES, HEADS, METRICS, STRATEGIES)
 
 
@@ -199,12 +198,15 @@ def _measured(
         "shared_seconds": shared_seconds,
         "peak_memory_mb": peak_memory_mb(),
     }
-    if fitted.files:
-        folder = subset.directory
-        record["deployed_mb"] = _deployed_bytes(opened, cell.strategy, fitted, folder) / 1e6
+    used = sum((subset.directory / name).stat().st_size for name in fitted.files)
+    if fitted.milliseconds is not None and (network := context.network) is not None:
+        record["deployed_mb"] = (used + network.bytes) / 1e6
+        record["predict_ms"] = fitted.milliseconds + network.milliseconds
+    elif fitted.milliseconds is None and fitted.files:
         root, timed = Path(opened.snapshot.root), parts[0].snapshot.split("test")[:TIMED]
         files = [root / row.path for row in timed]
-        record["predict_ms"] = milliseconds_per_image(folder, files, context.options)
+        record["deployed_mb"] = used / 1e6
+        record["predict_ms"] = milliseconds_per_image(subset.directory, files, context.options)
     # what is measured on some of the images is not used: it would only fill the disk
     whole = len(fits) == 1 and len(subset.rows) == len(opened.trainable_rows)
     for name in ("training.safetensors", *(() if whole else fitted.files)):
@@ -228,12 +230,3 @@ def _joined(
         probabilities[np.ix_(rows, columns)] = fitted.probabilities
         fold[rows] = number
     return classes, probabilities, fold
-
-
-def _deployed_bytes(opened: OpenContext, strategy: str, fitted: Fitted, directory: Path) -> int:
-    """Bytes of what predictions need: a head and the network below it, or the network alone."""
-    total = sum((directory / name).stat().st_size for name in fitted.files)
-    if strategy_of(strategy).on_features:
-        module = open_backbone(opened.context.options).module
-        total += sum(t.numel() * t.element_size() for t in module.state_dict().values())
-    return total

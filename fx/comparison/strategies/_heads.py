@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fx.comparison.strategies._strategy import Costs, Fitted, Strategy
 from fx.stages.rows import keys_of, labels_of
 
 if TYPE_CHECKING:
-    from fx.comparison.context import OpenContext, Subset
+    from fx.comparison.context import ComparisonContext, NetworkCost, OpenContext, Subset
+    from fx.output import Begin
+    from fx.runs import Run
 
 _STYLES = {"logreg": 0, "svm": 1, "knn": 6}
 
@@ -36,6 +42,22 @@ class HeadStrategy(Strategy):
     def style(self) -> int | None:
         return _STYLES.get(self.name)
 
+    def decide(self, context: ComparisonContext, run: Callable[..., Any]) -> ComparisonContext:
+        """Measure once for all heads what the network below them takes."""
+        if context.network is not None:
+            return context
+        from extract.errors import CannotWrite, FxError
+        from fx.comparison.context import NetworkCost
+
+        try:
+            kept = None if context.options.fresh else _cost_in(context).kept(NetworkCost)
+            return dataclasses.replace(context, network=kept or run(measure_network, context))
+        except CannotWrite:
+            raise
+        except FxError:
+            # no test image can be read any more; the features are there all the same
+            return context
+
     def fit(self, opened: OpenContext, subset: Subset) -> Fitted:
         from extract.images import group_numbers
         from heads.files import MODEL, RECORD, save_head
@@ -56,9 +78,12 @@ class HeadStrategy(Strategy):
             seed=subset.seed,
         )
         save_head(head, subset.directory)
+        vectors, begun = read(keys_of(test)), time.perf_counter()
+        probabilities = head.predict_proba(vectors)
         return Fitted(
-            head.predict_proba(read(keys_of(test))),
+            probabilities,
             head.classes,
+            milliseconds=1000 * (time.perf_counter() - begun) / len(test),
             settings_tried=len(head.search),
             files=(MODEL, RECORD),
             details={
@@ -71,3 +96,31 @@ class HeadStrategy(Strategy):
 
     def seconds(self, costs: Costs, n_train: int) -> float:
         return costs.head_seconds(self.name, n_train)
+
+
+def measure_network(context: ComparisonContext, *, begin: Begin) -> NetworkCost:
+    """Time the network on some of the test images, and keep that."""
+    from extract.files import disk_full_as_fx_error
+    from extract.images import ImageEntry, ImageSource
+    from fx.comparison.context import TIMED, NetworkCost, open_context
+    from fx.options import open_backbone, open_engine
+    from fx.stages.predict import seconds_per_image
+
+    opened = open_context(context, begin)
+    begin("timing the network")
+    rows, root = opened.tested_rows[:TIMED], Path(opened.snapshot.root)
+    entries = tuple(ImageEntry(str(root / row.path), None, None, None) for row in rows)
+    source = ImageSource(Path("/"), "unlabelled", entries, (), context.options.max_image_mb)
+    backbone = open_backbone(context.options)
+    seconds, _ = seconds_per_image(open_engine(context.options, backbone), source, 1)
+    tensors = backbone.module.state_dict().values()
+    cost = NetworkCost(1000 * seconds, sum(t.numel() * t.element_size() for t in tensors))
+    with disk_full_as_fx_error(context.directory):
+        _cost_in(context).finish(cost)
+    return cost
+
+
+def _cost_in(context: ComparisonContext) -> Run:
+    from fx.runs import Run
+
+    return Run(context.directory / "network")

@@ -31,6 +31,7 @@ class Fitted:
     evaluation : of the test rows; None to have it made from the probabilities
     settings_tried : of which held-out rows chose
     files : in the cell's folder, which a model is opened from; none if there is no model
+    milliseconds : that an image's label takes once its features are there; None for a network
     details : other fields of ``fx.records.Measurement``, by name
     """
 
@@ -39,6 +40,7 @@ class Fitted:
     evaluation: Evaluation | None = None
     settings_tried: int = 1
     files: tuple[str, ...] = ()
+    milliseconds: float | None = None
     details: dict[str, Any] = field(default_factory=dict)
 
 

@@ -17,6 +17,7 @@ from conftest import Said, make_image, write_classes, write_splits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from extract.backbones import load_backbone
 from extract.errors import FxError
 from extract.images import ImageRow, find_images
 from fx.comparison import compare
@@ -334,6 +335,15 @@ def test_only_new_cells_are_computed(
     for record in first["results"]:
         # the very seconds: it was not run again
         assert kept[record["strategy"], record["n_train"], record["seed"]] == record
+    # what is deployed: a head with the network below it, or a network
+    tensors = load_backbone("efficientnet_lite0", size=32).module.state_dict().values()
+    network = sum(t.numel() * t.element_size() for t in tensors) / 1e6
+    for record in more["results"]:
+        assert network < record["deployed_mb"] < 1.05 * network
+        assert 0.01 < record["predict_ms"] < 1_000
+    timed = json.loads((Path(more["report"]).parent / "network" / "result.json").read_text())
+    heads = [r["predict_ms"] for r in more["results"] if r["strategy"] == "logreg"]
+    assert all(timed["milliseconds"] < one for one in heads)
     assert Path(more["report"]).stat().st_size > 10_000
     assert not (Path(more["report"]).parent / "cache").exists()
     tested = {record["n_test"] for record in more["results"]}
