@@ -310,7 +310,7 @@ def _unseen(model: MeasuredModel) -> str:
     for note in model.notes:
         for network in model.networks:
             note = note.replace(network.weights, _source_of(network.weights))
-        lines.append(f"{_text(note)}.")
+        lines.append(f"{_text(note[:1].upper() + note[1:])}.")
     return "\n".join(f"- {line}" for line in lines)
 
 

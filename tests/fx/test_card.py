@@ -209,7 +209,7 @@ def test_no_name_is_markup(measured: HeadResult, names: list[str], folder: str, 
         printable(folder),
     }
     plain = "".join(one.content for one in found if one.type in ("text", "text_special"))
-    assert printable(f"of {note!r} nothing") in plain
+    assert printable(f"Of {note!r} nothing") in plain
     assert not {one.type for one in found} & {
         *("html_inline", "html_block", "link_open", "em_open", "strong_open", "image"),
     }
