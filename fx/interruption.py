@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 MESSAGE = "interrupted; the same command goes on from here"
+ENDED = "ended by a signal"  # of a command that nothing goes on from
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Seconds from the first signal on: for the command to end by itself, and then for the system to
 # take back the memory of processes that were killed.
@@ -45,15 +46,16 @@ class _State:
     received : the first one
     heeded : whether it raises ``Interrupted``
     give_up : is called in place of raising
-    told : one byte that two processes share: 0, or 1 where a JSON object follows on stdout, 2 where
-        all of the result is there
+    told : two bytes that two processes share. The first is 0, or 1 where a JSON object follows on
+        stdout, 2 where all of the result is there; the second, how many seconds the command may
+        take to end by itself
     watched : whether another process sees to the end of this one
     """
 
     received: int | None = None
     heeded = True
     give_up: Callable[[], None] | None = None
-    told: bytearray | memoryview = bytearray(1)
+    told: bytearray | memoryview = bytearray(2)
     watched = False
 
 
@@ -74,6 +76,14 @@ def result_follows() -> None:
 def result_is_out() -> None:
     """Say that all of the result has been printed: ending the process costs nothing any more."""
     _state.told[0] = 2
+
+
+def takes_time_to_end(seconds: int) -> None:
+    """Say that the command ends by itself within some seconds, 255 at most, from a signal on.
+
+    A second signal ends it as any other command.
+    """
+    _state.told[1] = seconds
 
 
 def heed_no_more() -> None:
@@ -158,7 +168,7 @@ def go_on_in_a_process_of_its_own() -> None:
     if sys.platform == "linux":
         # no signal shall come before each of the two knows what to do with it
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        _state.told = _shared_byte()
+        _state.told = _shared_bytes()
         starter = os.getpid()
         try:
             command = os.fork()
@@ -184,7 +194,9 @@ def _see_to_the_end_of(command: int) -> NoReturn:
         nonlocal first
         if first is None:
             first = number
-            signal.setitimer(signal.ITIMER_REAL, TO_UNWIND)
+            signal.setitimer(signal.ITIMER_REAL, TO_UNWIND + _state.told[1])
+        elif left := signal.getitimer(signal.ITIMER_REAL)[0]:
+            signal.setitimer(signal.ITIMER_REAL, min(left, TO_UNWIND))
         os.kill(command, number)
 
     def kill(number: int, frame: FrameType | None) -> None:
@@ -261,11 +273,11 @@ def _tell() -> None:
     # of several processes that ``accelerate launch`` has started, the first alone speaks
     if os.environ.get("RANK", "0") != "0":
         return
-    if "--json" in sys.argv[1:] and not _state.told[0]:
+    if "--json" in sys.argv[1:] and not any(_state.told):
         _write(1, f'{{\n  "error": "{MESSAGE}"\n}}\n')
     # a progress bar has hidden the cursor of a terminal
     clear = "\r\x1b[K\x1b[?25h" if os.isatty(2) else ""
-    _write(2, f"{clear}fx: {MESSAGE}\n")
+    _write(2, f"{clear}fx: {ENDED if _state.told[1] else MESSAGE}\n")
 
 
 def _write(descriptor: int, text: str) -> None:
@@ -275,10 +287,10 @@ def _write(descriptor: int, text: str) -> None:
             os.write(descriptor, text.encode())
 
 
-def _shared_byte() -> memoryview:
+def _shared_bytes() -> memoryview:
     import mmap
 
-    return memoryview(mmap.mmap(-1, 1))
+    return memoryview(mmap.mmap(-1, 2))
 
 
 def _prctl(option: int, value: int) -> None:

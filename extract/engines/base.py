@@ -6,7 +6,7 @@ The last batch is padded, so that a row does not depend on its neighbours.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from extract.engines.devices import DTYPES, without_tf32
 from extract.errors import FxError
 from extract.images import Preprocessing
+
+Run = Callable[[Iterable[NDArray[np.uint8]]], Iterator[NDArray[np.float32]]]
 
 # Largest relative distance between a stored row and the same row computed again.
 TOLERANCES = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 1e-2}
@@ -59,6 +61,10 @@ class Engine(ABC):
         ------
         float32 array of shape (images in the batch, …): what the module returns
         """
+
+    def resident(self) -> Run:
+        """Return ``run`` that keeps what it has prepared from call to call; for one thread."""
+        return self.run
 
     @property
     def tolerance(self) -> float:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from extract.engines.base import Engine, pad
+from extract.engines.base import Engine, Run, pad
 
 if TYPE_CHECKING:
     import openvino
@@ -60,31 +62,44 @@ class OpenVINOEngine(Engine):
         """Compute features batch by batch, in order; see ``Engine.run``."""
         batches = iter(batches)
         # asked for before the network is compiled: there may be nothing to compute
-        pixels = next(batches, None)
-        if pixels is None:
-            return
+        for first in batches:
+            yield from self.resident()(itertools.chain([first], batches))
+
+    def resident(self) -> Run:
+        """Compile the network; see ``Engine.resident``."""
         hints = {
             "PERFORMANCE_HINT": "THROUGHPUT",
             "INFERENCE_PRECISION_HINT": HINTS.get(self.precision, "f32"),
         }
         compiled = import_openvino().Core().compile_model(self.graph(), "CPU", hints)
         count = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") + WAITING
-        free = deque(compiled.create_infer_request() for _ in range(count))
+        return partial(self._run, [compiled.create_infer_request() for _ in range(count)])
+
+    def _run(
+        self, requests: Sequence[Any], batches: Iterable[NDArray[np.uint8]]
+    ) -> Iterator[NDArray[np.float32]]:
+        batches = iter(batches)
+        pixels = next(batches, None)
+        free = deque(requests)
         running: deque[tuple[Any, NDArray[np.uint8], NDArray[np.uint8]]] = deque()
-        while pixels is not None or running:
-            if pixels is None or not free:
-                request, asked, _ = running.popleft()
+        try:
+            while pixels is not None or running:
+                if pixels is None or not free:
+                    request, asked, _ = running.popleft()
+                    request.wait()
+                    features = np.array(request.get_output_tensor(0).data[: len(asked)], np.float32)
+                    free.append(request)
+                    yield self._finite(features, asked)
+                if pixels is not None and free:
+                    request = free.popleft()
+                    given = pad(pixels, self.batch_size)
+                    # not copied: `running` keeps it alive
+                    request.start_async({0: given}, share_inputs=True)
+                    running.append((request, pixels, given))
+                    pixels = next(batches, None)
+        finally:  # where it was left early
+            for request, *_ in running:
                 request.wait()
-                features = np.array(request.get_output_tensor(0).data[: len(asked)], np.float32)
-                free.append(request)
-                yield self._finite(features, asked)
-            if pixels is not None and free:
-                request = free.popleft()
-                given = pad(pixels, self.batch_size)
-                # not copied: `running` keeps it alive
-                request.start_async({0: given}, share_inputs=True)
-                running.append((request, pixels, given))
-                pixels = next(batches, None)
 
     def graph(self) -> openvino.Model:
         """Return the network to run: kept from an earlier start, or converted."""

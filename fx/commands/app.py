@@ -30,6 +30,7 @@ from fx.commands.fit_head import FitHead, fit_head
 from fx.commands.models.explain import explain
 from fx.commands.models.export import export
 from fx.commands.models.predict import predict
+from fx.commands.models.serve import serve
 from fx.commands.runs import runs
 from fx.commands.store import store_app
 from fx.interruption import Interrupted, received, result_follows
@@ -72,6 +73,7 @@ for function, kind, example in (
     (predict, Command, "Example: fx predict runs/svm-resnet50-1a2b3c4d new-images"),
     (explain, Command, "Example: fx explain runs/svm-resnet50-1a2b3c4d cat.jpg dog.jpg"),
     (export, Command, "Example: fx export runs/svm-resnet50-1a2b3c4d model.onnx"),
+    (serve, Command, "Example: fx serve runs/svm-resnet50-1a2b3c4d"),
     (runs, Command, "Example: fx runs"),
 ):
     app.command(cls=kind, epilog=example)(function)

@@ -37,6 +37,7 @@ COMMANDS = {
     "compare": (),
     "predict": (),
     "export": (),
+    "serve": (),
     "runs": (),
     "store ls": (),
     "store verify": (),

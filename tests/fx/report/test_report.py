@@ -7,7 +7,6 @@ import io
 import json
 import random
 import re
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +25,6 @@ from fx.records import Comparison
 from fx.report import learning_curve_png, write_report
 from fx.report.images import Evidence
 
-CHROMIUM = Path("/usr/bin/chromium")
 HOSTILE = "<script>alert(1)</script>"
 BREAKOUT = '</script><img src="http://example.invalid/x.png" onerror="alert(2)">'
 CLASSES = [HOSTILE, BREAKOUT, "a & b \"quoted\" 'name'", "<b>bold</b>", "Ünïcödé 蝶", "plain"]
@@ -352,18 +350,6 @@ def test_long_lists_are_cut_and_say_so(tmp_path: Path) -> None:
 
 
 # --- in a browser ---------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM.exists():
-        pytest.skip(f"no browser at {CHROMIUM}")
-    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with playwright.sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=str(CHROMIUM), args=arguments)
-        yield chromium
-        chromium.close()
 
 
 @pytest.mark.parametrize(
