@@ -18,7 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from extract.errors import FxError
 from fx.interruption import takes_time_to_end
 from fx.options import Options
-from fx.records import Record
+from extract.records import Record
 from fx.serve.app import make_app
 from fx.serve.batching import Batcher, open_to_serve
 from fx.serve.limits import Limits
