@@ -46,17 +46,10 @@ class HeadStrategy(Strategy):
         """Measure once for all heads what the network below them takes."""
         if context.network is not None:
             return context
-        from extract.errors import CannotWrite, FxError
         from fx.comparison.context import NetworkCost
 
-        try:
-            kept = None if context.options.fresh else _cost_in(context).kept(NetworkCost)
-            return dataclasses.replace(context, network=kept or run(measure_network, context))
-        except CannotWrite:
-            raise
-        except FxError:
-            # no test image can be read any more; the features are there all the same
-            return context
+        kept = None if context.options.fresh else _cost_in(context).kept(NetworkCost)
+        return dataclasses.replace(context, network=kept or run(measure_network, context))
 
     def fit(self, opened: OpenContext, subset: Subset) -> Fitted:
         from extract.images import group_numbers
