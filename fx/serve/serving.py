@@ -16,9 +16,9 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from extract.errors import FxError
+from extract.records import Record
 from fx.interruption import takes_time_to_end
 from fx.options import Options
-from extract.records import Record
 from fx.serve.app import make_app
 from fx.serve.batching import Batcher, open_to_serve
 from fx.serve.limits import Limits
