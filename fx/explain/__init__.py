@@ -3,6 +3,6 @@
 from fx.explain.explainer import Explainer
 from fx.explain.explaining import explain_images
 from fx.explain.nearest import NearestImage
-from fx.explain.pictures import overlay
+from fx.explain.pictures import data_uri, overlay
 
-__all__ = ["Explainer", "NearestImage", "explain_images", "overlay"]
+__all__ = ["Explainer", "NearestImage", "data_uri", "explain_images", "overlay"]

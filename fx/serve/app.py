@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -39,7 +39,6 @@ POLICY = (
     "default-src 'none'; connect-src 'self'; img-src 'self' blob: data:; script-src 'self'; "
     "style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-Explain = Callable[[bytes], dict[str, Any]]
 
 
 class LikelyClass(BaseModel):
@@ -66,10 +65,29 @@ class Unread(BaseModel):
     error: str
 
 
-class Answer(BaseModel):
+class Labels(BaseModel):
     """Of every image, in the order in which they were sent."""
 
     predictions: list[Labelled | Unread]
+
+
+class NearImage(BaseModel):
+    """A training image, and how far it is; ``image`` is a data URI, empty of one that is gone."""
+
+    path: str
+    label: str
+    distance: float
+    image: str
+
+
+class Reasons(BaseModel):
+    """What speaks for a label: a heat map, as a data URI, and the nearest training images."""
+
+    label: str
+    heat_map: str | None
+    why_no_heat_map: str
+    nearest: list[NearImage]
+    nearest_by: str
 
 
 class Problem(BaseModel):
@@ -113,9 +131,7 @@ class Metrics:
         )
 
 
-def make_app(
-    name: str, batcher: Batcher, limits: Limits, explain: Explain | None = None
-) -> FastAPI:
+def make_app(name: str, batcher: Batcher, limits: Limits) -> FastAPI:
     """Make the application.
 
     Parameters
@@ -123,8 +139,8 @@ def make_app(
     name : of the model, as it is told
     batcher : running
     limits : from where on requests are refused
-    explain : makes of an image file's bytes what ``/explain`` answers; raises UnreadableImage
     """
+    model = batcher.model
     app = FastAPI(
         title="fx serve",
         version=fx.__version__,
@@ -162,7 +178,7 @@ def make_app(
 
     @app.post(
         "/predict",
-        responses=problems | {200: {"model": Answer}, 422: {"model": Answer}},
+        responses=problems | {200: {"model": Labels}, 422: {"model": Labels}},
         openapi_extra={"requestBody": _request_body(limits.images)},
     )
     async def predict(
@@ -179,7 +195,7 @@ def make_app(
                 if isinstance(row, str):
                     said.append({"path": upload.name, "error": row})
                 else:
-                    one = wanted.prediction(upload.name, row, batcher.model.classes)
+                    one = wanted.prediction(upload.name, row.probabilities, model.classes)
                     said.append(one.as_json())
             unread = sum("error" in one for one in said)
             metrics.images.labels("unreadable").inc(unread)
@@ -187,10 +203,33 @@ def make_app(
             request.state.status = 422 if unread == len(said) else 200
         return _json({"predictions": said}, request.state.status)
 
+    async def explain(request: Request) -> Response:
+        """Tell why an image gets its label; the status is 422 where it cannot be read."""
+        assert model.explain, "only then there is this path"
+        async with measured(request) as uploads:
+            if len(uploads) > 1:
+                raise HTTPException(413, "one image in a request is explained")
+            file = uploads[0].file
+            (answer,) = await batcher.classify([file])
+            if isinstance(answer, str):
+                raise HTTPException(422, answer)
+            file.seek(0)
+            pixels = await asyncio.to_thread(lambda: model.read(file.read()))
+            found = await asyncio.to_thread(model.explain, pixels, answer)
+            request.state.status = 200
+        return _json(found, 200)
+
+    if model.explain:
+        app.post(
+            "/explain",
+            responses=problems | {200: {"model": Reasons}, 422: {"model": Problem}},
+            openapi_extra={"requestBody": _request_body(1)},
+        )(explain)
+
     @app.get("/healthz")
     async def healthz() -> Health:
         """Whether images are answered."""
-        return Health(status="ok", model=name, classes=len(batcher.model.classes))
+        return Health(status="ok", model=name, classes=len(model.classes))
 
     @app.get("/metrics", response_class=Response)
     async def tell_metrics() -> Response:
@@ -198,7 +237,7 @@ def make_app(
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     page = _templates().get_template("page.html")
-    shown = {"classes": batcher.model.classes, "explains": explain is not None}
+    shown = {"classes": model.classes, "explains": model.explain is not None}
 
     @app.get("/", include_in_schema=False)
     async def show_page(request: Request) -> HTMLResponse:

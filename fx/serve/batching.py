@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, NamedTuple, Self
 
 import numpy as np
 from joblib import cpu_count
@@ -19,16 +19,29 @@ from numpy.typing import NDArray
 
 from extract.engines import resolve_device
 from extract.images import UnreadableImage, batched, mean_of_crops, read_pixels
+from fx.explain import Explainer, data_uri, overlay
 from fx.options import Options
-from fx.stages.models import open_model
+from fx.output import Begin
+from fx.stages.models import OpenModel, folder_of, open_model
 
 # Images that are classified together at the most, where the engine's own batch is not larger; an
 # engine runs several small batches beside each other.
 AT_ONCE = 16
+THUMBNAIL = 192  # pixels
 WAIT = 0.003  # seconds at the most, for images that are being decoded
 
+Features = NDArray[np.float32]
 Probabilities = NDArray[np.floating[Any]]
-_Future = asyncio.Future[Probabilities | str]
+
+
+class Answer(NamedTuple):
+    """What a model makes of an image: features (d,), and probabilities (classes,)."""
+
+    features: Features
+    probabilities: Probabilities
+
+
+_Future = asyncio.Future[Answer | str]
 _Item = tuple[Any, _Future]
 
 
@@ -41,22 +54,34 @@ class ServedModel:
     classes : in the order of the probabilities' columns
     read : makes of an image file's bytes what the network takes, in any thread; raises
         UnreadableImage
-    classify : makes probabilities of shape (n, classes) of n such, in one thread at a time
+    features : of n such, float32 array of shape (n, d), in one thread at a time
+    probabilities : of shape (n, classes), of features
     at_once : images that are classified together at the most
+    explain : makes of what was read, and its answer, what ``/explain`` tells, in any thread; None
+        where nothing can be told
     """
 
     classes: tuple[str, ...]
     read: Callable[[bytes], Any]
-    classify: Callable[[Sequence[Any]], Probabilities]
+    features: Callable[[Sequence[Any]], Features]
+    probabilities: Callable[[Features], Probabilities]
     at_once: int
+    explain: Callable[[Any, Answer], dict[str, Any]] | None = None
 
 
-def open_to_serve(model: Path, options: Options) -> ServedModel:
+def open_to_serve(model: Path, options: Options, begin: Begin | None = None) -> ServedModel:
     """Open a head or a fine-tuned network, and run it once, so that the first image is quick.
 
     On CPUs the network takes one image at a time by default: OpenVINO is as quick as with more
     (resnet50, densenet121 and efficientnet_lite0 at 224 pixels; 4 to 10 % slower than with four at
     96), and an image that is alone need not pay for a whole batch.
+
+    Parameters
+    ----------
+    model : its folder
+    options : device, engine, precision, batch size, how large an image may be, and the store that
+        has the training images
+    begin : given what is being done, returns a progress callback; None for no explanations
 
     Raises
     ------
@@ -71,21 +96,55 @@ def open_to_serve(model: Path, options: Options) -> ServedModel:
 
     def read(data: bytes) -> list[NDArray[np.uint8]]:
         most = options.max_image_mb
-        return [
-            read_pixels(data, engine.preprocessing, crops, most) for engine, _, crops in engines
-        ]
+        return [read_pixels(data, one.preprocessing, crops, most) for one, _, crops in engines]
 
-    def classify(images: Sequence[list[NDArray[np.uint8]]]) -> Probabilities:
-        features = []
+    def features(images: Sequence[list[NDArray[np.uint8]]]) -> Features:
+        found = []
         for place, (engine, run, crops) in enumerate(engines):
             batches = batched((pixels[place] for pixels in images), engine.batch_size)
-            features.append(np.concatenate(list(mean_of_crops(run(batches), crops))))
-        return opened.probabilities(np.concatenate(features, axis=1))
+            found.append(np.concatenate(list(mean_of_crops(run(batches), crops))))
+        return np.concatenate(found, axis=1)
 
     sizes = [(crops, *[engine.preprocessing.size] * 2, 3) for engine, _, crops in engines]
-    classify([[np.zeros(size, np.uint8) for size in sizes]])
+    opened.probabilities(features([[np.zeros(size, np.uint8) for size in sizes]]))
     largest = max(engine.batch_size for engine, *_ in engines)
-    return ServedModel(opened.classes, read, classify, max(AT_ONCE, largest))
+    explain = begin and _explain(opened, folder_of(model), options, begin)
+    return ServedModel(
+        opened.classes, read, features, opened.probabilities, max(AT_ONCE, largest), explain
+    )
+
+
+def _explain(
+    opened: OpenModel, folder: Path, options: Options, begin: Begin
+) -> Callable[[list[NDArray[np.uint8]], Answer], dict[str, Any]] | None:
+    explainer = Explainer(opened)
+    explainer.find_training_images(folder, options, begin)
+    if explainer.why_no_heat_map and explainer.why_no_nearest:
+        return None
+
+    def explain(pixels: list[NDArray[np.uint8]], answer: Answer) -> dict[str, Any]:
+        said = int(answer.probabilities.argmax())
+        map_, near = None, []
+        if not explainer.why_no_heat_map:
+            heat = explainer.heat_map(pixels[0], said)
+            map_ = data_uri(overlay(pixels[0][0], heat)) if heat.any() else None
+        if not explainer.why_no_nearest:
+            near = [
+                # of where it lies on this machine, its name alone
+                {"path": Path(one.path).name, "label": one.label, "distance": one.distance}
+                | {"image": one.thumbnail(THUMBNAIL)}
+                for one in explainer.nearest(answer.features)
+            ]
+        return {
+            "label": opened.classes[said],
+            "heat_map": map_,
+            "why_no_heat_map": explainer.why_no_heat_map
+            or ("" if map_ else "nothing in the image speaks for the class"),
+            "nearest": near,
+            "nearest_by": explainer.nearest_by,
+        }
+
+    return explain
 
 
 class Batcher:
@@ -115,8 +174,8 @@ class Batcher:
         self._ended = True
         self._ready.put(None)
 
-    async def classify(self, files: Sequence[BinaryIO]) -> list[Probabilities | str]:
-        """Give probabilities of shape (classes,) for each file, or why it cannot be read."""
+    async def classify(self, files: Sequence[BinaryIO]) -> list[Answer | str]:
+        """Give what the model makes of each file, or why it cannot be read."""
         loop = asyncio.get_running_loop()
         futures: list[_Future] = [loop.create_future() for _ in files]
         self.under_way += len(files)
@@ -147,11 +206,11 @@ class Batcher:
             pixels, futures = zip(*items, strict=True)
             self.observe(len(items))
             try:
-                rows = list(self.model.classify(pixels))
+                features = self.model.features(pixels)
+                rows = zip(features, self.model.probabilities(features), strict=True)
+                _answer(futures, [Answer(*row) for row in rows])
             except Exception as error:
                 _answer(futures, [error] * len(items))
-            else:
-                _answer(futures, rows)
 
     def _batch(self) -> list[_Item]:
         """Wait for an image, and a moment for others that are on their way."""
@@ -173,7 +232,7 @@ class Batcher:
 
 def _answer(
     futures: Sequence[_Future],
-    answers: Sequence[Probabilities | str | Exception],
+    answers: Sequence[Answer | str | Exception],
 ) -> None:
     """Have the event loop give the answers, all at once."""
 

@@ -19,6 +19,7 @@ from extract.errors import FxError
 from extract.records import Record
 from fx.interruption import takes_time_to_end
 from fx.options import Options
+from fx.output import Begin
 from fx.serve.app import make_app
 from fx.serve.batching import Batcher, open_to_serve
 from fx.serve.limits import Limits
@@ -36,12 +37,14 @@ class Serving(Record, frozen=True):
     model : as it was named
     url : of the page
     local : whether only this machine reaches it
+    explains : whether heat maps or training images are shown
     classes : in the order of all probabilities
     """
 
     model: str
     url: str
     local: bool
+    explains: bool
     classes: tuple[str, ...]
 
 
@@ -52,6 +55,7 @@ def serve_model(
     *,
     host: str,
     port: int,
+    begin: Begin | None,
     begun: Callable[[Serving], None],
 ) -> None:
     """Serve a model until a signal comes.
@@ -59,9 +63,10 @@ def serve_model(
     Parameters
     ----------
     model : folder of a head or a fine-tuned network
-    options : device, engine, precision, batch size and how large an image may be
+    options : as of ``open_to_serve``
     limits : from where on requests are refused
     host, port : to listen at; port 0 for any that is free
+    begin : given what is being done, returns a progress callback; None for no explanations
     begun : called once requests are answered
 
     Raises
@@ -70,11 +75,15 @@ def serve_model(
         If the model cannot be opened, or the port not be listened at.
     """
     # first: a port may be taken, and the model takes seconds
-    with _listening(host, port) as listening, Batcher(open_to_serve(model, options)) as batcher:
+    with (
+        _listening(host, port) as listening,
+        Batcher(open_to_serve(model, options, begin)) as batcher,
+    ):
         address, chosen = listening.getsockname()[:2]
         url = f"http://[{address}]:{chosen}/" if ":" in address else f"http://{address}:{chosen}/"
         local = ipaddress.ip_address(address).is_loopback
-        record = Serving(str(model), url, local, batcher.model.classes)
+        explains = batcher.model.explain is not None
+        record = Serving(str(model), url, local, explains, batcher.model.classes)
         app = make_app(str(model), batcher, limits)
         takes_time_to_end(2 * limits.timeout + SECONDS_TO_CLOSE)
         Server(app, limits, lambda: begun(record)).run([listening])

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +119,8 @@ def head(store: FeatureStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(head: Path) -> ServedModel:
-    return open_to_serve(head, Options(max_image_mb=64))
+def served(head: Path, store: FeatureStore) -> ServedModel:
+    return open_to_serve(head, Options(max_image_mb=64, store=store.path), SILENT)
 
 
 @pytest.fixture(scope="module")
@@ -133,11 +134,11 @@ def waiting() -> Iterator[tuple[ServedModel, threading.Event]]:
     """A model that answers once an event is set."""
     event = threading.Event()
 
-    def classify(images: Sequence[Any]) -> np.ndarray:
+    def features(images: Sequence[Any]) -> np.ndarray:
         event.wait(60)
-        return np.tile([0.25, 0.75], (len(images), 1))
+        return np.tile(np.float32([0.25, 0.75]), (len(images), 1))
 
-    yield ServedModel(("no", "yes"), lambda data: data, classify, 16), event
+    yield ServedModel(("no", "yes"), lambda data: data, features, lambda rows: rows, 16), event
     event.set()
 
 
@@ -206,6 +207,37 @@ def test_images_of_many_requests_are_classified_together(
         # one began before the others were there, and then at most 16 at once
         assert client.metric("fx_batch_images_sum") == 24
         assert client.metric("fx_batch_images_count") <= 4
+
+
+def test_an_answer_is_explained_by_a_heat_map_and_the_nearest_training_images(
+    client: Client, images: Path
+) -> None:
+    data = (images / "b" / "003.png").read_bytes()
+    kind, body = form([("a.png", data)])
+    status, found, _ = client.ask("POST", "/explain", body, {"Content-Type": kind})
+    assert status == 200
+    (said,) = client.predict([("a.png", data)])[1]["predictions"]
+    assert found["label"] == said["label"]
+    assert found["heat_map"].startswith("data:image/jpeg;base64,")
+    # itself among them: it was trained on; where it lies is not told
+    first = found["nearest"][0]
+    assert (first["path"], first["label"]) == ("003.png", "b")
+    assert first["distance"] == pytest.approx(0, abs=1e-5)
+    assert "data:image/jpeg;base64," in first["image"]
+    kind, body = form([("a.png", PNG[:-40])])
+    status, content, _ = client.ask("POST", "/explain", body, {"Content-Type": kind})
+    assert (status, "truncated" in content["detail"]) == (422, True)
+    kind, body = form([("a.png", PNG)] * 2)
+    assert client.ask("POST", "/explain", body, {"Content-Type": kind})[0] == 413
+
+
+def test_without_explanations_there_is_no_path_to_them(
+    waiting: tuple[ServedModel, threading.Event],
+) -> None:
+    with serving(waiting[0]) as client:
+        assert client.ask("POST", "/explain", PNG, {"Content-Type": "image/png"})[0] == 404
+        assert "data-explains" not in client.ask("GET", "/")[1]
+        assert "/explain" not in client.ask("GET", "/openapi.json")[1]["paths"]
 
 
 def test_what_monitors_ask_for_is_told(client: Client) -> None:
@@ -480,6 +512,9 @@ def test_on_the_page_images_are_chosen_and_labelled(
     told: list[str] = []
     page.on("console", lambda message: told.append(message.text))
     page.on("pageerror", lambda error: told.append(str(error)))
+    # from the start: chromium shows a dialogue of its own until it knows of the listener
+    choosers: list[Any] = []
+    page.on("filechooser", lambda chooser: choosers.append(chooser))
     page.goto(client.url)
     broken = tmp_path / "<b>broken.png"
     broken.write_bytes(PNG[:-40])
@@ -487,9 +522,12 @@ def test_on_the_page_images_are_chosen_and_labelled(
     # by the keyboard: the first thing on the page is the choice of files
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "files"
-    with page.expect_file_chooser() as chosen:
-        page.keyboard.press("Enter")
-    chosen.value.set_files(files)
+    page.keyboard.press("Enter")
+    until = time.monotonic() + 20
+    while not choosers:
+        page.wait_for_timeout(50)
+        assert time.monotonic() < until
+    choosers[0].set_files(files)
     page.get_by_role("status").get_by_text("40 of 41 images labelled.").wait_for()
     items = page.locator("#images > li")
     assert items.count() == 41
@@ -500,6 +538,13 @@ def test_on_the_page_images_are_chosen_and_labelled(
     assert "Not labelled: " in items.nth(40).text_content()
     assert items.nth(40).locator("h3").text_content() == "<b>broken.png"
     assert page.evaluate("document.activeElement.id") == "files"
+    # on, by the keyboard, to why
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    items.first.locator(".why .images").wait_for()
+    assert items.first.locator(".why figure").count() == 5
+    assert items.first.locator(".heat").evaluate("one => one.naturalWidth") == 32
+    assert page.evaluate("document.activeElement.className") == "why"
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert told == []
     assert axe_finds(page) == []
@@ -524,11 +569,12 @@ def test_on_the_page_images_can_be_dropped(browser: Any, client: Client) -> None
     page.close()
 
 
-def test_names_on_the_page_are_text(browser: Any) -> None:
+def test_names_on_the_page_are_text(
+    browser: Any, waiting: tuple[ServedModel, threading.Event]
+) -> None:
     classes = ("<script>alert(1)</script>", '"><img src=x onerror=alert(2)>')
-    hostile = ServedModel(
-        classes, lambda data: data, lambda images: np.tile([0.9, 0.1], (len(images), 1)), 4
-    )
+    hostile = replace(waiting[0], classes=classes, probabilities=lambda rows: 1 - rows)
+    waiting[1].set()
     with serving(hostile) as client:
         page = browser.new_page()
         asked: list[str] = []

@@ -10,7 +10,7 @@ import typer
 from fx.commands import arguments
 from fx.commands.arguments import options_in
 from fx.commands.printing import print_wrapped
-from fx.output import printable, to_json
+from fx.output import printable, progress_bars, to_json
 
 if TYPE_CHECKING:
     from fx.serve.serving import Serving
@@ -42,6 +42,10 @@ def serve(
         ),
     ] = 30,
     connections: Annotated[int, typer.Option(min=1, help="Open at once.")] = 512,
+    no_explain: Annotated[
+        bool, typer.Option("--no-explain", help="Show neither heat maps nor training images.")
+    ] = False,
+    store: arguments.Store = arguments.FEATURES,
     precision: arguments.StoredPrecision = "auto",
     device: arguments.Device = "auto",
     engine: arguments.EngineName = "auto",
@@ -65,14 +69,23 @@ def serve(
         else:
             _print(record)
 
-    serve_model(model, options, limits, host=host, port=port, begun=begun)
+    with progress_bars(quiet=json_) as begin:
+        serve_model(
+            model,
+            options,
+            limits,
+            host=host,
+            port=port,
+            begin=None if no_explain else begin,
+            begun=begun,
+        )
 
 
 def _print(record: Serving) -> None:
     print(printable(f"{record.model}: {len(record.classes)} classes, at {record.url}"))
     if not record.local:
         print_wrapped(
-            "whoever reaches this address can send images to it: fx asks for no password, and "
-            "encrypts nothing"
+            "warning: whoever reaches this address can use it, and is shown training images where "
+            "--no-explain is not given: there is no password, and no encryption"
         )
     print("Ctrl-C ends it, once the requests under way are answered", flush=True)

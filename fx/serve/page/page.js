@@ -82,27 +82,31 @@ async function explain(file, button, place) {
   place.replaceChildren(make("p", "Looking for reasons …"));
   try {
     const found = await post("explain", [file]);
-    const parts = [];
+    const parts = [make("h4", `What speaks for ${found.label}`)];
     if (found.heat_map) {
-      const alt = `Heat map over ${file.name}: what speaks for ${found.label}`;
-      parts.push(make("h4", `What speaks for ${found.label}`));
+      const alt = `Heat map over ${file.name}: the brighter, the more a part speaks for it`;
       parts.push(make("img", "", { className: "heat", src: found.heat_map, alt }));
+    } else {
+      parts.push(make("p", found.why_no_heat_map));
     }
     if (found.nearest.length) {
       parts.push(make("h4", "The training images most like it"));
       const images = make("div", "", { className: "images" });
       for (const one of found.nearest) {
         const figure = make("figure");
-        if (one.image) figure.append(make("img", "", { src: one.image, alt: "" }));
-        const caption = make("figcaption");
-        caption.append(make("b", one.label), make("br"), one.path);
+        // of an image that is gone it is "data:,"
+        if (one.image.length > 6) figure.append(make("img", "", { src: one.image, alt: "" }));
+        const caption = make("figcaption", ` ${one.path}, ${one.distance.toFixed(2)} away`);
+        caption.prepend(make("b", one.label));
         figure.append(caption);
         images.append(figure);
       }
-      parts.push(images);
+      parts.push(images, make("p", found.nearest_by, { className: "note" }));
     }
     place.replaceChildren(...parts);
     button.remove();
+    // which had the keyboard
+    place.focus();
   } catch (error) {
     place.replaceChildren(make("p", `No reasons: ${error.message}`));
     button.disabled = false;
