@@ -174,7 +174,7 @@ def finetune(
     settings: FinetuneSettings,
     directory: Path,
     resources: Resources,
-    with_limits: bool = True,
+    with_extras: bool = True,
 ) -> FinetuneResult:
     """Train the last blocks of a backbone and a classifier, from the head fitted on its features.
 
@@ -185,12 +185,12 @@ def finetune(
     features : gives the stored features of keys, float32 array of shape (len(keys), dim);
         None where training is from scratch
     settings : how to train; what its ``augment`` leaves open is decided here
-    directory : gets ``model.safetensors``, ``model.json``, ``history.csv``, ``history.png``,
-        ``steps.csv`` and, where images are augmented, ``augmented.png``; an interrupted run is
-        found there and goes on
+    directory : gets ``model.safetensors``, ``model.json``, ``history.csv`` and ``steps.csv``; an
+        interrupted run is found there and goes on
     resources : where and with what
-    with_limits : whether ``limits.npz`` is written, too, by which predictions are rejected or
-        become sets of labels
+    with_extras : whether it gets what only one to be used needs, too: ``limits.npz``, by which
+        predictions are rejected or become sets of labels, ``history.png`` and, where images are
+        augmented, ``augmented.png``
 
     Raises
     ------
@@ -255,9 +255,9 @@ def finetune(
     if auxiliaries is not None:
         auxiliaries.close()
     if state.best_epoch == 0 and features is not None and images.set_aside:
-        delivered = _deliver_head(part, features, images, settings, with_limits)
+        delivered = _deliver_head(part, features, images, settings, with_extras)
     else:
-        delivered = _deliver_network(trainer, state, images, with_limits)
+        delivered = _deliver_network(trainer, state, images, with_extras)
     probabilities, uncalibrated = _predict(trainer, images.test, delivered.calibration)
     result = FinetuneResult(
         metrics=evaluate(
@@ -283,7 +283,7 @@ def finetune(
         images_per_second=state.epoch * len(images.train) / seconds,
     )
     if accelerator.is_main_process:
-        if settings.augment != "none":
+        if with_extras and settings.augment != "none":
             some = _at_most(images.train, CONTACT_SHEET_IMAGES)
             found = pixels_of(some, images.root, backbone.preprocessing, resources.max_image_mb)
             pixels = np.concatenate(list(found))
@@ -310,7 +310,7 @@ def finetune(
             versions={"torch": str(torch.__version__)},
         )
         save_model(directory, Network(backbone.module, part.classifier).cpu(), record)
-        write_history(directory, result.history)
+        write_history(directory, result.history, picture=with_extras)
     with disk_full_as_fx_error(directory):
         accelerator.end_training()
     return result
@@ -411,14 +411,14 @@ def _deliver_head(
     features: Features,
     images: _Images,
     settings: FinetuneSettings,
-    with_limits: bool,
+    with_extras: bool,
 ) -> _Delivered:
     """Deliver the head refitted on all training rows, since training did not better it."""
     rows = by_path(images.may_train)
     head = starting_head(features, rows, class_weight=settings.class_weight, seed=settings.seed)
     fold_into_classifier(head, part.classifier)
     limits, held_out = None, head.held_out
-    if with_limits and held_out is not None:
+    if with_extras and held_out is not None:
         known = features([row.key for row in rows])
         limits = Limits.of(
             known,
@@ -431,10 +431,10 @@ def _deliver_head(
 
 
 def _deliver_network(
-    trainer: Trainer, state: TrainingState, images: _Images, with_limits: bool
+    trainer: Trainer, state: TrainingState, images: _Images, with_extras: bool
 ) -> _Delivered:
     """Calibrate the network that training gave."""
-    limits = _limits_of(trainer, state, images) if with_limits else None
+    limits = _limits_of(trainer, state, images) if with_extras else None
     apply_temperature(trainer.part.classifier, state.calibration.temperature)
     if state.on_all_rows:
         return _Delivered(state.calibration, limits, state.epoch, len(images.may_train))

@@ -240,7 +240,7 @@ def finetuned(
     cache_limit: int | None = None,
     log_to: str | None = None,
     data: TrainingData | None = None,
-    with_limits: bool = True,
+    with_extras: bool = True,
     **settings: object,
 ) -> FinetuneResult:
     """Fine-tune a copy of a backbone for two epochs without flips, or as the settings say."""
@@ -252,5 +252,5 @@ def finetuned(
         settings=FinetuneSettings(**{"epochs": 2, "augment": "none", **settings}),
         directory=directory,
         resources=Resources(torch.device(device), cache, cache_limit, log_to=log_to),
-        with_limits=with_limits,
+        with_extras=with_extras,
     )

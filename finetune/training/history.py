@@ -41,8 +41,8 @@ class StepRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     loss: float
 
 
-def write_history(directory: Path, history: Sequence[EpochRow]) -> None:
-    """Write `history.csv` and `history.png` into a folder, over what was there.
+def write_history(directory: Path, history: Sequence[EpochRow], *, picture: bool = True) -> None:
+    """Write `history.csv` and, as a picture, `history.png` into a folder, over what was there.
 
     What is None is an empty field, and a gap in the line.
 
@@ -57,7 +57,8 @@ def write_history(directory: Path, history: Sequence[EpochRow]) -> None:
         If there is no room, or nothing can be written there.
     """
     _write_table(directory / "history.csv", EpochRow, history)
-    _draw(directory / "history.png", history)
+    if picture:
+        _draw(directory / "history.png", history)
 
 
 def write_steps(directory: Path, steps: Sequence[StepRow]) -> None:

@@ -25,7 +25,7 @@ TIMED = 64  # test images whose prediction is timed
 
 
 class NetworkCost(Record, frozen=True):
-    """What features of an image take: milliseconds, decoding included, and bytes of a network."""
+    """What a network takes: milliseconds for an image, decoding included, and bytes."""
 
     milliseconds: float
     bytes: int
@@ -44,7 +44,7 @@ class ComparisonContext:
     snapshot : name of the snapshot
     directory : of the comparison
     near_copies : images to fit on that are to stay together
-    network : what it takes to compute features of an image, once it has been measured
+    network : what the pretrained network takes, once it has been measured
     augment : of fine-tunings, once it has been decided
     folds : outer folds by which every image is a test image once; 1 for the snapshot's own split
     """

@@ -91,8 +91,8 @@ class CostModel:
     def cell(self, cell: Cell) -> float:
         """Seconds of one cell."""
         strategy = strategy_of(cell.strategy)
-        # of heads the network is timed once
-        timed = 0 if strategy.on_features else 2 * TIMED
+        # the pretrained network is timed once
+        timed = 0 if strategy.on_features or strategy.fine_tunes else 2 * TIMED
         fits = self.dataset_size.folds * strategy.seconds(self, cell.n_train)
         return START_SECONDS + timed * self.seconds_an_image + fits
 

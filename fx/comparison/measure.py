@@ -5,6 +5,7 @@ Each is measured in a process of its own, alone, so that its memory and its time
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import shutil
 import time
@@ -20,11 +21,12 @@ from numpy.typing import NDArray
 from extract.backbones import FAMILIES
 from extract.errors import CannotWrite, FxError
 from extract.files import check_room, disk_full_as_fx_error, write_whole
-from extract.images import ImageRow, group_numbers
+from extract.images import ImageEntry, ImageRow, ImageSource, group_numbers
 from extract.registry import Registry
 from fx.comparison.context import (
     TIMED,
     ComparisonContext,
+    NetworkCost,
     OpenContext,
     Subset,
     nested_subset,
@@ -34,10 +36,11 @@ from fx.comparison.memory import peak_memory_mb, reset_peak_memory
 from fx.comparison.own_process import in_own_process
 from fx.comparison.plan import Cell
 from fx.comparison.strategies import STRATEGIES, Fitted, strategy_of
+from fx.options import open_backbone, open_engine
 from fx.output import Begin
 from fx.records import Measurement, Skipped
 from fx.runs import Run
-from fx.stages.predict import milliseconds_per_image
+from fx.stages.predict import milliseconds_per_image, seconds_per_image
 from fx.stages.rows import labels_of
 from heads.evaluation import evaluate
 from heads.kinds import HEADS
@@ -65,8 +68,13 @@ def measure(
     check_room(context.directory, 0)
     added = [registry.added for registry in _REGISTRIES]
     run: Callable[..., Any] = partial(in_own_process, _with_added, added, begin=begin)
-    for spelled in dict.fromkeys(cell.strategy for cell in cells):
-        context = strategy_of(spelled).decide(context, run)
+    strategies = [strategy_of(name) for name in dict.fromkeys(cell.strategy for cell in cells)]
+    if any(one.on_features or one.fine_tunes for one in strategies):
+        kept_cost = None if context.options.fresh else _cost_in(context).kept(NetworkCost)
+        cost = kept_cost or run(measure_network, context)
+        context = dataclasses.replace(context, network=cost)
+    for strategy in strategies:
+        context = strategy.decide(context, run)
     measured: list[tuple[Measurement, Path]] = []
     skipped: list[Skipped] = []
     prepared: set[str] = set()
@@ -103,6 +111,30 @@ def _with_added(
         for name, (item, help_) in items.items():
             registry.add(name, item, help_)
     return work(*arguments, begin=begin)
+
+
+def measure_network(context: ComparisonContext, *, begin: Begin) -> NetworkCost:
+    """Time the pretrained network on some of the test images, and keep that.
+
+    Below a head, and fine-tuned, it takes the same.
+    """
+    opened = open_context(context, begin)
+    begin("timing the network")
+    root = Path(opened.snapshot.root)
+    files = [str(root / row.path) for row in opened.tested_rows[:TIMED]]
+    entries = tuple(ImageEntry(file, None, None, None) for file in files)
+    source = ImageSource(Path("/"), "unlabelled", entries, (), context.options.max_image_mb)
+    backbone = open_backbone(context.options)
+    seconds, _ = seconds_per_image(open_engine(context.options, backbone), source, 1)
+    tensors = backbone.module.state_dict().values()
+    cost = NetworkCost(1000 * seconds, sum(t.numel() * t.element_size() for t in tensors))
+    with disk_full_as_fx_error(context.directory):
+        _cost_in(context).finish(cost)
+    return cost
+
+
+def _cost_in(context: ComparisonContext) -> Run:
+    return Run(context.directory / "network")
 
 
 def run_of(context: ComparisonContext, cell: Cell) -> Run:
@@ -200,7 +232,8 @@ def _measured(
     }
     used = sum((subset.directory / name).stat().st_size for name in fitted.files)
     if fitted.milliseconds is not None and (network := context.network) is not None:
-        record["deployed_mb"] = (used + network.bytes) / 1e6
+        below = network.bytes if strategy.on_features else 0
+        record["deployed_mb"] = (used + below) / 1e6
         record["predict_ms"] = fitted.milliseconds + network.milliseconds
     elif fitted.milliseconds is None and fitted.files:
         root, timed = Path(opened.snapshot.root), parts[0].snapshot.split("test")[:TIMED]

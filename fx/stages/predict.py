@@ -215,11 +215,11 @@ def seconds_per_image(
     if not pixels:
         raise FxError(f"none of the {len(source.entries)} images to be timed can be read")
     seconds = (time.perf_counter() - begun) / len(pixels)
-    batches = list(batched(pixels, engine.batch_size))
-    done = list(mean_of_crops(engine.run(iter(batches)), crops))
+    batches, run = list(batched(pixels, engine.batch_size)), engine.resident()
+    done = list(mean_of_crops(run(iter(batches)), crops))
     # once more for the time: of what is returned first, the network was still being compiled
     again = itertools.islice(itertools.cycle(batches), WARM_BATCHES + max(4, len(batches)))
-    times = [time.perf_counter() for _ in engine.run(again)]
+    times = [time.perf_counter() for _ in run(again)]
     images = (len(times) - WARM_BATCHES) * len(pixels) / len(batches)
     return seconds + (times[-1] - times[WARM_BATCHES - 1]) / images, np.concatenate(done)
 

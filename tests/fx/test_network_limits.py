@@ -78,7 +78,7 @@ def test_limits_are_written_only_where_they_are_wanted(
 ) -> None:
     finetuned(backbone, store, tmp_path / "with", unfreeze=1)
     assert (tmp_path / "with" / "limits.npz").exists()
-    finetuned(backbone, store, tmp_path / "without", unfreeze=1, with_limits=False)
+    finetuned(backbone, store, tmp_path / "without", unfreeze=1, with_extras=False)
     assert not (tmp_path / "without" / "limits.npz").exists()
 
 

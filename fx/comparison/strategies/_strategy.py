@@ -31,7 +31,8 @@ class Fitted:
     evaluation : of the test rows; None to have it made from the probabilities
     settings_tried : of which held-out rows chose
     files : in the cell's folder, which a model is opened from; none if there is no model
-    milliseconds : that an image's label takes once its features are there; None for a network
+    milliseconds : that an image's label takes beside the pretrained network; None where there is
+        another network
     details : other fields of ``fx.records.Measurement``, by name
     """
 

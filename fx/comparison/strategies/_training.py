@@ -65,7 +65,7 @@ class TrainingStrategy(Strategy):
             settings=self.settings(opened.context, subset.seed),
             directory=subset.directory,
             resources=resources(opened),
-            with_limits=False,
+            with_extras=False,
         )
         return Fitted(
             result.probabilities,
@@ -74,6 +74,8 @@ class TrainingStrategy(Strategy):
             # one recipe, of which an epoch is chosen
             settings_tried=1 + result.epochs,
             files=_FILES,
+            # its classifier takes nothing beside the network
+            milliseconds=0.0 if self.fine_tunes else None,
             details={
                 "trainable_parameters": result.trainable_parameters,
                 "epochs": result.epochs,
