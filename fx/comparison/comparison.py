@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from extract.engines import resolve_device
 from extract.errors import FxError
 from extract.files import disk_full_as_fx_error, write_whole
-from extract.images import ImageSource, find_images, group_numbers
+from extract.images import ImageRow, ImageSource, Snapshot, find_images, group_numbers
 from extract.store import FeatureStore
 from finetune.settings import FinetuneSettings
 from finetune.training import check_tracker, make_accelerator
@@ -33,10 +33,11 @@ from fx.comparison.plan import Plan
 from fx.comparison.recommend import differences, estimates, quadrant_of, recommend
 from fx.comparison.statistics import Scores
 from fx.comparison.strategies import strategy_of
+from fx.explain import small_heat_maps
 from fx.options import Options
 from fx.output import Begin, to_json
 from fx.records import LEARNING_CURVE, Comparison, Measurement, Skipped, StrategyInfo
-from fx.report import gather_evidence, learning_curve_png, write_report
+from fx.report import HeatMaps, gather_evidence, learning_curve_png, write_report
 from fx.runs import Run
 from fx.stages.extract import notes_on_images
 from fx.stages.rows import needs_folds, notes_on_untested
@@ -127,7 +128,9 @@ def compare(
     Run(directory).finish(comparison)
     title = f"fx compare: {images}"
     features = FeatureStore(options.store).open_set(first.extracted.spec)
-    shown = gather_evidence(measured, first.snapshot, features, tested)
+    shown = gather_evidence(
+        measured, first.snapshot, features, tested, _heat_maps(cells, first.snapshot, options)
+    )
     write_report(directory / "report.html", comparison, title=title, evidence=shown)
     learning_curve_png(directory / LEARNING_CURVE, comparison)
     _write_results(directory, comparison)
@@ -196,6 +199,22 @@ def _scores(
         for one in sorted(metrics, key=lambda one: one.name != metric)
         if one.per_image is not None
     ]
+
+
+def _heat_maps(
+    cells: Sequence[tuple[Measurement, Path]], snapshot: Snapshot, options: Options
+) -> HeatMaps:
+    """Draw heat maps with the models that are kept: those of all training images."""
+    largest = max(one.n_train for one, _ in cells)
+    folders: dict[str, Path] = {}
+    for one, folder in cells:
+        if one.n_train == largest:
+            folders.setdefault(one.strategy, folder)
+
+    def draw(strategy: str, images: Sequence[tuple[ImageRow, str]]) -> list[str]:
+        return small_heat_maps(folders[strategy], Path(snapshot.root), images, options)
+
+    return draw
 
 
 def _notes(source: ImageSource, prepared: Sequence[Prepared], plan: Plan) -> list[str]:

@@ -33,6 +33,7 @@ class Explainer:
     why_no_heat_map : empty where there are heat maps
     why_no_nearest : empty where nearest training images are found, once they were sought
     nearest_by : what is near: a distance, and the space that it is measured in
+    map_side : parts of an image across and down: heat maps are no finer; None where there are none
     notes : what is not as in predictions
     """
 
@@ -41,6 +42,7 @@ class Explainer:
         self.notes: tuple[str, ...] = ()
         self.why_no_heat_map, self.why_no_nearest = "", "training images were not asked for"
         self.nearest_by = ""
+        self.map_side: int | None = None
         self._opened = opened
         self._training: TrainingImages | None = None
         self._heat_maps: HeatMaps | None = None
@@ -49,6 +51,7 @@ class Explainer:
         except FxError as error:
             self.why_no_heat_map = str(error)
             return
+        self.map_side = self._heat_maps.side
         if any(engine.precision == "int8" for engine, _ in opened.engines):
             self.notes += (
                 "heat maps are of the network in fp32, probabilities of the one in int8",

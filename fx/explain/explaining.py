@@ -91,6 +91,7 @@ def explain_images(
         page=str(options.out / PAGE),
         explanations=tuple(one.explanation for one in shown),
         failed=tuple(failed),
+        map_side=explainer.map_side,
         nearest_by=explainer.nearest_by,
         notes=tuple(notes),
     )
@@ -164,8 +165,9 @@ def _images(paths: Sequence[Path], reading: Reading) -> ImageSource:
 def _number(label: str, classes: Sequence[str]) -> int:
     if label in classes:
         return classes.index(label)
-    near = difflib.get_close_matches(label, classes, 3) or list(classes[:MOST_NAMED])
-    raise FxError(f"the model has no class {label!r}; some that it has: {', '.join(near)}")
+    near = difflib.get_close_matches(label, classes, 3)
+    have = f"nearest: {', '.join(near)}" if near else f"it has: {', '.join(classes[:MOST_NAMED])}"
+    raise FxError(f"the model has no class {label!r}; {have}")
 
 
 def _looked_at(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 COLOURS = "inferno"  # whose brightness rises evenly, also for the colour-blind
-STRONGEST = 0.75  # share of the colour where a map is 1
+STRONGEST = 0.7  # share of the colour where a map is 1
 DPI = 150
 
 
@@ -36,7 +36,7 @@ def overlay(pixels: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.
     """
     from matplotlib import colormaps
 
-    share = (STRONGEST * np.sqrt(heat))[..., None]
+    share = STRONGEST * heat[..., None]
     grey = pixels.mean(axis=2, keepdims=True)
     laid = (1 - share) * grey + share * 255 * colormaps[COLOURS](heat)[..., :3]
     return np.asarray(laid.round(), np.uint8)

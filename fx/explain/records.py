@@ -39,6 +39,7 @@ class Explanations(Record, frozen=True):
     page : file that shows all explanations
     explanations : of the images that can be read
     failed : the others
+    map_side : parts across and down that heat maps tell apart; None where there are none
     nearest_by : the distance, and the features that it is of; empty where there are none
     notes : what is missing, and why; what is not as in predictions
     """
@@ -47,5 +48,6 @@ class Explanations(Record, frozen=True):
     page: str
     explanations: tuple[Explanation, ...]
     failed: tuple[FailedImage, ...]
+    map_side: int | None
     nearest_by: str
     notes: tuple[str, ...]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +25,22 @@ FEWEST_ON_MAP = 10
 _Answers = list[tuple[int, float, int]]
 
 
+# given a strategy's name and test images with the classes that it said, draws as many data URIs
+HeatMaps = Callable[[str, Sequence[tuple[ImageRow, str]]], Sequence[str]]
+
+
 class ShownImage(Record, frozen=True):
-    """A test image, its label, what was said of it, and a small copy as a data URI."""
+    """A test image, its label, and what was said of it.
+
+    ``image`` is a small copy as a data URI, ``heat_map`` another one of what speaks for the class
+    that was said, where there is one.
+    """
 
     path: str
     label: str
     said: str
     image: str
+    heat_map: str = ""
 
 
 class MapPoint(Record, frozen=True):
@@ -66,6 +75,7 @@ def gather_evidence(
     snapshot: Snapshot,
     features: FeatureSet,
     tested: Sequence[ImageRow],
+    heat_maps: HeatMaps | None = None,
 ) -> Evidence:
     """Collect what the report shows of single images.
 
@@ -75,6 +85,7 @@ def gather_evidence(
     snapshot : of the images
     features : of the first network
     tested : the test images
+    heat_maps : draws those of mistakes
     """
     largest = max(one.n_train for one in measured)
     shown: dict[str, _Answers] = {}
@@ -85,7 +96,7 @@ def gather_evidence(
     gallery = _Gallery(Path(snapshot.root), tested, snapshot.classes)
     return Evidence(
         largest,
-        {name: gallery.mistakes(answers) for name, answers in shown.items()},
+        {name: gallery.mistakes(name, answers, heat_maps) for name, answers in shown.items()},
         gallery.disputed(shown),
         _map(snapshot, features),
     )
@@ -97,12 +108,18 @@ class _Gallery:
     def __init__(self, root: Path, rows: Sequence[ImageRow], classes: Sequence[str]) -> None:
         self.root, self.rows, self.classes = root, rows, classes
 
-    def mistakes(self, answers: _Answers) -> list[ShownImage]:
+    def mistakes(
+        self, strategy: str, answers: _Answers, heat_maps: HeatMaps | None
+    ) -> list[ShownImage]:
         """The mistakes that a strategy was most sure of, the surest first."""
         wrong = [(-sure, i) for i, (said, sure, true) in enumerate(answers) if said != true]
+        shown = [(i, self.classes[answers[i][0]], -sure) for sure, i in sorted(wrong)[:MISTAKES]]
+        drawn: Sequence[str] = [""] * len(shown)
+        if heat_maps and shown:
+            drawn = heat_maps(strategy, [(self.rows[i], said) for i, said, _ in shown])
         return [
-            self._image(i, f"{self.classes[answers[i][0]]} ({-sure:.2f})")
-            for sure, i in sorted(wrong)[:MISTAKES]
+            self._image(i, f"{said} ({sure:.2f})", heat_map)
+            for (i, said, sure), heat_map in zip(shown, drawn, strict=True)
         ]
 
     def disputed(self, answers: Mapping[str, _Answers]) -> list[ShownImage]:
@@ -125,10 +142,10 @@ class _Gallery:
             for _, i, said in sorted(found, key=lambda one: one[:2])[:DISPUTED]
         ]
 
-    def _image(self, index: int, said: str) -> ShownImage:
+    def _image(self, index: int, said: str, heat_map: str = "") -> ShownImage:
         row = self.rows[index]
         image = thumbnail(self.root / row.path, row.key, GALLERY_PIXELS)
-        return ShownImage(row.path, str(row.label), said, image)
+        return ShownImage(row.path, str(row.label), said, image, heat_map)
 
 
 def _map(snapshot: Snapshot, features: FeatureSet) -> list[MapPoint]:

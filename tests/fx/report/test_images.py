@@ -2,15 +2,16 @@
 
 import csv
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Said, write_classes
+from conftest import Said, write_classes, write_splits
 from msgspec.structs import replace
 
-from extract.images import Snapshot
+from extract.images import ImageRow, Snapshot
 from extract.store import FeatureStore
 from fx.records import Measurement
 from fx.report.images import gather_evidence
@@ -60,6 +61,45 @@ def test_the_surest_mistakes_and_disputes_come_first(stored: FeatureStore) -> No
     assert len(found.map) == 40
     assert all(np.isfinite([p.x, p.y]).all() for p in found.map)
     assert all(p.image.startswith("data:image/jpeg") for p in found.map)
+
+
+def test_mistakes_have_heat_maps_of_the_class_that_was_said(stored: FeatureStore) -> None:
+    snapshot = Snapshot.from_parquet(*stored.read_snapshot(None))
+    test = snapshot.split("test")
+    truth = [snapshot.classes.index(str(row.label)) for row in test]
+    one = cell("svm", [1 - truth[0], *truth[1:]], [0.8] * len(test), truth)
+    two = replace(one, strategy="knn", predicted=truth)
+    asked: list[tuple[str, list[tuple[str, str]]]] = []
+
+    def draw(strategy: str, images: Sequence[tuple[ImageRow, str]]) -> list[str]:
+        asked.append((strategy, [(row.path, label) for row, label in images]))
+        return ["data:image/jpeg;base64,AAAA"] * len(images)
+
+    found = gather_evidence([one, two], snapshot, stored.last_extracted(), test, draw)
+    # of what is right nothing is drawn
+    assert asked == [("svm", [(test[0].path, snapshot.classes[1 - truth[0]])])]
+    assert [shown.heat_map for shown in found.mistakes["svm"]] == ["data:image/jpeg;base64,AAAA"]
+    assert found.disputed[0].heat_map == ""
+
+
+def test_a_comparison_draws_heat_maps_with_the_models_that_are_kept(
+    tmp_path: Path, fx: Fx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pytorch_grad_cam", reason="the extra `explain` is not installed")
+    monkeypatch.chdir(tmp_path)
+    # with wrong labels, so that there are mistakes
+    write_splits(tmp_path / "data", per_class=12, tests=8)
+    for number in range(500, 503):
+        one, other = (tmp_path / "data" / "test" / name / f"{number}.png" for name in "ab")
+        kept = one.read_bytes()
+        one.write_bytes(other.read_bytes())
+        other.write_bytes(kept)
+    words = ["compare", "--size", 64, "--strategies", "logreg,knn", "--seeds", 1]
+    page = Path(json.loads(fx(*words, "--json").out)["report"]).read_text()
+    shown = re.findall(r"<figure class=\"mapped\"><img [^>]+><img [^>]+src=\"data:image/jpeg", page)
+    # logistic regression has them; votes of neighbours have none
+    assert len(shown) >= 6
+    assert page.count('class="heat"') == 1
 
 
 def test_a_file_that_is_another_by_now_is_not_shown(stored: FeatureStore) -> None:
