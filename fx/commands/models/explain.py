@@ -14,7 +14,7 @@ from fx.commands.printing import WIDTH, print_some, print_wrapped, show
 from fx.output import printable, progress_bars
 
 if TYPE_CHECKING:
-    from fx.explain.records import Explanation, Explanations
+    from fx.explain import Explanation, Explanations
 
 INDENT = 7 * " "  # below the label
 
