@@ -61,7 +61,9 @@ _UPRIGHT = {
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 258, 262, 284, 339
 _ROWS_PER_STRIP, _TILE_WIDTH, _TILE_LENGTH = 278, 322, 323
 _MAX_SIDE = 2**20  # pixels; Pillow keeps an address for every row
-_MAX_SCANS = 500
+# Of a progressive JPEG: scans, and, of more than some, pixels of all scans together. Four thousand
+# million take 7 s.
+_MAX_SCANS, _SOME_SCANS, _MAX_SCANNED = 500, 32, 2**32
 _MAX_TILE = 2**24  # pixels of a TIFF's tile that is larger than the image
 _JPEG = ("JPEG", "MPO")
 _START_OF_SCAN = b"\xff\xda"
@@ -115,7 +117,8 @@ def decode(
     ------
     UnreadableImage
         If there is no whole image in `data`, or one that would take more than `max_image_mb`, of
-        more than 2**20 pixels on a side, or of more than 500 scans.
+        more than 2**20 pixels on a side, or of more than 500 scans (fewer of above 8 million
+        pixels).
     """
     with ExitStack() as memory:
         return _decoded(data, at_least, max_image_mb, memory, remainder=False)[0]
@@ -282,8 +285,9 @@ def _refuse_bombs(image: Image.Image, data: bytes, max_image_mb: int) -> None:
     if image.width * image.height > 8 * 64 * len(data):
         raise UnreadableImage("image file is truncated")
     # each is a pass over all pixels, however few bytes it has; encoders write about ten
-    if image.info.get("progressive") and data.count(_START_OF_SCAN) > _MAX_SCANS:
-        raise UnreadableImage(f"a progressive JPEG of more than {_MAX_SCANS} scans")
+    most = max(_SOME_SCANS, min(_MAX_SCANS, _MAX_SCANNED // (image.width * image.height)))
+    if image.info.get("progressive") and data.count(_START_OF_SCAN) > most:
+        raise UnreadableImage(f"a progressive JPEG of more than {most} scans")
 
 
 def _tile(image: Image.Image) -> tuple[int, int]:

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from extract.engines import resolve_device
 from extract.images import UnreadableImage, batched, mean_of_crops, read_pixels
-from fx.explain import Explainer, data_uri, overlay
 from fx.options import Options
 from fx.output import Begin
 from fx.stages.models import OpenModel, folder_of, open_model
@@ -117,6 +116,9 @@ def open_to_serve(model: Path, options: Options, begin: Begin | None = None) -> 
 def _explain(
     opened: OpenModel, folder: Path, options: Options, begin: Begin
 ) -> Callable[[list[NDArray[np.uint8]], Answer], dict[str, Any]] | None:
+    # here: it loads grad-cam, and with it matplotlib and OpenCV
+    from fx.explain import Explainer, data_uri, overlay
+
     explainer = Explainer(opened)
     explainer.find_training_images(folder, options, begin)
     if explainer.why_no_heat_map and explainer.why_no_nearest:

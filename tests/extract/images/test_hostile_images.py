@@ -144,8 +144,8 @@ def many_frames(count: int) -> bytes:
     return GIF[:-1] + frame * (count - 1) + GIF[-1:]
 
 
-def many_scans(count: int) -> bytes:
-    progressive = encoded(Image.new("RGB", (1_500, 1_500)), "JPEG", progressive=True)
+def many_scans(count: int, side: int = 1_500) -> bytes:
+    progressive = encoded(Image.new("RGB", (side, side)), "JPEG", progressive=True)
     scan = progressive[progressive.rindex(b"\xff\xda") : -2]
     return progressive[:-2] + scan * count + progressive[-2:]
 
@@ -204,6 +204,7 @@ HOSTILE: dict[str, tuple[Maker, str]] = {
     "no data.jpg": (jpg(13_000, 13_000), CUT),
     "needle.bmp": (bmp(1, 150_000_000), "^too large"),
     "many scans.jpg": (many_scans(1_000), "scans"),
+    "many scans of many pixels.jpg": (many_scans(300, 5_000), "more than 171 scans"),
     "profile bomb.png": (png_with(b"iCCP", ZIPPED), "= plain.png"),
     "text bomb.png": (png_with(b"zTXt", ZIPPED), "= plain.png"),
     "more than its pixels.png": (png(4, 4, 8, bytes(2**26)), ROW),
