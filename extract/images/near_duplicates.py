@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from extract.images.crops import scaled_to
 from extract.images.entries import ImageRow
@@ -145,14 +146,15 @@ def near_copy_groups(hashes: NDArray[np.uint8], groups: NDArray[np.intp]) -> NDA
     from scipy.sparse.csgraph import connected_components
 
     joined = np.unique(groups, return_inverse=True)[1]
-    for rows_a, rows_b, same in _compared(hashes, hashes, of_one_set=True):
-        # of those that are joined already, there may be more pairs than memory holds
-        i, j = np.nonzero(same & (joined[rows_a][:, None] != joined[rows_b]))
-        if len(i):
-            count = joined.max() + 1
-            pairs = (np.ones(len(i), dtype=bool), (joined[rows_a[i]], joined[rows_b[j]]))
-            graph = coo_array(pairs, shape=(count, count))
-            joined = connected_components(graph, directed=False)[1][joined]
+    with threadpool_limits(1):  # small products, in which threads wait for each other, and busily
+        for rows_a, rows_b, same in _compared(hashes, hashes, of_one_set=True):
+            # of those that are joined already, there may be more pairs than memory holds
+            i, j = np.nonzero(same & (joined[rows_a][:, None] != joined[rows_b]))
+            if len(i):
+                count = joined.max() + 1
+                pairs = (np.ones(len(i), dtype=bool), (joined[rows_a[i]], joined[rows_b[j]]))
+                graph = coo_array(pairs, shape=(count, count))
+                joined = connected_components(graph, directed=False)[1][joined]
     return joined
 
 
