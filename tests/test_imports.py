@@ -22,6 +22,8 @@ PACKAGES = {
     # skops imports all of scikit-learn
     "import heads.kinds, heads.metrics": {"numpy", "sklearn"},
     "import heads.files, heads.limits, heads.plots": {"torch", "skops", "matplotlib", "pandas"},
+    # what `fx compare --help` lists
+    "from fx.comparison import STRATEGIES; STRATEGIES['finetune']": {"numpy", "pyarrow", "PIL"},
     "import finetune.finetuning": {"torch._dynamo", "skops", "matplotlib.pyplot"},
 }
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fx.comparison.strategies._strategy import Costs, Fitted, Strategy
-from fx.stages.rows import keys_of, labels_of
 
 if TYPE_CHECKING:
     from fx.comparison.context import OpenContext, Subset
@@ -39,6 +38,7 @@ class HeadStrategy(Strategy):
 
     def fit(self, opened: OpenContext, subset: Subset) -> Fitted:
         from extract.images import group_numbers
+        from fx.stages.rows import keys_of, labels_of
         from heads.files import MODEL, RECORD, save_head
         from heads.fitting import fit_head
         from heads.head import Source

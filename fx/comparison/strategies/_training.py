@@ -11,7 +11,6 @@ import msgspec
 
 from fx.comparison.strategies._strategy import Costs, Disk, Fitted, Strategy
 from fx.options import open_backbone
-from fx.stages.rows import training_data, used_rows
 
 if TYPE_CHECKING:
     from extract.backbones import Backbone
@@ -57,6 +56,7 @@ class TrainingStrategy(Strategy):
 
     def fit(self, opened: OpenContext, subset: Subset) -> Fitted:
         from finetune.finetuning import finetune
+        from fx.stages.rows import training_data
 
         result = finetune(
             self.network(opened.context, subset.seed),
@@ -136,6 +136,7 @@ def resources(opened: OpenContext) -> Resources:
     """Where trainings run, and what they share."""
     from extract.engines import resolve_device
     from finetune.split import Resources
+    from fx.stages.rows import used_rows
 
     options = opened.context.options
     return Resources(

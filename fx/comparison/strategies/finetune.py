@@ -10,22 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from extract.errors import CannotWrite, FxError
-from fx.comparison.context import (
-    AUTO,
-    ComparisonContext,
-    OpenContext,
-    nested_subset,
-    open_context,
-)
 from fx.comparison.strategies._training import TrainingStrategy, resources
 from fx.options import open_backbone
 from fx.output import Begin
 from fx.records import FlipDecision
 from fx.runs import Run
-from fx.stages.rows import used_rows
 
 if TYPE_CHECKING:
     from extract.backbones import Backbone
+    from fx.comparison.context import ComparisonContext, OpenContext
     from fx.comparison.strategies._strategy import Costs
 
 _STYLES = {"1": 2, "all": 3, "2": 5}
@@ -83,6 +76,8 @@ class _Finetune(TrainingStrategy):
 
     def decide(self, context: ComparisonContext, run: Callable[..., Any]) -> ComparisonContext:
         """Decide once for all fine-tunings whether images are flipped."""
+        from fx.comparison.context import AUTO
+
         if context.augment != AUTO:
             return context
         try:
@@ -98,6 +93,7 @@ class _Finetune(TrainingStrategy):
     def prepare(self, opened: OpenContext) -> None:
         """Run the frozen blocks over all images."""
         from finetune.finetuning import fill_activations
+        from fx.stages.rows import used_rows
 
         fill_activations(
             self.network(opened.context, 0),
@@ -134,6 +130,7 @@ def decide_flips(context: ComparisonContext, *, begin: Begin) -> FlipDecision:
     from finetune.data import set_validation_aside
     from finetune.flips import try_flips
     from finetune.starting_head import starting_head
+    from fx.comparison.context import nested_subset, open_context
 
     begun = time.perf_counter()
     opened = open_context(context, begin)
