@@ -39,9 +39,16 @@ def imports(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def packages_with_a_front() -> set[str]:
-    """Packages whose ``__init__`` names what others may import."""
+    """Packages whose ``__init__`` has what others may import."""
     fronts = [folder / "__init__.py" for folder in FOLDERS if folder.parent != ROOT]
-    return {dotted(path) for path in fronts if "__all__" in path.read_text(encoding="utf-8")}
+    return {dotted(path) for path in fronts if "__all__" in path.read_text() or offers(path)}
+
+
+def offers(path: Path) -> bool:
+    """Whether an ``__init__`` imports from its package's own modules."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    modules = [node.module or "" for node in body if isinstance(node, ast.ImportFrom)]
+    return any(module.startswith(f"{dotted(path)}.") for module in modules)
 
 
 def test_a_sub_package_is_used_through_what_its_init_names() -> None:

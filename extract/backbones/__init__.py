@@ -7,20 +7,3 @@ from extract.backbones.families import FAMILIES
 from extract.backbones.families._family import Architecture, Family
 from extract.backbones.info import BackboneInfo, backbone_info, list_backbones
 from extract.backbones.weights import check_numbers
-
-__all__ = [
-    "FAMILIES",
-    "Architecture",
-    "Backbone",
-    "BackboneInfo",
-    "Family",
-    "backbone_info",
-    "check_numbers",
-    "cut_points",
-    "import_compiler",
-    "list_backbones",
-    "load_backbone",
-    "make_spec",
-    "resolve_weights",
-    "without_compiler",
-]

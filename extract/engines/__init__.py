@@ -6,16 +6,3 @@ from extract.engines.devices import resolve_device, training_precision, without_
 from extract.engines.int8 import quantised_network
 from extract.engines.openvino_engine import OpenVINOEngine
 from extract.engines.torch_engine import TorchEngine
-
-__all__ = [
-    "Engine",
-    "OpenVINOEngine",
-    "TorchEngine",
-    "default_batch_size",
-    "make_engine",
-    "normalise",
-    "quantised_network",
-    "resolve_device",
-    "training_precision",
-    "without_tf32",
-]

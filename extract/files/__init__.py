@@ -20,27 +20,3 @@ from extract.files.durable import (
 )
 from extract.files.json_records import LARGEST_RECORD, check_depth, decoded, read_record
 from extract.files.locks import lock_folder
-
-__all__ = [
-    "LARGEST_RECORD",
-    "UNFINISHED",
-    "check_depth",
-    "check_room",
-    "decoded",
-    "disk_full_as_fx_error",
-    "free_bytes",
-    "in_units",
-    "is_regular",
-    "lock_folder",
-    "open_regular",
-    "read_record",
-    "read_regular",
-    "refuse_holes",
-    "remove",
-    "reserve",
-    "stored_entries",
-    "sync",
-    "whole_file",
-    "why_not_written",
-    "write_whole",
-]

@@ -9,15 +9,3 @@ from extract.leaks.leaks import (
     near_leaks,
 )
 from extract.leaks.parts import find_parts, grey_thumbnail, is_part
-
-__all__ = [
-    "Leak",
-    "find_parts",
-    "grey_thumbnail",
-    "is_part",
-    "kept_near_leaks",
-    "leaked_copies",
-    "leaked_groups",
-    "leaks_not_sought",
-    "near_leaks",
-]

@@ -6,18 +6,3 @@ from extract.store.networks import StoredNetwork
 from extract.store.records import CHANNELS, ExtractionRun, Spec
 from extract.store.store import FeatureStore, check_snapshot_name
 from extract.store.writer import FeatureWriter
-
-__all__ = [
-    "CHANNELS",
-    "DTYPES",
-    "ExtractionRun",
-    "FeatureSet",
-    "FeatureStore",
-    "FeatureWriter",
-    "Garbage",
-    "Spec",
-    "StoredNetwork",
-    "check_snapshot_name",
-    "collect",
-    "find_garbage",
-]

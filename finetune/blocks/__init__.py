@@ -1,5 +1,3 @@
 """Networks cut into numbered blocks."""
 
 from finetune.blocks.blocks import cut, depths, find_blocks
-
-__all__ = ["cut", "depths", "find_blocks"]

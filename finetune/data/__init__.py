@@ -3,18 +3,3 @@
 from finetune.data.activations import Activations, TooLarge, Views, load_activations, pixels_of
 from finetune.data.augmentation import AUGMENTATIONS, MIXES, mirrored, mixed, write_contact_sheet
 from finetune.data.validation import VALIDATION_SHARE, set_validation_aside
-
-__all__ = [
-    "AUGMENTATIONS",
-    "MIXES",
-    "VALIDATION_SHARE",
-    "Activations",
-    "TooLarge",
-    "Views",
-    "load_activations",
-    "mirrored",
-    "mixed",
-    "pixels_of",
-    "set_validation_aside",
-    "write_contact_sheet",
-]

@@ -13,24 +13,3 @@ from finetune.training.history import EpochRow, StepRow, write_history, write_st
 from finetune.training.loop import Rows, train
 from finetune.training.processes import check_tracker, join_processes, make_accelerator
 from finetune.training.trainer import Trainer, weights_of_classes
-
-__all__ = [
-    "Auxiliaries",
-    "EpochRow",
-    "FinetunedModel",
-    "ModelRecord",
-    "Rows",
-    "StepRow",
-    "Trainer",
-    "TrainingState",
-    "bytes_of",
-    "check_tracker",
-    "join_processes",
-    "load_model",
-    "make_accelerator",
-    "save_model",
-    "train",
-    "weights_of_classes",
-    "write_history",
-    "write_steps",
-]

@@ -3,5 +3,3 @@
 from fx.report.images import HeatMaps, gather_evidence
 from fx.report.page import render
 from fx.report.writing import learning_curve_png, write_report
-
-__all__ = ["HeatMaps", "gather_evidence", "learning_curve_png", "render", "write_report"]

@@ -1,5 +1,3 @@
 """Heads on disk."""
 
 from heads.files.current import MODEL, RECORD, load_head, save_head
-
-__all__ = ["MODEL", "RECORD", "load_head", "save_head"]

@@ -3,12 +3,3 @@
 from heads.fitting.fit import BALANCED, fit_head
 from heads.fitting.folds import make_folds
 from heads.fitting.resampling import MIN_PER_CLASS, OUTER_FOLDS, measure_by_resampling
-
-__all__ = [
-    "BALANCED",
-    "MIN_PER_CLASS",
-    "OUTER_FOLDS",
-    "fit_head",
-    "make_folds",
-    "measure_by_resampling",
-]

@@ -17,7 +17,7 @@ class _Heads(Registry["HeadKind"]):
 
     def __getitem__(self, name: str) -> HeadKind:
         # first, since it imports scikit-learn without pandas
-        import heads.learner  # noqa: F401
+        import heads.learner
 
         return super().__getitem__(name)
 

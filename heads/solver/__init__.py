@@ -2,5 +2,3 @@
 
 from heads.solver.logistic import BLOCK, Map, Problem, along_path
 from heads.solver.principal_axes import AXES_ROWS, principal_axes
-
-__all__ = ["AXES_ROWS", "BLOCK", "Map", "Problem", "along_path", "principal_axes"]

@@ -13,17 +13,6 @@ from fx.comparison.strategies._training import BATCH_SIZE
 from fx.comparison.strategies.finetune import read_flips
 from heads.kinds import HEADS
 
-__all__ = [
-    "BATCH_SIZE",
-    "STRATEGIES",
-    "Costs",
-    "Disk",
-    "Fitted",
-    "Strategy",
-    "read_flips",
-    "strategy_of",
-]
-
 
 class _Strategies(Registry[Strategy]):
     """The package's modules, and a strategy for each head."""
