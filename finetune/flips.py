@@ -7,7 +7,7 @@ classifies it as well as the image itself where left and right mean nothing, and
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +77,6 @@ class FlipTrial:
             f"{self.mirrored_accuracy:.1%} when they are mirrored (standard error of the "
             f"difference {self.standard_error:.1%})"
         )
-
-    def as_dict(self) -> dict[str, Any]:
-        """Turn into what JSON can hold."""
-        return asdict(self)
 
 
 def try_flips(

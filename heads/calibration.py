@@ -8,7 +8,7 @@ Neural Networks", ICML 2017), so that it changes no prediction and folds into li
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -47,20 +47,10 @@ class Calibration:
     ece_after: float
     method: Literal["temperature"] = "temperature"
 
-    def as_dict(self) -> dict[str, Any]:
-        """Turn into what JSON can hold."""
-        return asdict(self)
-
 
 def log_losses(scores: NDArray[np.float64], labels: NDArray[np.intp]) -> NDArray[np.float64]:
     """-log softmax(scores)[label] of every row: shapes (n, k) and (n,) to (n,)."""
     return np.asarray(-log_softmax(scores, axis=1)[np.arange(len(labels)), labels])
-
-
-def balanced_weights(labels: NDArray[np.intp]) -> NDArray[np.float64]:
-    """Weigh rows so that all classes that have some weigh the same, the mean weight being 1."""
-    counts = np.bincount(labels)
-    return np.asarray(len(labels) / (np.count_nonzero(counts) * counts[labels]))
 
 
 def fit_temperature(

@@ -1,5 +1,6 @@
 """The heads as a scikit-learn estimator: for pipelines, searches and comparisons of one's own."""
 
+from dataclasses import KW_ONLY, dataclass
 from numbers import Integral
 from typing import Any
 
@@ -14,6 +15,7 @@ from extract.errors import FxError
 from heads.fitting import fit_head
 
 
+@dataclass(eq=False, repr=False)  # it is hashed and shown as scikit-learn's estimators are
 class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A head whose C, and the temperature of whose probabilities, are chosen by cross-validation.
 
@@ -44,26 +46,15 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     True
     """
 
-    def __init__(
-        self,
-        kind: str = "logreg",
-        *,
-        kernel: str = "rbf",
-        normalize: str = "standard",
-        balanced: bool = False,
-        C: float | None = None,
-        folds: int = 5,
-        random_state: int | np.random.RandomState | None = 0,
-        n_jobs: int | None = None,
-    ) -> None:
-        self.kind = kind
-        self.kernel = kernel
-        self.normalize = normalize
-        self.balanced = balanced
-        self.C = C
-        self.folds = folds
-        self.random_state = random_state
-        self.n_jobs = n_jobs
+    kind: str = "logreg"
+    _: KW_ONLY
+    kernel: str = "rbf"
+    normalize: str = "standard"
+    balanced: bool = False
+    C: float | None = None
+    folds: int = 5
+    random_state: int | np.random.RandomState | None = 0
+    n_jobs: int | None = None
 
     def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> "HeadClassifier":
         """Choose and fit.

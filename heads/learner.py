@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +96,7 @@ class Candidate:
     kernel: str | None = None
 
 
+@dataclass
 class Learner(ABC):
     """A head whose choices are made, before it is fitted.
 
@@ -119,23 +120,17 @@ class Learner(ABC):
         `shapes` says their shapes
     """
 
+    normalize: str = "standard"
+    class_weight: str | None = None
+    kernel: str | None = None
+
     calibrated_search = False
     extensible = False
     is_linear = False
     grid_label = "C (less penalty to the right)"
     choice_text = "C {:.3g}"
-    weights: Sequence[str] = ("coef_", "intercept_")
-    fitted: Sequence[str] = ("classify.coef_", "classify.intercept_")
-
-    def __init__(
-        self,
-        normalize: str = "standard",
-        class_weight: str | None = None,
-        kernel: str | None = None,
-    ) -> None:
-        self.normalize = normalize
-        self.class_weight = class_weight
-        self.kernel = kernel
+    weights: ClassVar[Sequence[str]] = ("coef_", "intercept_")
+    fitted: ClassVar[Sequence[str]] = ("classify.coef_", "classify.intercept_")
 
     @abstractmethod
     def estimator(self, c: float) -> BaseEstimator:

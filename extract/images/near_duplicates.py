@@ -60,16 +60,11 @@ def hash_of_thumbnail(thumbnail: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.packbits(low > (below + above) / 2)
 
 
-def near_copies(
-    a: NDArray[np.uint8],
-    b: NDArray[np.uint8],
-    *,
-    max_distance: int = MAX_DISTANCE,
-    max_mirrored_distance: int = MAX_MIRRORED_DISTANCE,
-) -> NDArray[np.intp]:
+def near_copies(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.intp]:
     """Return which images of two sets are the same but for size, encoding and mirroring.
 
-    Measured at 224 pixels, cut from 256, with the default distances. Of 200 photographs (470 by
+    Two hashes are at most MAX_DISTANCE bits apart, or MAX_MIRRORED_DISTANCE where every second bit
+    of one is turned. Measured at 224 pixels, cut from 256. Of 200 photographs (470 by
     390 pixels) encoded again as JPEG of quality 75, 60 or 50, halved, or both, every copy was
     found (at most 14 bits apart; mirrored, 36), and no different one (at least 92 apart). Of all
     24,000 CIFAR-10 images of four classes, 20 pairs were reported, and 18 mirrored ones; each
@@ -85,9 +80,6 @@ def near_copies(
     b : uint8 array of shape (m, 32)
         Perceptual hashes, made with one preprocessing. Of a set compared with itself, every row
         is a copy of itself, and every pair comes twice.
-    max_distance, max_mirrored_distance : int, bits
-        The largest Hamming distance of a copy, and of a mirrored one's hash with every second bit
-        turned; -1 for no copies of that kind.
 
     Returns
     -------
@@ -95,7 +87,7 @@ def near_copies(
         Rows of `a` and of `b`, sorted.
     """
     found = [np.empty((0, 2), dtype=np.intp)]
-    for rows_a, rows_b, same in _compared(a, b, max_distance, max_mirrored_distance):
+    for rows_a, rows_b, same in _compared(a, b):
         i, j = np.nonzero(same)
         found.append(np.stack([rows_a[i], rows_b[j]], axis=1))
     pairs = np.concatenate(found)
@@ -216,12 +208,7 @@ def _distinct(of: NDArray[np.intp], what: NDArray[np.intp]) -> NDArray[np.intp]:
 
 
 def _compared(
-    a: NDArray[np.uint8],
-    b: NDArray[np.uint8],
-    max_distance: int = MAX_DISTANCE,
-    max_mirrored_distance: int = MAX_MIRRORED_DISTANCE,
-    *,
-    of_one_set: bool = False,
+    a: NDArray[np.uint8], b: NDArray[np.uint8], *, of_one_set: bool = False
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_]]]:
     """Yield rows of two sets, some at a time, and which pairs of them are copies, where any is.
 
@@ -230,7 +217,7 @@ def _compared(
     """
     rows_a, rows_b = np.flatnonzero(a.any(axis=1)), np.flatnonzero(b.any(axis=1))
     # the product of two rows of +1 and -1 is 256 less twice the bits that differ
-    least, least_mirrored = 256 - 2 * max_distance, 256 - 2 * max_mirrored_distance
+    least, least_mirrored = 256 - 2 * MAX_DISTANCE, 256 - 2 * MAX_MIRRORED_DISTANCE
     for chunk_b in _chunks(rows_b, 2048):
         even_b, odd_b = _signs(b[chunk_b])
         for chunk_a in _chunks(rows_a, 512):

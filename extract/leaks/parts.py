@@ -21,7 +21,7 @@ from PIL import Image
 from threadpoolctl import threadpool_limits
 
 from extract.files import read_regular
-from extract.images import ImageRow, UnreadableImage, decode, hash_of_thumbnail, near_copies
+from extract.images import ImageRow, UnreadableImage, are_mirrored, decode, hash_of_thumbnail
 from extract.store import FeatureSet
 
 # Pixels a side that a network must see: features of smaller images propose too little.
@@ -172,7 +172,7 @@ def is_part(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool | None:
             row, column = rows[place // len(_MOVES)], columns[place % len(_MOVES)]
         a = hash_of_thumbnail(_means(turned, _WHOLE, _WHOLE, SMALL)[0, 0])
         b = hash_of_thumbnail(_means(whole, row[None], column[None], SMALL)[0, 0])
-        if len(near_copies(a[None], b[None], max_mirrored_distance=-1)):
+        if a.any() and b.any() and not are_mirrored(a[None], b[None]).any():
             return bool(mirrored)
     return None
 

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from extract.errors import FxError
 from extract.images import Snapshot
-from extract.store.blobs import NETWORKS, SNAPSHOTS, blob_names
+from extract.store.blobs import NETWORKS, SNAPSHOTS, blob_names, drop_blob
 from extract.store.feature_set import FeatureSet
 from extract.store.metadata import as_last_extracted
 from extract.store.records import ExtractionRun, split_generation
@@ -59,7 +59,7 @@ def find_garbage(store: FeatureStore, *, keep: int | None = None) -> Garbage:
     keys = _keys_of([snapshot for snapshot in taken if snapshot.name not in older])
     last_ns = max((snapshot.taken_ns for snapshot in taken), default=0)
     # without what could be done about them instead
-    broken = {name: why.rpartition("; ")[0] for name, why in store.broken_sets().items()}
+    broken = {name: why.rpartition("; ")[0] for name, why in store.catalogue.broken().items()}
     snapshots, sets, rows, size = damaged | older, broken, dict[str, int](), 0
     opened = sorted(store.sets(), key=lambda s: split_generation(s.name))
     newest: dict[str, FeatureSet] = {}
@@ -113,7 +113,7 @@ def collect(store: FeatureStore, *, keep: int | None = None) -> tuple[Garbage, l
         for name in garbage.snapshots:
             store.drop_snapshot(name)
         for name in garbage.networks:
-            store.drop_network(name)
+            drop_blob(store.path, NETWORKS, name)
         # before any set is written anew: the disk may be full
         in_use = [name for name in garbage.sets if not store.catalogue.drop(name)]
         keys = _keys_of(_read_snapshots(store)[0])

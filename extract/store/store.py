@@ -103,17 +103,9 @@ class FeatureStore:
                 sync(path / "zarr.json")
         return cls(path)
 
-    def root_damage(self) -> str:
-        """Say what is wrong with the root's metadata; nothing if nothing is."""
-        return self.root.damage()
-
     def sets(self) -> list[FeatureSet]:
         """All feature sets that can be read, in the order of their names."""
         return self.catalogue.sets()
-
-    def broken_sets(self) -> dict[str, str]:
-        """Names of the feature sets that cannot be read, and why."""
-        return self.catalogue.broken()
 
     def open_set(self, name: str) -> FeatureSet:
         """Open a feature set by the name that an extraction's result gives."""
@@ -357,10 +349,6 @@ class FeatureStore:
         if self.root.attributes().last_snapshot == name:
             remaining = self.snapshots()
             self.root.update(last_snapshot=remaining[-1] if remaining else None)
-
-    def drop_network(self, name: str) -> None:
-        """Delete a file of a network; the caller holds the lock."""
-        drop_blob(self.path, NETWORKS, name)
 
     def verify(self) -> list[Damage]:
         """Read everything back and mark what is damaged, for the next extraction to mend."""

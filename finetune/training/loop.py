@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from msgspec import structs
 from numpy.typing import NDArray
+from sklearn.utils.class_weight import compute_sample_weight
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from extract.errors import FxError
@@ -30,7 +31,7 @@ from finetune.training.history import EpochRow, StepRow
 from finetune.training.optimiser import rate_at
 from finetune.training.trainer import Trainer
 from finetune.training.tuning import tune
-from heads.calibration import Calibration, balanced_weights, calibrate, log_losses
+from heads.calibration import Calibration, calibrate, log_losses
 
 Progress = Callable[[int, int], None]
 # Seconds of work that a killed run may lose, besides the epoch that it was in.
@@ -236,7 +237,7 @@ def _begin(trainer: Trainer, training: Rows, validation: Rows) -> TrainingState:
 
 def _validate(trainer: Trainer, validation: Rows, part: TrainedPart) -> _Validation:
     labels = validation.labels
-    weights = balanced_weights(labels) if trainer.settings.class_weight else None
+    weights = compute_sample_weight(how, labels) if (how := trainer.settings.class_weight) else None
     logits = trainer.logits(validation.positions, part).double().numpy()
     calibration = calibrate(logits, labels, weights=weights, spread=TEMPERATURE_SPREAD)
     losses = log_losses(logits / calibration.temperature, labels)

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from numpy.typing import NDArray
+from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
 from extract.engines import without_tf32
@@ -24,7 +25,6 @@ from finetune.training.auxiliary import Auxiliaries
 from finetune.training.cpu_layers import quicker_forwards, replaced
 from finetune.training.optimiser import make_optimiser, set_rates
 from finetune.training.processes import gather_rows
-from heads.calibration import balanced_weights
 
 Positions = NDArray[np.int64]
 NORMALISATIONS = (nn.modules.batchnorm._BatchNorm,)
@@ -255,8 +255,8 @@ class Trainer:
 
 def weights_of_classes(labels: NDArray[np.int64]) -> torch.Tensor:
     """Weigh classes so that all weigh the same, and rows 1 on average: float32 (classes,)."""
-    _, of_each = np.unique(labels, return_index=True)
-    return torch.from_numpy(balanced_weights(labels)[of_each].astype(np.float32))
+    weights = compute_class_weight("balanced", classes=np.unique(labels), y=labels)
+    return torch.from_numpy(weights.astype(np.float32))
 
 
 def set_training_mode(module: nn.Module, settings: FinetuneSettings) -> None:

@@ -141,8 +141,8 @@ def describe_store(path: Path) -> StoreContents:
     from extract.store import FeatureStore
 
     store = FeatureStore(path)
-    snapshots, damaged = [], store.broken_sets()
-    if reason := store.root_damage():
+    snapshots, damaged = [], store.catalogue.broken()
+    if reason := store.root.damage():
         damaged[str(path)] = reason
 
     def rows_of(feature_set: FeatureSet) -> int:

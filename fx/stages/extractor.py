@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,6 +33,7 @@ _IN_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 _CONVERTED = {"La": "LA", "PA": "RGBA", "RGBa": "RGBA", "RGBX": "RGB", "HSV": "RGB"}
 
 
+@dataclass(eq=False, repr=False)  # it is hashed and shown as scikit-learn's estimators are
 class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Features of a pretrained network, each image's computed once and found again in a store.
 
@@ -56,28 +58,16 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     >>> model = make_pipeline(FeatureExtractor("resnet50"), LogisticRegression())
     """
 
-    def __init__(
-        self,
-        backbone: str = "efficientnet_lite0",
-        *,
-        store: str | os.PathLike[str] = "features.zarr",
-        weights: str = "default",
-        size: int | None = None,
-        layer: str = "pool",
-        channels: int = 3,
-        engine: str = "auto",
-        device: str = "auto",
-        precision: str = "auto",
-    ) -> None:
-        self.backbone = backbone
-        self.store = store
-        self.weights = weights
-        self.size = size
-        self.layer = layer
-        self.channels = channels
-        self.engine = engine
-        self.device = device
-        self.precision = precision
+    backbone: str = "efficientnet_lite0"
+    _: KW_ONLY
+    store: str | os.PathLike[str] = "features.zarr"
+    weights: str = "default"
+    size: int | None = None
+    layer: str = "pool"
+    channels: int = 3
+    engine: str = "auto"
+    device: str = "auto"
+    precision: str = "auto"
 
     def __sklearn_is_fitted__(self) -> bool:
         return True

@@ -144,7 +144,7 @@ def finetune_images(
         n_fitted=trained.n_fitted,
         images_per_second=trained.images_per_second,
         augment=trained.augment,
-        flips=None if trained.flips is None else trained.flips.as_dict(),
+        flips=None if trained.flips is None else dataclasses.asdict(trained.flips),
         history=msgspec.to_builtins(trained.history),
     )
     if processes.is_main_process:

@@ -6,15 +6,16 @@ import numpy as np
 from joblib import cpu_count, effective_n_jobs
 from numpy.typing import ArrayLike
 from scipy.special import softmax
+from sklearn.utils.class_weight import compute_sample_weight
 from threadpoolctl import threadpool_limits
 
 from extract.errors import FxError
-from heads.calibration import balanced_weights
+from heads.calibration import Calibration
 from heads.fitting.folds import make_folds
-from heads.fitting.search import BLAS_THREADS, Progress, search
+from heads.fitting.search import BLAS_THREADS, Progress, Search, search
 from heads.head import Head, OutOfFoldPredictions, Source, checked_features, positions
 from heads.kinds import HEADS
-from heads.learner import Features, Labels
+from heads.learner import Features, Fold, Labels
 
 IMBALANCED = 10
 BALANCED = "balanced class weights: probabilities are those of equally common classes"
@@ -94,57 +95,57 @@ def fit_head(
         raise FxError(f"cross-validation needs at least 2 folds; got {folds}; 5 is usual")
     classes, y = _numbered(rows, names)
     learners, notes = HEADS[kind].candidates(normalize, class_weight, kernel, rows=len(rows))
-    # C and the temperature are chosen on the training rows, or on those and the validation rows
-    seen, truth = rows, y
     if validation is None:
+        seen, truth = rows, y
         splits, fewer = make_folds(y, classes=classes, folds=folds, groups=groups, seed=seed)
         notes += fewer
     else:
-        extra, labels_of_extra = _checked_validation(validation, rows.shape[1], classes)
-        seen, truth = np.concatenate([rows, extra]), np.concatenate([y, labels_of_extra])
-        splits = [(np.arange(len(rows)), np.arange(len(rows), len(seen)))]
+        seen, truth, splits = _beside_validation(rows, y, validation, classes)
     threads = cpu_count() if jobs is None else effective_n_jobs(jobs)
-    balanced = class_weight == "balanced"
-    found = search(
-        learners, seen, truth, splits, c=c, balanced=balanced, jobs=threads, progress=progress
-    )
+    found = search(learners, seen, truth, splits, c=c, jobs=threads, progress=progress)
+    learner, c = found.learner, found.best.c
     with threadpool_limits(BLAS_THREADS):
-        fitted = found.learner.fit(rows, names, found.c, jobs=threads)
-    # as it is read back, so that a saved head predicts bitwise as this one
-    pipeline = found.learner.rebuild(found.learner.state(fitted), classes, found.c)
+        fitted = learner.fit(rows, names, c, jobs=threads)
     if progress:
         fits = len(found.curve) * len(splits) + 1
         progress(fits, fits)
-    held_out = truth[found.held_out]
-    weights = balanced_weights(held_out) if balanced else None
-    calibration = found.learner.calibrate(found.scores, held_out, weights)
-    probabilities = softmax(found.scores / calibration.temperature, axis=1)
+    notes += [*_imbalance(y, classes), *([BALANCED] if class_weight else []), *found.notes]
+    calibration, held_out = _calibrated(found, splits, truth)
     return Head(
         kind=kind,
-        kernel=found.learner.kernel,
-        normalize=found.learner.normalize,
+        kernel=learner.kernel,
+        normalize=learner.normalize,
         class_weight=class_weight,
         classes=classes,
-        pipeline=pipeline,
+        # as it is read back, so that a saved head predicts bitwise as this one
+        pipeline=learner.rebuild(learner.state(fitted), classes, c),
         calibration=calibration,
-        c=found.c,
+        c=c,
         search=found.curve,
         folds=0 if len(splits) == 1 else len(splits),
-        notes=(
-            *notes,
-            *_imbalance(np.bincount(y), classes),
-            *((BALANCED,) if class_weight else ()),
-            *found.notes,
-        ),
+        notes=tuple(notes),
         n_train=len(rows),
         spec=dict(spec or {}),
         source=source or Source(),
-        held_out=OutOfFoldPredictions(splits, found.held_out, held_out, probabilities),
+        held_out=held_out,
     )
 
 
-def _imbalance(counts: Labels, classes: tuple[str, ...]) -> list[str]:
+def _calibrated(
+    found: Search, splits: list[Fold], truth: Labels
+) -> tuple[Calibration, OutOfFoldPredictions]:
+    """Fit the temperature on the held-out rows' scores, and give their probabilities."""
+    rows = np.concatenate([rest for _, rest in splits])
+    labels, how = truth[rows], found.learner.class_weight
+    weights = compute_sample_weight(how, labels) if how else None
+    calibration = found.learner.calibrate(found.scores, labels, weights)
+    probabilities = softmax(found.scores / calibration.temperature, axis=1)
+    return calibration, OutOfFoldPredictions(splits, rows, labels, probabilities)
+
+
+def _imbalance(labels: Labels, classes: tuple[str, ...]) -> list[str]:
     """Say where the commonest class has IMBALANCED times the rows of the rarest."""
+    counts = np.bincount(labels)
     most, least = int(counts.argmax()), int(counts.argmin())
     if counts[most] < IMBALANCED * counts[least]:
         return []
@@ -181,15 +182,16 @@ def _numbered(rows: Features, names: np.ndarray[Any, Any]) -> tuple[tuple[str, .
     return classes, y
 
 
-def _checked_validation(
-    validation: tuple[ArrayLike, ArrayLike], d: int, classes: tuple[str, ...]
-) -> tuple[Features, Labels]:
-    """Give the features of validation rows, and their labels as positions in the classes."""
+def _beside_validation(
+    rows: Features, y: Labels, validation: tuple[ArrayLike, ArrayLike], classes: tuple[str, ...]
+) -> tuple[Features, Labels, list[Fold]]:
+    """Put validation rows behind the training rows: all features and labels, and the one fold."""
     extra = checked_features(validation[0])
     labels = positions(validation[1], classes, of="validation rows")
-    if not len(extra) or len(extra) != len(labels) or extra.shape[1] != d:
+    if not len(extra) or extra.shape != (len(labels), rows.shape[1]):
         raise ValueError(
-            f"validation rows must be (m, {d}) features with m labels, m > 0; "
+            f"validation rows must be (m, {rows.shape[1]}) features with m labels, m > 0; "
             f"got {extra.shape} and {labels.shape}"
         )
-    return extra, labels
+    seen, truth = np.concatenate([rows, extra]), np.concatenate([y, labels])
+    return seen, truth, [(np.arange(len(rows)), np.arange(len(rows), len(seen)))]

@@ -1,7 +1,7 @@
 """The choice of a learner and its C, by the log loss of rows that no fit which scores them saw."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,18 +27,16 @@ class Search:
     Attributes
     ----------
     learner : Learner
-    c : float
+    best : Candidate, the chosen one
     curve : tuple of Candidate, ascending in C, of one learner after the other
-    scores : float64 array of shape (n_held_out, k)
-    held_out : int array of shape (n_held_out,), the row that each of `scores` belongs to
+    scores : float64 array of shape (n_held_out, k), fold after fold
     notes : tuple of str
     """
 
     learner: Learner
-    c: float
+    best: Candidate
     curve: tuple[Candidate, ...]
     scores: Scores
-    held_out: NDArray[np.intp]
     notes: tuple[str, ...]
 
 
@@ -49,7 +47,6 @@ def search(
     splits: Sequence[Fold],
     *,
     c: float | None,
-    balanced: bool = False,
     jobs: int,
     progress: Progress | None,
 ) -> Search:
@@ -68,23 +65,15 @@ def search(
     labels : int array of shape (n,)
     splits : the same folds for every candidate
     c : float, optional; the only value, where given
-    balanced : whether all classes weigh the same in the log loss, however many rows they have
     jobs : int, threads
     progress : called with the fits done and the fits there are, a fold and a C each
     """
     meter = _Meter(progress)
     trial = Trial(features, labels, splits, jobs, meter.tick)
-    found = [_along_grid(learner, trial, c, balanced, meter) for learner in learners]
-    least = min(one.log_loss for one in found)
-    best = next(one for one in found if one.log_loss <= least + (len(found) > 1) * TIE)
-    return Search(
-        best.learner,
-        best.c,
-        tuple(candidate for one in found for candidate in one.curve),
-        best.scores,
-        np.concatenate([rows for _, rows in splits]),
-        best.notes,
-    )
+    found = [_along_grid(learner, trial, c, meter) for learner in learners]
+    least = min(one.best.log_loss for one in found)
+    chosen = next(one for one in found if one.best.log_loss <= least + (len(found) > 1) * TIE)
+    return replace(chosen, curve=tuple(candidate for one in found for candidate in one.curve))
 
 
 class _Meter:
@@ -100,26 +89,17 @@ class _Meter:
             self.progress(self.done, self.total + 1)  # one more for the refit
 
 
-@dataclass(frozen=True)
-class _Found:
-    learner: Learner
-    c: float
-    log_loss: float
-    curve: list[Candidate]
-    scores: Scores
-    notes: tuple[str, ...]
-
-
 def _along_grid(
     learner: Learner,
     trial: Trial,
     c: float | None,
-    balanced: bool,
     meter: _Meter,
-) -> _Found:
+) -> Search:
     """Choose one learner's C."""
     labels, splits = trial.labels, trial.splits
     truth = [labels[rows] for _, rows in splits]
+    # classes may weigh the same in the log loss, too, however many rows they have
+    balanced = learner.class_weight == "balanced"
     weights = len(labels) / np.bincount(labels) if balanced else np.ones(labels.max() + 1)
     scores: dict[float, list[Scores]] = {}
     notes: list[str] = []
@@ -148,8 +128,7 @@ def _along_grid(
         )
     if more:
         notes.append(f"the best C, {best.c:.3g}, is still the last one tried")
-    chosen = np.concatenate(scores[best.c])
-    return _Found(learner, best.c, best.log_loss, curve, chosen, tuple(notes))
+    return Search(learner, best, tuple(curve), np.concatenate(scores[best.c]), tuple(notes))
 
 
 def _candidate(

@@ -1,5 +1,6 @@
 """Principal axes of rows, along which a logistic regression's curvature is nearly diagonal."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ Array = NDArray[Any]
 
 AXES_ROWS = 2560  # that axes are estimated from, where any will do
 LEAST_ENERGY = 1e-10  # of an axis that rows span, as a share of the largest
+# by scipy's LAPACK, in half of the time that numpy's takes for the same routine
+_eigh = partial(eigh, driver="evd", check_finite=False)
 
 
 def principal_axes(rows: Array) -> Array:
@@ -26,16 +29,10 @@ def principal_axes(rows: Array) -> Array:
     n, d = rows.shape
     if n >= d:
         sample = rows[:: -(-n // AXES_ROWS)]
-        return np.asarray(_eigenvectors(sample.T @ sample)[1])
+        return np.asarray(_eigh(sample.T @ sample)[1])
     # in float64, since rounding would spoil axes of little energy
     double = rows.astype(np.float64)
-    energy, left = _eigenvectors(double @ double.T)
+    energy, left = _eigh(double @ double.T)
     spanned = energy > LEAST_ENERGY * energy[-1]
     basis = double.T @ (left[:, spanned] / np.sqrt(energy[spanned]))
     return np.asarray(basis.astype(rows.dtype))
-
-
-def _eigenvectors(symmetric: Array) -> tuple[Array, Array]:
-    """Decompose by scipy's LAPACK, in half of the time that numpy's takes for the same routine."""
-    energy, vectors = eigh(symmetric, driver="evd", check_finite=False)
-    return energy, vectors

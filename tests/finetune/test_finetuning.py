@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -212,7 +212,7 @@ def test_epochs_are_judged_by_their_calibrated_log_loss(
     torch.testing.assert_close(weight * result.calibration.temperature, same)
     assert (hot.probabilities.argmax(1) == result.probabilities.argmax(1)).all()
     record = json.loads((tmp_path / "model.json").read_text())
-    assert record["calibration"] == result.calibration.as_dict()
+    assert record["calibration"] == asdict(result.calibration)
 
 
 @pytest.mark.parametrize("scratch", [False, True])

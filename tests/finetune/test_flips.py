@@ -1,6 +1,5 @@
 """Flips: used where a head tells mirrored images as well, kept as two views, drawn by a coin."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -162,4 +161,3 @@ def test_what_is_decided_is_told_with_its_figures(
     )
     assert scratch.flips is None
     assert not (tmp_path / "scratch" / "augmented.png").exists()
-    assert dataclasses.asdict(result.flips) == result.flips.as_dict()

@@ -68,7 +68,7 @@ class HeadStrategy(Strategy):
             details={
                 "n_fitted": head.n_train,
                 "c": head.c,
-                "calibration": head.calibration.as_dict(),
+                "calibration": dataclasses.asdict(head.calibration),
                 "trainable_parameters": head.parameters,
             },
         )

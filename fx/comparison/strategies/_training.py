@@ -82,7 +82,7 @@ class TrainingStrategy(Strategy):
                 "best_epoch": result.best_epoch,
                 "n_fitted": result.n_fitted,
                 "augment": result.augment,
-                "calibration": result.calibration.as_dict(),
+                "calibration": dataclasses.asdict(result.calibration),
                 "history": msgspec.to_builtins(result.history),
             },
         )
