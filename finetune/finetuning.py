@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
+from torch import nn
 
 from extract.backbones import Backbone
 from extract.errors import FxError
@@ -48,9 +49,15 @@ from finetune.training import (
 from heads.calibration import Calibration
 from heads.evaluation import Evaluation, evaluate
 from heads.fitting import BALANCED
+from heads.head import OutOfFoldPredictions
 from heads.limits import MAX_ROWS, Limits
 
 CONTACT_SHEET_IMAGES = 8
+# of a result, what the record of its network has by the same names
+_IN_RECORD = (
+    *("epochs", "best_epoch", "n_train", "n_validation", "n_fitted"),
+    *("calibration", "trainable_parameters"),
+)
 
 
 @dataclass(frozen=True)
@@ -207,10 +214,7 @@ def finetune(
     auxiliaries = None
     if settings.unfreeze == "all":
         auxiliaries = Auxiliaries.of(backbone.module, len(images.classes), seed=settings.seed)
-    rows = resources.activation_rows or [*images.train, *images.validation, *images.test]
-    kept = resources.keeps_activations(
-        backbone, split.trunk, settings, len(rows), len(images.may_train)
-    )
+    rows, kept = _kept(backbone, split.trunk, images, settings, resources)
     reserved = check_room_for_training(
         directory,
         split,
@@ -230,7 +234,6 @@ def finetune(
         activations, part, notes = split.load_inputs(
             rows, images.may_train, images.root, settings, resources, reserved, kept=kept
         )
-    numbers = images.numbers(images.train)
     trainer = Trainer(
         part,
         activations,
@@ -238,7 +241,7 @@ def finetune(
         accelerator,
         split.depth,
         auxiliaries,
-        class_weights=weights_of_classes(numbers) if settings.class_weight else None,
+        weights_of_classes(images.numbers(images.train)) if settings.class_weight else None,
     )
     trainer.notes += [*notes, *([] if trial is None else [trial.summary])]
     trainer.notes += [BALANCED] if settings.class_weight else []
@@ -258,15 +261,9 @@ def finetune(
         delivered = _deliver_head(part, features, images, settings, with_extras)
     else:
         delivered = _deliver_network(trainer, state, images, with_extras)
-    probabilities, uncalibrated = _predict(trainer, images.test, delivered.calibration)
+    probabilities, evaluation = _test(trainer, images, delivered.calibration)
     result = FinetuneResult(
-        metrics=evaluate(
-            probabilities,
-            images.numbers(images.test),
-            images.classes,
-            uncalibrated=uncalibrated,
-            groups=_groups(images.test),
-        ),
+        metrics=evaluation,
         probabilities=probabilities,
         calibration=delivered.calibration,
         classes=images.classes,
@@ -283,37 +280,56 @@ def finetune(
         images_per_second=state.epoch * len(images.train) / seconds,
     )
     if accelerator.is_main_process:
-        if with_extras and settings.augment != "none":
-            some = _at_most(images.train, CONTACT_SHEET_IMAGES)
-            found = pixels_of(some, images.root, backbone.preprocessing, resources.max_image_mb)
-            pixels = np.concatenate(list(found))
-            write_contact_sheet(
-                directory / "augmented.png", pixels, settings.augment, settings.seed
-            )
         write_steps(directory, state.steps)
         if delivered.limits is not None:
             delivered.limits.save(directory)
-        record = ModelRecord.of(
-            backbone,
-            result.classes,
-            unfreeze=settings.unfreeze,
-            settings=vars(trainer.settings),
-            epochs=result.epochs,
-            best_epoch=result.best_epoch,
-            n_train=result.n_train,
-            n_validation=result.n_validation,
-            n_fitted=result.n_fitted,
-            calibration=result.calibration,
-            trainable_parameters=result.trainable_parameters,
-            metrics=result.metrics.as_dict(),
-            snapshot_fingerprint=data.fingerprint,
-            versions={"torch": str(torch.__version__)},
-        )
-        save_model(directory, Network(backbone.module, part.classifier).cpu(), record)
-        write_history(directory, result.history, picture=with_extras)
+        _write(directory, backbone, images, trainer, result, with_extras, resources.max_image_mb)
     with disk_full_as_fx_error(directory):
         accelerator.end_training()
     return result
+
+
+def _kept(
+    backbone: Backbone,
+    trunk: nn.Module | None,
+    images: _Images,
+    settings: FinetuneSettings,
+    resources: Resources,
+) -> tuple[Sequence[ImageRow], bool]:
+    """Say which images have activations, and whether those of frozen blocks are kept."""
+    rows = resources.activation_rows or [*images.train, *images.validation, *images.test]
+    training = len(images.may_train)
+    return rows, resources.keeps_activations(backbone, trunk, settings, len(rows), training)
+
+
+def _write(
+    directory: Path,
+    backbone: Backbone,
+    images: _Images,
+    trainer: Trainer,
+    result: FinetuneResult,
+    with_extras: bool,
+    max_image_mb: int,
+) -> None:
+    """Write the network with its record, the history, and some images as they were augmented."""
+    settings = trainer.settings
+    if with_extras and settings.augment != "none":
+        some = _at_most(images.train, CONTACT_SHEET_IMAGES)
+        found = pixels_of(some, images.root, backbone.preprocessing, max_image_mb)
+        pixels = np.concatenate(list(found))
+        write_contact_sheet(directory / "augmented.png", pixels, settings.augment, settings.seed)
+    record = ModelRecord.of(
+        backbone,
+        result.classes,
+        **{name: getattr(result, name) for name in _IN_RECORD},
+        unfreeze=settings.unfreeze,
+        settings=vars(settings),
+        metrics=result.metrics.as_dict(),
+        snapshot_fingerprint=images.fingerprint,
+        versions={"torch": str(torch.__version__)},
+    )
+    save_model(directory, Network(backbone.module, trainer.part.classifier).cpu(), record)
+    write_history(directory, result.history, picture=with_extras)
 
 
 def identity_of(
@@ -333,9 +349,8 @@ def identity_of(
         If there are too few images, or the network has fewer blocks.
     """
     images = _Images.of(data, settings.seed)
-    rows = resources.activation_rows or [*images.train, *images.validation, *images.test]
     trunk = trunk_of(backbone, settings.unfreeze)
-    kept = resources.keeps_activations(backbone, trunk, settings, len(rows), len(images.may_train))
+    _, kept = _kept(backbone, trunk, images, settings, resources)
     engine = None
     # it runs frozen blocks, and the network on mirrored images; it does not train
     if kept or (settings.augment == AUTO and not settings.from_scratch):
@@ -417,16 +432,10 @@ def _deliver_head(
     rows = by_path(images.may_train)
     head = starting_head(features, rows, class_weight=settings.class_weight, seed=settings.seed)
     fold_into_classifier(head, part.classifier)
-    limits, held_out = None, head.held_out
-    if with_extras and held_out is not None:
+    limits = None
+    if with_extras and head.held_out is not None:
         known = features([row.key for row in rows])
-        limits = Limits.of(
-            known,
-            held_out.splits,
-            held_out.probabilities,
-            held_out.labels,
-            groups=_groups(rows)[held_out.rows],
-        )
+        limits = Limits.of(known, head.held_out, groups=_groups(rows))
     return _Delivered(head.calibration, limits, 0, len(rows))
 
 
@@ -458,27 +467,31 @@ def _limits_of(trainer: Trainer, state: TrainingState, images: _Images) -> Limit
     known = of_some
     if state.on_all_rows:
         known = trainer.features(positions(_at_most(images.may_train, MAX_ROWS)))
-    rows = np.arange(len(of_some) + len(of_rest))
+    fitted, rest = np.split(np.arange(len(of_some) + len(of_rest)), [len(of_some)])
+    labels, probabilities = images.numbers(images.validation), torch.softmax(logits, dim=1).numpy()
     return Limits.of(
         torch.cat([of_some, of_rest]).numpy(),
-        [(rows[: len(of_some)], rows[len(of_some) :])],
-        torch.softmax(logits, dim=1).numpy(),
-        images.numbers(images.validation),
-        groups=_groups(images.validation),
+        OutOfFoldPredictions([(fitted, rest)], rest, labels, probabilities),
+        groups=_groups([*some, *images.validation]),
         known=known.numpy(),
     )
 
 
-def _predict(
-    trainer: Trainer, rows: Sequence[ImageRow], calibration: Calibration
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Probabilities of some rows, calibrated as the network is, and without that."""
-    logits = trainer.logits(trainer.activations.positions(rows)).double()
+def _test(
+    trainer: Trainer, images: _Images, calibration: Calibration
+) -> tuple[NDArray[np.float64], Evaluation]:
+    """Give the test rows' probabilities, calibrated as the network is, and measure them."""
+    logits = trainer.logits(trainer.activations.positions(images.test)).double()
     if not torch.isfinite(logits).all():
         # of the last step no loss was computed
         raise FxError("training diverged: outputs are not finite; give a lower `learning_rate`")
-    uncalibrated = torch.softmax(logits * calibration.temperature, dim=1)
-    return torch.softmax(logits, dim=1).numpy(), uncalibrated.numpy()
+    probabilities, uncalibrated = (
+        torch.softmax(one, dim=1).numpy() for one in (logits, logits * calibration.temperature)
+    )
+    numbers, groups = images.numbers(images.test), _groups(images.test)
+    return probabilities, evaluate(
+        probabilities, numbers, images.classes, uncalibrated=uncalibrated, groups=groups
+    )
 
 
 def _groups(rows: Sequence[ImageRow]) -> NDArray[np.str_]:

@@ -13,7 +13,8 @@ from threadpoolctl import threadpool_limits
 
 from extract.errors import FxError, one_line
 from extract.files import open_regular, refuse_holes, stored_entries, write_whole
-from heads.learner import Features, Fold, Labels
+from heads.head import OutOfFoldPredictions
+from heads.learner import Features
 
 FILE = "limits.npz"
 NEIGHBOURS = 5  # training rows whose mean distance says how unlike an image is
@@ -48,29 +49,22 @@ class Limits:
     def of(
         cls,
         features: Features,
-        splits: list[Fold],
-        probabilities: NDArray[np.float64],
-        labels: Labels,
+        held_out: OutOfFoldPredictions,
         *,
         groups: ArrayLike | None = None,
         known: Features | None = None,
-        seed: int = 0,
     ) -> "Limits":
         """Learn them from rows that were held out.
 
         Parameters
         ----------
         features : float32 array of shape (n, d)
-        splits : list of (fitting rows, held-out rows), int arrays
-        probabilities : float64 array of shape (m, k), of the held-out rows, fold after fold
-        labels : int array of shape (m,), of those
-        groups : array of shape (m,), optional; of those, rows of one value (a patient, a video) are
-            alike
+        held_out : what was said of some of these rows, fold after fold
+        groups : array of shape (n,), optional; rows of one value (a patient, a video) are alike
         known : float32 array of shape (l, d), what new images are to be compared with; by
             default the features themselves
-        seed : chooses among many rows
         """
-        rng = np.random.default_rng(seed)
+        rng, splits, labels = np.random.default_rng(0), held_out.splits, held_out.labels
         # as many for the head as for every fold: among more rows the nearest would be nearer
         count = min(MAX_ROWS, *(len(fitting) for fitting, _ in splits))
 
@@ -81,12 +75,13 @@ class Limits:
             _distance(_directions(some(features[fitting])), features[rest])
             for fitting, rest in splits
         ]
-        alone = np.arange(len(labels))
-        member = alone if groups is None else np.unique(groups, return_inverse=True)[1]
+        alone = member = np.arange(len(labels))
+        if groups is not None:
+            member = np.unique(np.asarray(groups)[held_out.rows], return_inverse=True)[1]
         return cls(
             _directions(some(features if known is None else known)),
             np.concatenate(distances),
-            (1 - probabilities[alone, labels]).astype(np.float32),
+            (1 - held_out.probabilities[alone, labels]).astype(np.float32),
             labels.astype(np.int32),
             member.astype(np.int32),
         )

@@ -298,9 +298,8 @@ def models(tmp_path_factory: pytest.TempPathFactory, backbone: Backbone) -> dict
     spec, source = make_spec(backbone, "fp32").to_dict(), Source((backbone.weights,))
     head = fit_head(features, labels, kind="logreg", spec=spec, source=source, c=0.1)
     save_head(head.tested(features, labels), root / "head")
-    held_out = head.held_out
-    assert held_out is not None
-    limits = Limits.of(features, held_out.splits, held_out.probabilities, held_out.labels)
+    assert head.held_out is not None
+    limits = Limits.of(features, head.held_out)
     limits.save(root / "head")
     save_older_head(head.tested(features, labels), root / "older")
     save_model(root / "net", network_of(backbone, 2), ModelRecord.of(backbone, ["a", "b"]))
@@ -449,7 +448,7 @@ BOMBS = {
         (("classes",), ["a"], "for 1 classes"),
         (("classes",), [], "classes"),
         (("channels",), 1, "shape"),
-        (("backbone",), "resnet18", "tensors too many or too few"),
+        (("backbone",), "resnet18", "Missing key"),
     ],
 }
 

@@ -230,15 +230,8 @@ def _keep(
     groups: NDArray[np.intp] | None,
 ) -> None:
     save_head(head, directory)
-    held_out = head.held_out
-    assert held_out is not None, "a head that was just fitted"
-    Limits.of(
-        features,
-        held_out.splits,
-        held_out.probabilities,
-        held_out.labels,
-        groups=None if groups is None else groups[held_out.rows],
-    ).save(directory)
+    assert head.held_out is not None, "a head that was just fitted"
+    Limits.of(features, head.held_out, groups=groups).save(directory)
     write_plots(head, directory)
     if network := stored.sets[0].spec.network:
         # predictions need the very network that made the features

@@ -16,6 +16,7 @@ from extract.errors import FxError
 from extract.images import Snapshot
 from extract.store import FeatureStore
 from heads.fitting import fit_head
+from heads.head import OutOfFoldPredictions
 from heads.kinds import HEADS
 from heads.limits import Limits, groups_needed
 
@@ -24,8 +25,7 @@ Split = tuple[np.ndarray, np.ndarray]
 
 
 def limits_of(features: np.ndarray, labels: np.ndarray) -> Limits:
-    held_out = fit_head(features, labels, kind="logreg").held_out
-    return Limits.of(features, held_out.splits, held_out.probabilities, held_out.labels)
+    return Limits.of(features, fit_head(features, labels, kind="logreg").held_out)
 
 
 def clouds(n: int, seed: int) -> Split:
@@ -49,10 +49,11 @@ def test_limits_read_back_as_they_were(tmp_path: Path) -> None:
 
 
 def test_probabilities_that_tie_are_in_the_set_or_out_of_it_together() -> None:
-    rows, halves = np.ones((20, 2), np.float32), [(np.arange(10), np.arange(10, 20))]
+    rows, (half, rest) = np.ones((20, 2), np.float32), np.arange(20).reshape(2, 10)
     for sure in np.random.default_rng(0).uniform(0.5, 1, 200):
         same = np.tile([sure, 1 - sure], (10, 1))
-        limits = Limits.of(rows, halves, same, np.zeros(10, int))
+        held_out = OutOfFoldPredictions([(half, rest)], rest, np.zeros(10, int), same)
+        limits = Limits.of(rows, held_out)
         assert limits.least_probabilities(0.5, 2)[0] == pytest.approx(sure)
         assert limits.least_probabilities(0.5, 2)[0] <= sure
 
@@ -77,8 +78,7 @@ def test_a_set_of_labels_holds_the_true_one_as_often_as_asked() -> None:
     for draw in range(20):
         features, labels = clouds(200, 10 + draw)
         head = fit_head(features, labels, kind="logreg")
-        held = head.held_out
-        limits = Limits.of(features, held.splits, held.probabilities, held.labels)
+        limits = Limits.of(features, head.held_out)
         sets = head.predict_proba(fresh) >= limits.least_probabilities(0.9, 3)
         covered.append(sets[np.arange(len(truth)), np.searchsorted(head.classes, truth)].mean())
     assert 0.89 <= np.mean(covered) <= 0.93
@@ -290,8 +290,7 @@ def test_sets_of_labels_cover_nine_tenths_of_fresh_images(
     for draw in range(20):
         some = np.random.default_rng(draw).choice(len(labels), 1_000, replace=False)
         head = fit_head(features[some], labels[some], kind="logreg", c=0.02)
-        held = head.held_out
-        limits = Limits.of(features[some], held.splits, held.probabilities, held.labels)
+        limits = Limits.of(features[some], head.held_out)
         sets = head.predict_proba(fresh) >= limits.least_probabilities(0.9, 4)
         covered.append(sets[np.arange(len(truth)), np.searchsorted(head.classes, truth)].mean())
     print(f"mean coverage {np.mean(covered):.4f}")
