@@ -1,7 +1,5 @@
 """Before another engine or version adds rows, some stored ones are computed again and compared."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress

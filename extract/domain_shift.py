@@ -7,8 +7,6 @@ adaptation" (2020) take the Wasserstein distance of the statistics, as is done h
 the network's error grows with it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import partial
 

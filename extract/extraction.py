@@ -1,7 +1,5 @@
 """Stage one: every readable image of a folder has a row of features in the store, computed once."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections import deque

@@ -4,8 +4,6 @@ Names and one line of help are read from the files: listing them imports nothing
 imported when its object is asked for.
 """
 
-from __future__ import annotations
-
 import ast
 import difflib
 import pkgutil

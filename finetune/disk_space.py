@@ -1,7 +1,5 @@
 """Whether the disk has room for what a training will write, checked before anything is computed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Stage three: a network that starts as the fitted head and is trained only where that pays."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -132,7 +130,7 @@ class _Images(TrainingData):
     classes: tuple[str, ...]
 
     @classmethod
-    def of(cls, data: TrainingData, seed: int) -> _Images:
+    def of(cls, data: TrainingData, seed: int) -> "_Images":
         """Set validation rows aside where none are given; raises FxError where rows are missing."""
         set_aside = not data.validation
         if set_aside:

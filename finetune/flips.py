@@ -4,8 +4,6 @@ A mirrored cat is a cat, a mirrored digit is none. A head that has never seen a 
 classifies it as well as the image itself where left and right mean nothing, and worse elsewhere.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +48,7 @@ class FlipTrial:
     @classmethod
     def of(
         cls, right: NDArray[np.bool_], mirrored_right: NDArray[np.bool_], held_out: str
-    ) -> FlipTrial:
+    ) -> "FlipTrial":
         """Compare which of n images, and which mirror images, were classified correctly: (n,)."""
         lost = right.astype(float) - mirrored_right
         error = float(lost.std(ddof=1) / np.sqrt(len(lost)))

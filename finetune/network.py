@@ -1,7 +1,5 @@
 """The network in two views: whole, from pixels to logits, and only the part that trains."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

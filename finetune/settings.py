@@ -1,7 +1,5 @@
 """Settings of a fine-tuning, checked once, where they are made; recipes are named sets of them."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -121,7 +119,7 @@ class FinetuneSettings:
     seed: int = 0
 
     @classmethod
-    def of_recipe(cls, recipe: str, **chosen: Any) -> FinetuneSettings:
+    def of_recipe(cls, recipe: str, **chosen: Any) -> "FinetuneSettings":
         """Make the settings of a recipe; what is chosen and not None takes its place in it."""
         if recipe not in RECIPES:
             raise ValueError(f"`recipe` must be one of {', '.join(RECIPES)}; got {recipe!r}")
@@ -196,7 +194,7 @@ class FinetuneSettings:
         found["views"] = self.kept_views if kept else 0
         return asdict(self) | found
 
-    def with_found(self, found: TunedSettings) -> FinetuneSettings:
+    def with_found(self, found: TunedSettings) -> "FinetuneSettings":
         """Put what was found by trial in the place of what was left to be found."""
         values = msgspec.structs.asdict(found)
         return replace(self, **{name: x for name, x in values.items() if x is not None})

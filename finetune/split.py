@@ -1,7 +1,5 @@
 """A network cut in two: the frozen part, run once, and what trains, with the files between them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +110,7 @@ class SplitNetwork:
     depth: dict[nn.Parameter, int]
 
     @classmethod
-    def of(cls, backbone: Backbone, classes: int, settings: FinetuneSettings) -> SplitNetwork:
+    def of(cls, backbone: Backbone, classes: int, settings: FinetuneSettings) -> "SplitNetwork":
         """Freeze the trunk, make the rest trainable, and put a classifier on it."""
         import_compiler()
         module = backbone.module.eval().requires_grad_(False)

@@ -1,7 +1,5 @@
 """The head that training starts from, and its weights in a linear layer."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

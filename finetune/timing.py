@@ -1,7 +1,5 @@
 """How long training takes on this machine, by a few steps on images of noise."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 They rank; they promise no accuracy. Published comparisons disagree on how well they rank.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import solve

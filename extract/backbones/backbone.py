@@ -5,8 +5,6 @@ or what some of its inner layers give, side by side. Of that classifier nothing 
 dropout before it included.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -65,7 +63,7 @@ class Backbone:
         """What decides the module's numbers, in one line."""
         return f"{self.name} {self.weights_hash} {','.join(self.layers)}"
 
-    def at_layers(self, layers: Sequence[str]) -> Backbone:
+    def at_layers(self, layers: Sequence[str]) -> "Backbone":
         """Return the same network giving the vectors of some layers, side by side.
 
         Parameters

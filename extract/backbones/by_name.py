@@ -3,8 +3,6 @@
 A choice of weights is spelled one way wherever it is recorded, so that it gives the same again.
 """
 
-from __future__ import annotations
-
 import contextlib
 from pathlib import Path
 from typing import Any

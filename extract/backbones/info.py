@@ -1,7 +1,5 @@
 """What is known of a backbone without its weights; nothing is downloaded or computed."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import nn

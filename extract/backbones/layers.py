@@ -1,7 +1,5 @@
 """Features of inner layers: any nodes of a backbone's graph, pooled or flattened, in one pass."""
 
-from __future__ import annotations
-
 import difflib
 import warnings
 from collections.abc import Sequence

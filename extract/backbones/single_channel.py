@@ -10,8 +10,6 @@ features so keep a cosine of 0.994 (mean) and 0.977 (worst) with those of three 
 Coloured images are seen as the mean of their channels.
 """
 
-from __future__ import annotations
-
 from itertools import takewhile
 
 import torch

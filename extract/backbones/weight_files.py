@@ -1,7 +1,5 @@
 """Files of weights: in an installed distribution, in a library's cache, or downloaded to there."""
 
-from __future__ import annotations
-
 import http.client
 import re
 import socket

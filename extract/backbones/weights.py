@@ -6,8 +6,6 @@ any name: that one is taken whose tensors are the architecture's.
 No file is ever unpickled with its code: ``weights_only=True`` or safetensors.
 """
 
-from __future__ import annotations
-
 import codecs
 import hashlib
 import io
@@ -184,7 +182,7 @@ def _content(path: Path, needed: int) -> Any:
 class _LeftOut:
     """Takes the place of an object that is not read, whatever it is made of."""
 
-    def __new__(cls, *_: object) -> _LeftOut:
+    def __new__(cls, *_: object) -> "_LeftOut":
         return super().__new__(cls)
 
     def __setstate__(self, _: object) -> None:

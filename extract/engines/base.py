@@ -3,8 +3,6 @@
 The last batch is padded, so that a row does not depend on its neighbours.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Which engine runs a network, on which device and in batches of what size."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

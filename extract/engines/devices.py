@@ -1,7 +1,5 @@
 """Devices, and the precisions in which they compute."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -4,8 +4,6 @@ PyTorch, NumPy and skops write archives without compression, so that reading one
 memory than the file has bytes. An archive that claims otherwise is not one of theirs.
 """
 
-from __future__ import annotations
-
 import os
 import struct
 from typing import BinaryIO

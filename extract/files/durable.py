@@ -3,8 +3,6 @@
 Nothing here waits for a pipe or follows a link that stands where a file is about to be written.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import re

@@ -1,7 +1,5 @@
 """Untrusted JSON: it is what it is declared to be, or there is one error in one line."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

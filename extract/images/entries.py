@@ -3,8 +3,6 @@
 Entries of a source are sorted and none comes twice.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections import Counter
@@ -163,7 +161,7 @@ class ImageSource:
         """The different labels, sorted."""
         return tuple(sorted({entry.label for entry in self.entries if entry.label is not None}))
 
-    def without_small_classes(self) -> ImageSource:
+    def without_small_classes(self) -> "ImageSource":
         """Leave out classes of fewer than ``min_images``, as far as is known before any is read."""
         counts = Counter(entry.label for entry in self.entries)
         kept = [e for e in self.entries if e.label is None or counts[e.label] >= self.min_images]

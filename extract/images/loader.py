@@ -1,7 +1,5 @@
 """Reading images: a bounded number of files is hashed and decoded ahead, in order."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import os

@@ -1,7 +1,5 @@
 """Near-copies: the same image in another size or encoding, or mirrored, by perceptual hash."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -167,7 +165,7 @@ class NearCopies:
     apart: tuple[str, ...] = ()
 
     @classmethod
-    def among(cls, rows: Sequence[ImageRow], hashes: NDArray[np.uint8]) -> NearCopies:
+    def among(cls, rows: Sequence[ImageRow], hashes: NDArray[np.uint8]) -> "NearCopies":
         """Find them among n labelled rows by their perceptual hashes, of shape (n, 32)."""
         names, unit = np.unique([unit_of(row) for row in rows], return_inverse=True)
         joined = near_copy_groups(hashes, unit)

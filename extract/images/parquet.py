@@ -4,8 +4,6 @@ A few bytes may stand for a million rows of a megabyte each, so text columns are
 dictionaries: the different texts, and which row has which.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Collection
 from contextlib import nullcontext

@@ -3,8 +3,6 @@
 A snapshot is kept as a Parquet table and comes back from it as it was, odd file names included.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import itertools
@@ -144,7 +142,7 @@ class Snapshot:
         return sink.getvalue()
 
     @classmethod
-    def from_parquet(cls, name: str, data: bytes) -> Snapshot:
+    def from_parquet(cls, name: str, data: bytes) -> "Snapshot":
         """Read what ``to_parquet`` wrote.
 
         Raises

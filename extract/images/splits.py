@@ -4,8 +4,6 @@ A split depends on an image's key (or its group) and the split seed only, so add
 moves another one. Copies count once; bytes under two labels are in no split.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence

@@ -6,8 +6,6 @@ processes 5,200. Whole extractions on those cores, with a GPU for the network, d
 second with threads, 1,600 with 8 or 16 processes and 1,850 with 12: this process needs cores, too.
 """
 
-from __future__ import annotations
-
 import ctypes
 import mmap
 import multiprocessing

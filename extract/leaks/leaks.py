@@ -1,7 +1,5 @@
 """What lies on both sides of a split: images, nearly so, mirrored or in part, and groups."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import defaultdict

@@ -6,8 +6,6 @@ scale-invariant keypoints" (2004). It is confirmed where a part of one image, fo
 from coarse to fine, has the perceptual hash of the whole other one: by the rule for near-copies.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -4,8 +4,6 @@ A blob is replaced whole: it is written beside the old one, synced, and renamed.
 renames that this takes, the old one is still found.
 """
 
-from __future__ import annotations
-
 import shutil
 from contextlib import suppress
 from pathlib import Path

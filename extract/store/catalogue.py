@@ -4,8 +4,6 @@ The newest generation of a spec is the one that counts. What a commit has decide
 set, too, where it is not yet written there.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

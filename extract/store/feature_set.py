@@ -1,7 +1,5 @@
 """Reading features: the committed rows of one spec, checked as they are read."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import weakref

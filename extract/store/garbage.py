@@ -1,7 +1,5 @@
 """Garbage of a store: what no snapshot uses. What stays is copied, and switched to in one step."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection
 from contextlib import suppress

@@ -3,8 +3,6 @@
 Readers of a damaged root go by what lies below it, and the next writer writes it anew.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

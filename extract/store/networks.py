@@ -3,8 +3,6 @@
 They are in OpenVINO's format, which holds no code to run.
 """
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +41,7 @@ class StoredNetwork:
             write_whole(folder / f"network{suffix}", data)
 
     @classmethod
-    def read(cls, folder: Path) -> StoredNetwork:
+    def read(cls, folder: Path) -> "StoredNetwork":
         """Read what ``write`` wrote.
 
         Raises

@@ -3,8 +3,6 @@
 A store is not trusted: what is not as these records say is damage, reported in one error.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -23,8 +23,6 @@ one was killed in between. Where the root is damaged, readers go by what lies be
 writer writes it anew. An empty folder is a store that holds nothing yet.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import socket
@@ -91,7 +89,7 @@ class FeatureStore:
         self.root.check_layout()
 
     @classmethod
-    def create(cls, path: str | Path) -> FeatureStore:
+    def create(cls, path: str | Path) -> "FeatureStore":
         """Open a store, making an empty one where nothing lies yet."""
         path = Path(path)
         with disk_full_as_fx_error(path):

@@ -3,8 +3,6 @@
 Several sets that one pass fills are committed together, by one write that names all of them.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Zarr's groups and arrays on a disk: no pipe is waited for, and an update is one write."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Activations at the freezing boundary: the trunk sees every image once, not once an epoch."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

@@ -1,7 +1,5 @@
 """Augmentation: each image is drawn by a seed of its own, whatever batch, order or run it is in."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import math

@@ -1,7 +1,5 @@
 """Validation rows: a fifth of the training rows, set aside by hash before anything is fitted."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 

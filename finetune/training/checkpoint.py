@@ -1,7 +1,5 @@
 """Checkpoints: tensors in safetensors files, all else in JSON, nothing that can run code."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -112,7 +110,7 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     model_sha256: str | None = None
 
     @classmethod
-    def of(cls, backbone: Backbone, classes: Sequence[str], **more: Any) -> ModelRecord:
+    def of(cls, backbone: Backbone, classes: Sequence[str], **more: Any) -> "ModelRecord":
         """Describe a network of this backbone; ``more`` are the other fields."""
         return cls(
             backbone=backbone.name,

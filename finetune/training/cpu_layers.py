@@ -6,8 +6,6 @@ mobilenet_v2 1.8 times as quick, efficientnet_b0 2 times, efficientnet_lite0 1.4
 (``benchmarks/cpu_layers.py``).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial

@@ -1,7 +1,5 @@
 """The optimiser: which rate each tensor has, and how rates move over a run."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

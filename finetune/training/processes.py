@@ -1,7 +1,5 @@
 """Devices, precision and several processes: accelerate does all of it, and is set up here."""
 
-from __future__ import annotations
-
 import threading
 from datetime import timedelta
 from importlib.util import find_spec

@@ -3,8 +3,6 @@
 A step depends on its rows, its seed and the weights alone: it can be taken again.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """Learning rate and batch size by short trials on training rows, after which all is as before."""
 
-from __future__ import annotations
-
 import copy
 import math
 import time

@@ -1,7 +1,5 @@
 """The comparison: what it measures, what it costs, and what it says."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

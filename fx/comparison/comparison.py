@@ -1,7 +1,5 @@
 """The comparison: every strategy on the same nested training subsets and the same test rows."""
 
-from __future__ import annotations
-
 import csv
 import io
 import platform

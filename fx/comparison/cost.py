@@ -1,7 +1,5 @@
 """What a comparison will take on this machine, predicted from short trials before it is begun."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import time

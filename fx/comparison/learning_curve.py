@@ -5,8 +5,6 @@ asymptote: of the forms in use the one that fits learning curves of classifiers 
 Viering and M. Loog, "The Shape of Learning Curves: a Review", 2023).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

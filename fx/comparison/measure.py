@@ -3,8 +3,6 @@
 Each is measured in a process of its own, alone, so that its memory and its time are its own.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import shutil

@@ -1,7 +1,5 @@
 """Peak memory of a stretch of work in this process."""
 
-from __future__ import annotations
-
 import resource
 import sys
 from pathlib import Path

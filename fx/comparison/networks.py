@@ -1,7 +1,5 @@
 """The networks of a comparison, each with its features extracted."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path

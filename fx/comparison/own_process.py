@@ -5,8 +5,6 @@ unless the script guards it, and cannot be done with a script from standard inpu
 except where the work is made of what that script defines.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import pickle

@@ -1,7 +1,5 @@
 """What a comparison measures: strategies, sizes of the training set, and seeds of each size."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -6,8 +6,6 @@ notes to CS231n, Stanford). Neither border is in the rule; those that are used h
 wherever a quadrant is named.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

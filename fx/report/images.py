@@ -1,7 +1,5 @@
 """The images behind a comparison's numbers: mistakes, disputes, and a map of the features."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 

@@ -4,8 +4,6 @@ A page holds its style sheet, its scripts and its figures. Its content security 
 request and every script but the two whose hashes it names.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """How series are drawn: colour, dash and marker, in every plot the same."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +37,7 @@ class Style:
     symbol: str
 
     @classmethod
-    def number(cls, index: int) -> Style:
+    def number(cls, index: int) -> "Style":
         """One of the styles, which begin anew after a while."""
         kinds = (_COLOURS, tuple(DASHES), tuple(SYMBOLS))
         return cls(*(kind[index % len(kind)] for kind in kinds))

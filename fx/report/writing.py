@@ -1,7 +1,5 @@
 """Report of a comparison: one HTML file that opens without a network, and one image."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Doubtful labels: a page to look at, and a table to correct and give back to an extraction."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Stage one as the command runs it: the features of images, computed where the store lacks them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from extract.backbones import Backbone

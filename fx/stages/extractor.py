@@ -4,8 +4,6 @@ Images in memory are written into files, uncompressed, and are then images like 
 the same rules, and known by their bytes.
 """
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Iterable, Iterator
@@ -72,7 +70,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     def __sklearn_is_fitted__(self) -> bool:
         return True
 
-    def fit(self, X: Any, y: Any = None) -> FeatureExtractor:
+    def fit(self, X: Any, y: Any = None) -> "FeatureExtractor":
         """Do nothing."""
         return self
 

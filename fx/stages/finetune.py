@@ -1,7 +1,5 @@
 """Stage three as the command runs it: a network fine-tuned, measured and kept."""
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 import time

@@ -1,7 +1,5 @@
 """Stage two as the command runs it: a head on stored features, measured, kept with its plots."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Labels for new images, from a head on features or a fine-tuned network."""
 
-from __future__ import annotations
-
 import itertools
 import time
 from collections import deque

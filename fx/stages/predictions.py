@@ -1,7 +1,5 @@
 """Predictions put together, saved as a table, and images sorted by them; without torch."""
 
-from __future__ import annotations
-
 import csv
 import filecmp
 import io

@@ -1,7 +1,5 @@
 """What the stages return: frozen records, dictionaries only where JSON is written or read."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Self
 

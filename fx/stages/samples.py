@@ -1,7 +1,5 @@
 """Sample data sets, written as class folders of PNG files, of which there are all or none."""
 
-from __future__ import annotations
-
 import io
 import shutil
 from collections.abc import Iterable, Iterator, Sequence

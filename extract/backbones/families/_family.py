@@ -1,7 +1,5 @@
 """What a family of backbones is, and a network that it builds."""
 
-from __future__ import annotations
-
 import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 timm has the same network, with the same tensors in the same order.
 """
 
-from __future__ import annotations
-
 from extract.backbones.families._family import Architecture, Family
 from extract.backbones.families.timm import build_timm
 from extract.backbones.weight_files import wheel_file

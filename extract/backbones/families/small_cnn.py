@@ -3,8 +3,6 @@
 It is what a pretrained network is measured against; there are no weights for it.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

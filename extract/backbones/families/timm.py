@@ -1,7 +1,5 @@
 """timm's networks, as ``timm/NAME``, with its own weights; hundreds, which are not listed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

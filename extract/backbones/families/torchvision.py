@@ -3,8 +3,6 @@
 Not its transformers: fx takes CNNs.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

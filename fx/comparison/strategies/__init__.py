@@ -4,8 +4,6 @@ A strategy is spelled ``name`` or ``name:argument``, and where several networks 
 ``name:argument on network``.
 """
 
-from __future__ import annotations
-
 from extract.registry import Registry
 from fx.comparison.strategies._heads import HeadStrategy
 from fx.comparison.strategies._strategy import Costs, Disk, Fitted, Strategy

@@ -1,7 +1,5 @@
 """The whole network trained, starting from random weights."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from fx.comparison.strategies._training import ScratchStrategy
