@@ -72,16 +72,7 @@ class TrainedPart(nn.Module):
                 inputs = trunk.to(inputs.device)(inputs)
         return inputs
 
-    def features(self, prepared: torch.Tensor) -> torch.Tensor:
-        """Run the unfrozen blocks: prepared inputs to features (n, d)."""
-        features: torch.Tensor = self.tail(prepared)
-        return features
-
-    def classify(self, features: torch.Tensor) -> torch.Tensor:
-        """Compute logits (n, classes) of features (n, d)."""
-        logits: torch.Tensor = self.classifier(self.dropout(features))
-        return logits
-
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Map activations (n, …) or uint8 pixels (n, size, size, 3) to logits (n, classes)."""
-        return self.classify(self.features(self.prepare(inputs)))
+        logits: torch.Tensor = self.classifier(self.dropout(self.tail(self.prepare(inputs))))
+        return logits

@@ -5,37 +5,21 @@ scores have shape (m, k), and softmax of them, at a temperature, is its probabil
 Normalisation belongs to the learner: it is fitted on the fitting rows alone.
 """
 
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from extract.errors import FxError
+from extract.imports import in_place_of
 from heads.calibration import Calibration, calibrate
 
-
-@contextmanager
-def _without_pandas() -> Iterator[None]:
-    """Let scikit-learn do without pandas, which it imports and makes no use of: 0.3 s of CPU.
-
-    `heads.kinds.HEADS` sees to it that this module is imported before others that need it.
-    """
-    if "pandas" in sys.modules:
-        yield
-        return
-    sys.modules["pandas"] = cast("Any", None)
-    try:
-        yield
-    finally:
-        del sys.modules["pandas"]
-
-
-with _without_pandas():
+# scikit-learn imports pandas and makes no use of it: 0.3 s of CPU. `heads.kinds.HEADS` sees to it
+# that this module is imported before others that need scikit-learn.
+with in_place_of("pandas"):
     from sklearn.base import BaseEstimator
     from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
@@ -339,13 +323,13 @@ class HeadKind:
         return [kernel], []
 
 
-def grid_of_c(lowest: float, normalize: str, features: Features, *, count: int = 10) -> list[float]:
-    """Values of C from 10 ** lowest up, moved to where they mean the same for other lengths of row.
+def grid_of_c(lowest: float, normalize: str, features: Features) -> list[float]:
+    """Ten values of C from 10 ** lowest up, moved to where they mean the same for other rows.
 
     A penalty on weights weighs the more the smaller the features are: standardised rows have a
     squared length of about d, others are measured.
     """
-    grid = 10**lowest * STEP ** np.arange(count)
+    grid = 10**lowest * STEP ** np.arange(10)
     if normalize != "standard":
         rows = fit_normaliser(normalize, features).transform(features)
         variance = max(float(np.var(rows, axis=0, dtype=np.float64).sum()), 1e-12)

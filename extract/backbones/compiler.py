@@ -15,6 +15,8 @@ from unittest.mock import patch
 
 import torch
 
+from extract.imports import in_place_of
+
 
 @contextlib.contextmanager
 def without_compiler() -> Iterator[None]:
@@ -25,13 +27,9 @@ def without_compiler() -> Iterator[None]:
     """
     stand_in = ModuleType("torch._dynamo.utils")
     stand_in.is_compile_supported = lambda device: False  # type: ignore[attr-defined]
-    used = sys.modules.setdefault(stand_in.__name__, stand_in)
-    try:
-        with patch.object(torch.compiler, "disable", _unmarked):
-            yield
-    finally:
-        if used is stand_in:
-            del sys.modules[stand_in.__name__]
+    unmarked = patch.object(torch.compiler, "disable", _unmarked)
+    with in_place_of(stand_in.__name__, stand_in), unmarked:
+        yield
 
 
 def import_compiler() -> None:

@@ -20,15 +20,13 @@ def resolve_device(device: str = "auto") -> torch.device:
     FxError
         If the device is asked for by name and is not there.
     """
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     available = {
-        "cpu": True,
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
+        "cpu": True,
     }
+    if device == "auto":
+        device = next(name for name, there in available.items() if there)
     if device not in available:
         raise FxError(f"unknown device {device!r}; choose auto, cpu, cuda or mps")
     if not available[device]:

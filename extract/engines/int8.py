@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from extract.backbones import Backbone, make_spec
 from extract.engines.devices import INT8
-from extract.engines.openvino_engine import OpenVINOEngine, import_openvino, without_telemetry
+from extract.engines.openvino_engine import TELEMETRY, OpenVINOEngine, import_openvino
 from extract.errors import FxError
 from extract.files import check_room
 from extract.images import ImageSource, load_images
+from extract.imports import in_place_of
 from extract.store import FeatureStore, StoredNetwork
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def quantise(backbone: Backbone, pixels: Sequence[NDArray[np.uint8]]) -> StoredN
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
         # it greets on stdout, which may be promised to one JSON object
-        with redirect_stdout(io.StringIO()), without_telemetry():
+        with redirect_stdout(io.StringIO()), in_place_of(TELEMETRY):
             import nncf
     except ImportError as error:
         raise FxError(

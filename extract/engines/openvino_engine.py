@@ -6,12 +6,11 @@ import hashlib
 import itertools
 import json
 import os
-import sys
 import time
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -23,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from extract.engines.base import Engine, Run, pad
+from extract.imports import in_place_of
 
 if TYPE_CHECKING:
     import openvino
@@ -36,6 +36,11 @@ TO_WRITE = 3600.0  # seconds that writing one may take at most
 # Batches that wait for a free core, which goes on without waiting for this thread: extraction with
 # a quick network takes 7 % less time (efficientnet_lite0 in bf16, 2,000 photographs).
 WAITING = 2
+
+# It reports to a server of Google's which networks are converted, each from a process that it
+# forks: unwanted, and it would outlive a command that is interrupted. Where it is not installed,
+# OpenVINO and NNCF do nothing in its place.
+TELEMETRY = "openvino_telemetry"
 
 
 @dataclass(frozen=True)
@@ -180,26 +185,8 @@ def cache_directory() -> Path:
 
 def import_openvino() -> Any:
     """Import OpenVINO, which takes half a second, without its telemetry."""
-    with without_telemetry():
+    with in_place_of(TELEMETRY):
         import openvino
         import openvino.preprocess
 
     return openvino
-
-
-@contextmanager
-def without_telemetry() -> Iterator[None]:
-    """Let what is imported here find ``openvino_telemetry`` not installed.
-
-    It reports to a server of Google's which networks are converted, each from a process that it
-    forks: unwanted, and it would outlive a command that is interrupted. OpenVINO
-    and NNCF have stand-ins for it that do nothing.
-    """
-    name = "openvino_telemetry"
-    before = {name: sys.modules[name]} if name in sys.modules else {}
-    sys.modules[name] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules[name]
-        sys.modules.update(before)

@@ -1,7 +1,5 @@
 """PyTorch's engine. CUDA was tried on one card, an H200 (``pytest -m gpu``); MPS never was."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -28,22 +26,21 @@ class TorchEngine(Engine):
 
     def run(self, batches: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
         """Compute features batch by batch, in order; see ``Engine.run``."""
-        started: deque[tuple[_PendingBatch, NDArray[np.uint8]]] = deque()
+        started: deque[tuple[torch.Tensor, torch.cuda.Event | None, NDArray[np.uint8]]] = deque()
         ahead = AHEAD if self.device.type == "cuda" else 0
         for pixels in batches:
-            started.append((self._start(pixels), pixels))
+            started.append((*self._start(pixels), pixels))
             if len(started) > ahead:
                 yield self._finish(*started.popleft())
         while started:
             yield self._finish(*started.popleft())
 
-    def _start(self, pixels: NDArray[np.uint8]) -> _PendingBatch:
+    def _start(self, pixels: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+        """Give features that a GPU may not have sent yet: they are there after the event."""
         with torch.inference_mode():
             given = torch.from_numpy(pad(pixels, self.batch_size))
             if self.device.type != "cuda":
-                return _PendingBatch(
-                    self.compute(given.to(self.device), self.precision).cpu(), None
-                )
+                return self.compute(given.to(self.device), self.precision).cpu(), None
             with torch.cuda.stream(self._copies):
                 # beside the batch before it, which still computes
                 on_device = given.pin_memory().to(self.device, non_blocking=True)
@@ -53,21 +50,15 @@ class TorchEngine(Engine):
             features = self.compute(on_device, self.precision)
             arrived = torch.empty(features.shape, dtype=features.dtype, pin_memory=True)
             arrived.copy_(features, non_blocking=True)
-            return _PendingBatch(arrived, computing.record_event())
+            return arrived, computing.record_event()
 
     @cached_property
     def _copies(self) -> torch.cuda.Stream:
         return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
-    def _finish(self, started: _PendingBatch, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        if started.event is not None:
-            started.event.synchronize()
-        return self._finite(started.features.numpy()[: len(pixels)], pixels)
-
-
-@dataclass(frozen=True)
-class _PendingBatch:
-    """Features that a GPU may not have sent yet: they are there once the event has happened."""
-
-    features: torch.Tensor
-    event: torch.cuda.Event | None
+    def _finish(
+        self, features: torch.Tensor, event: torch.cuda.Event | None, pixels: NDArray[np.uint8]
+    ) -> NDArray[np.float32]:
+        if event is not None:
+            event.synchronize()
+        return self._finite(features.numpy()[: len(pixels)], pixels)

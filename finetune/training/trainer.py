@@ -71,8 +71,8 @@ class Step(nn.Module):
         the sum of the losses, a scalar, and the logits (n, classes)
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not classifier_alone):
-            features = self.part.features(prepared)
-        logits = self.part.classify(features)
+            features = self.part.tail(prepared)
+        logits = self.part.classifier(self.part.dropout(features))
         loss: torch.Tensor = self.loss(logits.float(), targets)
         if self.auxiliaries is not None and not classifier_alone:
             loss = loss + self.auxiliaries.losses(targets, self.loss)
@@ -236,7 +236,7 @@ class Trainer:
             for at in range(0, len(mine), PREDICTION_BATCH):
                 inputs = self.activations.take(mine[at : at + PREDICTION_BATCH])
                 prepared = part.prepare(inputs.to(accelerator.device))
-                parts.append(part.features(prepared).float().cpu())
+                parts.append(part.tail(prepared).float().cpu())
         return gather_rows(accelerator, torch.cat(parts), len(positions))
 
     def logits(self, positions: Positions, part: TrainedPart | None = None) -> torch.Tensor:

@@ -60,20 +60,20 @@ class Curves:
         most = 1 if self.higher_is_better else None
         return np.median(found, axis=0), np.clip(low, 0, most), np.clip(high, 0, most)
 
-    def images_for(self, score: float, level: float = LEVEL) -> tuple[float, float, float]:
+    def images_for(self, score: float) -> tuple[float, float, float]:
         """Images that a score would take: median and bounds, infinite if it is not reached."""
         floor, scale, exponent = self.parameters.T
         error = 1 - score if self.higher_is_better else score
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             needed = (scale / (error - floor)) ** (1 / exponent)
         needed = np.where(error > floor, needed, np.inf)
-        quantiles = [0.5, (1 - level) / 2, (1 + level) / 2]
+        quantiles = [0.5, (1 - LEVEL) / 2, (1 + LEVEL) / 2]
         # of values, not between them: infinity has no neighbourhood
         median, low, high = np.quantile(needed, quantiles, method="inverted_cdf")
         return float(median), float(low), float(high)
 
 
-def fit_curves(tables: Tables, *, higher_is_better: bool = True, seed: int = 0) -> Curves | None:
+def fit_curves(tables: Tables, *, higher_is_better: bool = True) -> Curves | None:
     """Fit power laws to what other draws of the same sizes might have given.
 
     A mean of few draws is off by Student's t, not by a normal number: each resample draws the
@@ -83,7 +83,6 @@ def fit_curves(tables: Tables, *, higher_is_better: bool = True, seed: int = 0) 
     ----------
     tables : size → float64 array of shape (draws, images), scores
     higher_is_better : False for a loss, which itself follows the law instead of 1 less the score
-    seed : of the resampling
 
     Returns
     -------
@@ -101,7 +100,7 @@ def fit_curves(tables: Tables, *, higher_is_better: bool = True, seed: int = 0) 
     known = int((draws - 1).sum()) or df
     if np.square((fitted - errors) / sigma).sum() > free * stats.f.isf(MISFIT, free, known):
         return None
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     scale = np.sqrt(df / rng.chisquare(df, RESAMPLES))
     noisy = errors + scale[:, None] * sigma * rng.normal(size=(RESAMPLES, len(sizes)))
     return Curves(_fit(sizes, noisy, sigma), scale * np.sqrt(variance[-1]), higher_is_better)

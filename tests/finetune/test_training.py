@@ -456,7 +456,7 @@ def test_label_smoothing_and_mixes_train_on_what_pytorch_makes_of_them(
         pixels = part.prepare(trainer.activations.take(positions[:8]))
         inputs, targets = mixed(pixels, torch.from_numpy(labels[:8]), 3, mix, 5)
         with torch.inference_mode():
-            logits = part.classify(part.features(inputs))
+            logits = part.classifier(part.dropout(part.tail(inputs)))
         expected = nn.functional.cross_entropy(logits, targets)
         trainer.training_mode()
         loss, _ = trainer.step(positions[:8], labels[:8], rate=1e-9, epoch=1, seed=5)
