@@ -28,7 +28,6 @@ Features = NDArray[np.float32]
 Labels = NDArray[np.intp]
 Scores = NDArray[np.float64]
 State = dict[str, NDArray[Any]]
-Shape = tuple[int, ...]
 Fold = tuple[Labels, Labels]  # rows that fit, rows that are held out
 
 AUTO = "auto"
@@ -100,8 +99,8 @@ class Learner(ABC):
     grid_label : str, what the grid's values are, on the axis of a plot
     choice_text : str, format of the value that was chosen, in a line of text; empty for none
     weights : names of the arrays of the classifier that hold the numbers that the fit chose
-    fitted : names ``step.attribute`` of the arrays that it has found, besides the normaliser's;
-        `shapes` says their shapes
+    fitted : the arrays that it has found, besides the normaliser's: ``step.attribute``, a blank,
+        and a letter for each dimension, see `sizes`
     """
 
     normalize: str = "standard"
@@ -114,7 +113,7 @@ class Learner(ABC):
     grid_label = "C (less penalty to the right)"
     choice_text = "C {:.3g}"
     weights: ClassVar[Sequence[str]] = ("coef_", "intercept_")
-    fitted: ClassVar[Sequence[str]] = ("classify.coef_", "classify.intercept_")
+    fitted: ClassVar[Sequence[str]] = ("classify.coef_ vd", "classify.intercept_ v")
 
     @abstractmethod
     def estimator(self, c: float) -> BaseEstimator:
@@ -187,15 +186,17 @@ class Learner(ABC):
     def state(self, pipeline: Pipeline) -> State:
         """Give all that a fit has found, as arrays named ``step.attribute``."""
         state = {}
-        for name in self.state_names():
+        for name in self.arrays:
             step, _, attribute = name.partition(".")
             state[name] = np.array(getattr(pipeline[step], attribute), order="C")
         return state
 
-    def state_names(self) -> tuple[str, ...]:
-        """Names of the arrays of a state."""
-        of_scaler = ("mean_", "scale_", "var_") if self.normalize == "standard" else ()
-        return (*(f"normalize.{name}" for name in ("n_features_in_", *of_scaler)), *self.fitted)
+    @property
+    def arrays(self) -> dict[str, str]:
+        """The arrays of a state, and the letters of their dimensions."""
+        scaler = ("mean_ d", "scale_ d", "var_ d") if self.normalize == "standard" else ()
+        names = [*(f"normalize.{one}" for one in ("n_features_in_", *scaler)), *self.fitted]
+        return {name: letters for name, _, letters in (one.partition(" ") for one in names)}
 
     def rebuild(self, state: State, classes: Sequence[str], c: float) -> Pipeline:
         """Make a pipeline of plain scikit-learn objects that predicts as the one that was fitted.
@@ -214,16 +215,13 @@ class Learner(ABC):
         d, names = int(state["normalize.n_features_in_"]), np.array(classes, dtype=str)
         if not 0 < d <= sum(map(np.size, state.values())):
             raise ValueError(f"{d} features")
-        shapes: dict[str, Shape] = {
-            name: () if name == "normalize.n_features_in_" else (d,) for name in self.state_names()
-        }
-        shapes |= self.shapes(state, len(names), d)
-        pipeline = self.unfitted(c)
+        sizes, pipeline = {"d": d, **self.sizes(state, len(names))}, self.unfitted(c)
         for step in pipeline:
             step.n_features_in_ = d
-        for name in self.state_names():
+        for name, letters in self.arrays.items():
             array = state[name]
-            if array.dtype.kind not in "fiu" or array.shape != shapes[name]:
+            sides = zip(letters, array.shape, strict=True)
+            if array.dtype.kind not in "fiu" or any(sizes.setdefault(a, n) != n for a, n in sides):
                 raise ValueError(f"{name} is {array.dtype} of shape {array.shape}")
             place, _, attribute = name.partition(".")
             setattr(pipeline[place], attribute, array if array.ndim else array.item())
@@ -235,10 +233,12 @@ class Learner(ABC):
         normaliser = NORMALISERS[self.normalize]()
         return Pipeline([("normalize", normaliser), ("classify", self.estimator(c))])
 
-    def shapes(self, state: State, k: int, d: int) -> dict[str, Shape]:
-        """Say what shapes the fitted arrays have, for k classes and d features."""
-        vectors = 1 if k == 2 else k
-        return {"classify.coef_": (vectors, d), "classify.intercept_": (vectors,)}
+    def sizes(self, state: State, k: int) -> dict[str, int]:
+        """Say how long dimensions are, for k classes; any other is as in the first array with it.
+
+        ``k`` stands for classes, ``v`` for vectors of coefficients, ``d`` for features.
+        """
+        return {"k": k, "v": 1 if k == 2 else k}
 
     def complete(self, pipeline: Pipeline, classes: NDArray[np.str_]) -> None:
         """Give a rebuilt pipeline the attributes that follow from others."""

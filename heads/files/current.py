@@ -190,10 +190,10 @@ def _read_state(path: Path, file: BinaryIO, record: _Record, learner: Learner) -
         except (AttributeError, KeyError, TypeError):
             return None
     with safe_open(path, framework="np") as arrays:
-        if set(arrays.keys()) != set(learner.state_names()):
+        if set(arrays.keys()) != set(learner.arrays):
             return None
         # copies are aligned in memory as the arrays were that were saved: products are bitwise so
-        return {name: np.array(arrays.get_tensor(name)) for name in learner.state_names()}
+        return {name: np.array(arrays.get_tensor(name)) for name in learner.arrays}
 
 
 @contextmanager

@@ -23,7 +23,6 @@ from heads.learner import (
     Features,
     Learner,
     Scores,
-    Shape,
     State,
     Trial,
     fit_normaliser,
@@ -46,8 +45,8 @@ class NystroemMachine(Learner):
     calibrated_search = True
     extensible = True
     fitted = (
-        *("map.components_", "map.normalization_", "map.gamma"),
-        *("classify.coef_", "classify.intercept_"),
+        *("map.components_ md", "map.normalization_ mm", "map.gamma"),
+        *("classify.coef_ vm", "classify.intercept_ v"),
     )
 
     def estimator(self, c: float) -> RidgeClassifier:
@@ -115,17 +114,6 @@ class NystroemMachine(Learner):
         """Of two classes, scikit-learn's versions have one vector or a row of it."""
         state = super().state(pipeline)
         return {**state, "classify.coef_": np.atleast_2d(state["classify.coef_"])}
-
-    def shapes(self, state: State, k: int, d: int) -> dict[str, Shape]:
-        """As many features after the map as landmarks."""
-        m, vectors = len(state["map.components_"]), 1 if k == 2 else k
-        return {
-            "map.components_": (m, d),
-            "map.normalization_": (m, m),
-            "map.gamma": (),
-            "classify.coef_": (vectors, m),
-            "classify.intercept_": (vectors,),
-        }
 
     def complete(self, pipeline: Pipeline, classes: NDArray[np.str_]) -> None:
         """Count the landmarks, and name the classes as RidgeClassifier does."""

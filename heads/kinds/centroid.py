@@ -8,7 +8,7 @@ from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import Pipeline
 
 from extract.errors import FxError
-from heads.learner import Features, HeadKind, Learner, Scores, Shape, State
+from heads.learner import Features, HeadKind, Learner, Scores
 
 
 class Centroid(Learner):
@@ -17,7 +17,10 @@ class Centroid(Learner):
     calibrated_search = True
     choice_text = ""
     weights = ("centroids_",)
-    fitted = ("classify.centroids_", "classify.class_prior_", "classify.within_class_std_dev_")
+    fitted = (
+        *("classify.centroids_ kd", "classify.class_prior_ k"),
+        "classify.within_class_std_dev_ d",
+    )
 
     def estimator(self, c: float) -> NearestCentroid:
         """Make scikit-learn's own classifier."""
@@ -45,14 +48,6 @@ class Centroid(Learner):
         rows = pipeline["normalize"].transform(features)
         distances = np.square(centroids).sum(axis=1) - 2 * rows @ centroids.T
         return np.asarray(-distances / (2 * max(centroids.var(axis=0).sum(), 1e-12)))
-
-    def shapes(self, state: State, k: int, d: int) -> dict[str, Shape]:
-        """A centroid a class."""
-        return {
-            "classify.centroids_": (k, d),
-            "classify.class_prior_": (k,),
-            "classify.within_class_std_dev_": (d,),
-        }
 
 
 HEAD = HeadKind("centroid", {None: Centroid})

@@ -8,7 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline
 
 from extract.errors import FxError
-from heads.learner import Features, HeadKind, Learner, Scores, Shape, State, Trial
+from heads.learner import Features, HeadKind, Learner, Scores, Trial
 
 NEIGHBOURS = (1, 2, 3, 5, 8, 13, 20, 30, 50)
 
@@ -20,7 +20,7 @@ class Neighbours(Learner):
     grid_label = "neighbours"
     choice_text = "neighbours {:g}"
     weights = ("_fit_X",)
-    fitted = ("classify._fit_X", "classify._y")
+    fitted = ("classify._fit_X nd", "classify._y n")
 
     def estimator(self, c: float) -> KNeighborsClassifier:
         """Make scikit-learn's own classifier, of c neighbours."""
@@ -55,11 +55,6 @@ class Neighbours(Learner):
         classifier = pipeline["classify"]
         votes = np.eye(len(classifier.classes_))[classifier._y[_nearest(pipeline, features)]]
         return _log_shares(votes.sum(axis=1))
-
-    def shapes(self, state: State, k: int, d: int) -> dict[str, Shape]:
-        """As many labels as rows."""
-        rows = state["classify._y"].size
-        return {"classify._fit_X": (rows, d), "classify._y": (rows,)}
 
     def complete(self, pipeline: Pipeline, classes: NDArray[np.str_]) -> None:
         """Fit the classifier, which keeps the rows, again."""

@@ -20,7 +20,6 @@ from heads.learner import (
     Labels,
     Learner,
     Scores,
-    Shape,
     State,
     Trial,
     fit_normaliser,
@@ -44,10 +43,10 @@ class SupportVectors(Learner):
     extensible = True
     weights = ("dual_coef_", "intercept_")
     fitted = tuple(
-        f"classify.{name}"
-        for name in (
-            *("support_", "support_vectors_", "_n_support", "_dual_coef_", "_intercept_"),
-            *("_gamma", "shape_fit_"),
+        f"classify.{one}"
+        for one in (
+            *("support_ n", "support_vectors_ nd", "_n_support k", "_dual_coef_ on"),
+            *("_intercept_ p", "_gamma", "shape_fit_ 2"),
         )
     )
 
@@ -120,21 +119,12 @@ class SupportVectors(Learner):
         margins += machine.intercept_
         return pairwise_scores(margins[:, 0] if margins.shape[1] == 1 else margins)
 
-    def shapes(self, state: State, k: int, d: int) -> dict[str, Shape]:
-        """As many vectors as the classes have in all: libsvm would read past fewer."""
+    def sizes(self, state: State, k: int) -> dict[str, int]:
+        """As many vectors, n, as the classes have in all: libsvm would read past fewer."""
         counts = state["classify._n_support"]
         if counts.ndim != 1 or counts.dtype.kind not in "iu" or (counts < 0).any():
             raise ValueError("no numbers of support vectors")
-        vectors, pairs = int(counts.sum()), k * (k - 1) // 2
-        return {
-            "classify.support_": (vectors,),
-            "classify.support_vectors_": (vectors, d),
-            "classify._n_support": (k,),
-            "classify._dual_coef_": (k - 1, vectors),
-            "classify._intercept_": (pairs,),
-            "classify._gamma": (),
-            "classify.shape_fit_": (2,),
-        }
+        return {"k": k, "o": k - 1, "n": int(counts.sum()), "p": k * (k - 1) // 2, "2": 2}
 
     def complete(self, pipeline: Pipeline, classes: NDArray[np.str_]) -> None:
         """Set what SVC derives from the rest; of two classes it has coefficients of both signs."""
