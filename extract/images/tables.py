@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from extract.errors import FxError, one_line
+from extract.errors import FxError, listed, one_line
 from extract.images.entries import (
     ImageEntry,
     ImageSource,
@@ -269,8 +269,7 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _known_columns(table: Path, names: list[str], reading: Reading) -> dict[str, str]:
     """Return what the columns that mean something are called in the table."""
     tidy = [_tidy(name) for name in names]
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    has = "it has " + ", ".join(repr(name[:80]) for name in names[:SHOWN]) + more
+    has = f"it has {listed((repr(name[:80]) for name in names), SHOWN)}"
     known = {}
     for name in _COLUMNS:
         asked = getattr(reading, f"{name}_column")

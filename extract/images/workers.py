@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extract.errors import FxError
-from extract.images.decoding_memory import PARTS, Synchroniser, share_memory
+from extract.images.decoding_memory import PARTS, Synchroniser, Turn, share_memory
 from extract.images.entries import ImageEntry, LoadedImage
 
 Work = Callable[[ImageEntry], LoadedImage]
@@ -140,7 +140,7 @@ _places: NDArray[np.uint8]
 
 
 def _prepare_process(
-    work: Work, places: NDArray[np.uint8], turn: Synchroniser, parts: Synchroniser, parent: int
+    work: Work, places: NDArray[np.uint8], turn: Turn, parts: Synchroniser, parent: int
 ) -> None:
     """Prepare a forked process to read images, and to end with the thread that forked it."""
     global _work, _places

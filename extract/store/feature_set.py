@@ -52,6 +52,7 @@ class FeatureSet:
     committed : int, rows that count
     runs : a record for each extraction that added rows
     checksums : of the committed rows, by array and chunk; None in a store of an earlier version
+    arrays : zarr's, by name: ``features``, ``keys`` and ``hashes``
     damaged : spans of rows, first and one past the last, that ``FeatureStore.verify`` found damaged
 
     Raises
@@ -64,8 +65,8 @@ class FeatureSet:
         self.group = group
         self.path = path
         self.name = path.name
-        self._arrays = {name: _row_array(group, name) for name in ROW_ARRAYS}
-        there = min(array.shape[0] for array in self._arrays.values())
+        self.arrays = {name: _row_array(group, name) for name in ROW_ARRAYS}
+        there = min(array.shape[0] for array in self.arrays.values())
         attributes = msgspec.convert(group.attrs.asdict(), SetAttributes)
         # what is decided is there already: more rows than there are is a damaged root
         if decided is not None and attributes.committed < decided.committed <= there:
@@ -78,10 +79,10 @@ class FeatureSet:
         self.weights_source = attributes.weights_source
         self.damaged = attributes.damaged
         self.checksums = attributes.checksums
-        self.dtype = np.dtype(self.array("features").dtype)
+        self.dtype = np.dtype(self.arrays["features"].dtype)
         if there < self.committed:
             raise ValueError(f"{there} rows are there, and {self.committed} are committed")
-        _check_arrays(self._arrays, self.dim)
+        _check_arrays(self.arrays, self.dim)
         if self.checksums is not None:
             for name in ROW_ARRAYS:
                 if len(self.checksums.get(name, ())) != self.chunks(name):
@@ -96,13 +97,9 @@ class FeatureSet:
         if os.fstat(descriptor).st_ino != path.stat().st_ino:
             raise FileNotFoundError(f"{path} was deleted")
 
-    def array(self, name: str) -> zarr.Array[Any]:
-        """Return one of the row arrays: ``features``, ``keys`` or ``hashes``."""
-        return self._arrays[name]
-
     def rows_per_chunk(self, name: str) -> int:
         """Rows that an array keeps in one file: a shard, or a chunk where it has no shards."""
-        array = self.array(name)
+        array = self.arrays[name]
         return int((array.shards or array.chunks)[0])
 
     def chunks(self, name: str) -> int:
@@ -121,7 +118,7 @@ class FeatureSet:
         rows, file = self.rows_per_chunk(name), self.chunk_file(name, number)
         start = number * rows
         try:
-            values = np.asarray(self.array(name)[start : min(start + rows, self.committed)])
+            values = np.asarray(self.arrays[name][start : min(start + rows, self.committed)])
         except (MemoryError, PermissionError):
             raise
         except Exception as error:  # any decoder's failure means the same here
@@ -132,7 +129,7 @@ class FeatureSet:
 
     def _file_damage(self, name: str, number: int) -> str:
         """Say what is wrong with a chunk's file, without reading it; empty if nothing is."""
-        file, array = self.chunk_file(name, number), self.array(name)
+        file, array = self.chunk_file(name, number), self.arrays[name]
         # zarr would read zeros for what is not there, whole files or chunks of a shard
         if not file.exists():
             return f"{file} is missing"
@@ -205,7 +202,7 @@ class FeatureSet:
         self._check_stored(keys)
         rows = self.rows
         wanted = np.array([rows[key] for key in keys], dtype=np.int64)
-        array = self.array(name)
+        array = self.arrays[name]
         result = np.empty((len(keys), array.shape[1]), dtype=array.dtype)
         step = self.rows_per_chunk(name)
         # a chunk at a time: beside the result, memory holds one of them
@@ -294,7 +291,7 @@ class FeatureSet:
     def tail_is_damaged(self) -> bool:
         """Whether the last chunks hold unfinished rows that can be neither read nor overwritten."""
         for name in ROW_ARRAYS:
-            array, step = self.array(name), self.rows_per_chunk(name)
+            array, step = self.arrays[name], self.rows_per_chunk(name)
             start = self.committed // step * step
             stop = min(start + step, array.shape[0])
             if start < self.committed < stop:

@@ -138,7 +138,7 @@ class RowBuffer:
         stop = self.written + len(joined[0])
         # first all of them: where they differ in length, xarray refuses to open the set
         for name in ROW_ARRAYS:
-            array = self._set.array(name)
+            array = self._set.arrays[name]
             with disk_full_as_fx_error(self._set.path.parent):
                 array.resize((stop, array.shape[1]))
                 sync(self._set.path / name / "zarr.json")
@@ -158,7 +158,7 @@ class RowBuffer:
                     # what an unfinished run has left may be damaged, and Zarr would read it first
                     file.unlink(missing_ok=True)
                     checksums.append(0)
-                self._set.array(name)[first:last] = some
+                self._set.arrays[name][first:last] = some
                 sync(file)
             checksums[number] = checksum_of(some, checksums[number])
         return checksums

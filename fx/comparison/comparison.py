@@ -30,7 +30,7 @@ from fx.comparison.networks import Prepared, name_with_network, open_networks, p
 from fx.comparison.plan import Plan
 from fx.comparison.recommend import differences, estimates, quadrant_of, recommend
 from fx.comparison.statistics import Scores
-from fx.comparison.strategies import strategy_of
+from fx.comparison.strategies import read_flips, strategy_of
 from fx.explain import small_heat_maps
 from fx.options import Options
 from fx.output import Begin, to_json
@@ -116,7 +116,7 @@ def compare(
         flips=[
             replace(flips, backbone=one.backbone.name)
             for one in prepared
-            if (flips := one.flips) is not None
+            if (flips := read_flips(one.context)) is not None
         ],
         notes=_notes(source, prepared, plan),
         extraction_seconds=sum(extracting) if extracting else None,

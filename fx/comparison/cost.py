@@ -37,6 +37,7 @@ from heads.fitting import MIN_PER_CLASS, OUTER_FOLDS, fit_head
 # SVM's time grows as on more
 TRIED_ROWS, TRIED_SECONDS = (50, 200, 800, 3200), 1.0
 START_SECONDS = 1.0  # of a cell's process
+_ADDED_UP = ("extraction_seconds", "shared_seconds", "seconds", "disk_mb")  # over networks
 _GROWTH = (1.0, 2.0)  # least and largest power of the rows that a fit's time grows with
 
 
@@ -208,10 +209,7 @@ def preview(
         n_test=dataset_size.test if dataset_size.folds == 1 else dataset_size.images,
         cells=[cell for one in found for cell in one.cells],
         skipped=[cell for one in found for cell in one.skipped],
-        extraction_seconds=sum(one.extraction_seconds for one in found),
-        shared_seconds=sum(one.shared_seconds for one in found),
-        seconds=sum(one.seconds for one in found),
-        disk_mb=sum(one.disk_mb for one in found),
+        **{name: sum(getattr(one, name) for one in found) for name in _ADDED_UP},
     )
 
 

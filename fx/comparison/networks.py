@@ -15,10 +15,9 @@ from finetune.settings import FinetuneSettings
 from fx.comparison.context import ComparisonContext, DatasetSize
 from fx.comparison.measure import run_of
 from fx.comparison.plan import Cell, Plan, subset_sizes
-from fx.comparison.strategies import BATCH_SIZE, read_flips, strategy_of
+from fx.comparison.strategies import BATCH_SIZE, strategy_of
 from fx.options import Options, names_in, open_backbone, open_engine, read_snapshot
 from fx.output import Begin
-from fx.records import FlipDecision
 from fx.runs import Run
 from fx.stages.extract import fill_store
 from fx.stages.rows import check_labelled, folds_of, near_copies_among, used_rows
@@ -82,11 +81,6 @@ class Prepared:
         """Cells that an earlier comparison measured."""
         fresh = self.context.options.fresh
         return [] if fresh else [c for c in self.cells if run_of(self.context, c).finished]
-
-    @property
-    def flips(self) -> FlipDecision | None:
-        """What was decided on flips, for all fine-tunings."""
-        return read_flips(self.context)
 
     @property
     def extraction_seconds(self) -> float | None:

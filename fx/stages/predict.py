@@ -13,7 +13,7 @@ from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
 from extract.engines import Engine
-from extract.errors import FxError
+from extract.errors import FxError, listed
 from extract.images import (
     FailedImage,
     ImageEntry,
@@ -168,9 +168,8 @@ def _labeller(
         needed = groups_needed(conformal)
         counts = limits.held_out_per_class(len(classes))
         if few := [f"{classes[i]} ({counts[i]})" for i in counts.argsort() if counts[i] < needed]:
-            more = f" and {len(few) - MOST_NAMED:,} more" if len(few) > MOST_NAMED else ""
             notes.append(
-                f"in every set: {', '.join(few[:MOST_NAMED])}{more}; `conformal` {conformal:g} "
+                f"in every set: {listed(few, MOST_NAMED)}; `conformal` {conformal:g} "
                 f"needs {needed:,} held-out images of a class, or groups of images"
             )
         if not len(limits.labels):

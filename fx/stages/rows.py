@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from extract.errors import FxError
+from extract.errors import FxError, listed
 from extract.images import ImageRow, NearCopies, Snapshot, units_of_classes
 from fx.options import NEAR_COPIES
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 # Below so many labelled images without a given test split, outer folds measure instead of one.
 FEW = 1_000
-SHOWN_CLASSES = 3
 LEAST_TRAINING = 2  # images, or groups, of a class: the folds of cross-validation need two
 
 
@@ -107,17 +106,10 @@ def why_in_none(row: ImageRow) -> str:
 def notes_on_untested(classes: Sequence[str], tested: Sequence[ImageRow]) -> list[str]:
     """Name the classes without a test image, of which no figure says anything."""
     have = set(labels_of(tested))
-    without = [label for label in classes if label not in have]
-    if not without:
-        return []
-    return [f"no test image is of {_named(without)}: the figures say nothing of such classes"]
-
-
-def _named(classes: Sequence[str]) -> str:
-    """Name the first classes of some."""
-    more = len(classes) - SHOWN_CLASSES
-    some = ", ".join(map(repr, classes[:SHOWN_CLASSES]))
-    return some + (f" and {more:,} more" if more > 0 else "")
+    names = listed(repr(label) for label in classes if label not in have)
+    return (
+        [f"no test image is of {names}: the figures say nothing of such classes"] if names else []
+    )
 
 
 def keys_of(rows: Sequence[ImageRow]) -> list[bytes]:
@@ -172,7 +164,7 @@ def near_copies_among(
     notes = [f"{said}; those stay in one fold"] if found.groups else []
     if found.apart:
         notes.append(
-            f"near-copies of {_named(found.apart)} do not stay in one fold: they are most of "
-            "the images, so that too few groups would be left"
+            f"near-copies of {listed(map(repr, found.apart))} do not stay in one fold: they are "
+            "most of the images, so that too few groups would be left"
         )
     return found, notes

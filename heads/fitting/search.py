@@ -89,12 +89,7 @@ class _Meter:
             self.progress(self.done, self.total + 1)  # one more for the refit
 
 
-def _along_grid(
-    learner: Learner,
-    trial: Trial,
-    c: float | None,
-    meter: _Meter,
-) -> Search:
+def _along_grid(learner: Learner, trial: Trial, c: float | None, meter: _Meter) -> Search:
     """Choose one learner's C."""
     labels, splits = trial.labels, trial.splits
     truth = [labels[rows] for _, rows in splits]
