@@ -259,9 +259,12 @@ def finetune(
         delivered = _deliver_head(part, features, images, settings, with_extras)
     else:
         delivered = _deliver_network(trainer, state, images, with_extras)
-    probabilities, evaluation = _test(trainer, images, delivered.calibration)
+    probabilities, uncalibrated = _predict(trainer, images.test, delivered.calibration)
+    numbers, groups = images.numbers(images.test), _groups(images.test)
     result = FinetuneResult(
-        metrics=evaluation,
+        metrics=evaluate(
+            probabilities, numbers, images.classes, uncalibrated=uncalibrated, groups=groups
+        ),
         probabilities=probabilities,
         calibration=delivered.calibration,
         classes=images.classes,
@@ -475,21 +478,16 @@ def _limits_of(trainer: Trainer, state: TrainingState, images: _Images) -> Limit
     )
 
 
-def _test(
-    trainer: Trainer, images: _Images, calibration: Calibration
-) -> tuple[NDArray[np.float64], Evaluation]:
-    """Give the test rows' probabilities, calibrated as the network is, and measure them."""
-    logits = trainer.logits(trainer.activations.positions(images.test)).double()
+def _predict(
+    trainer: Trainer, rows: Sequence[ImageRow], calibration: Calibration
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Probabilities of some rows, calibrated as the network is, and without that."""
+    logits = trainer.logits(trainer.activations.positions(rows)).double()
     if not torch.isfinite(logits).all():
         # of the last step no loss was computed
         raise FxError("training diverged: outputs are not finite; give a lower `learning_rate`")
-    probabilities, uncalibrated = (
-        torch.softmax(one, dim=1).numpy() for one in (logits, logits * calibration.temperature)
-    )
-    numbers, groups = images.numbers(images.test), _groups(images.test)
-    return probabilities, evaluate(
-        probabilities, numbers, images.classes, uncalibrated=uncalibrated, groups=groups
-    )
+    uncalibrated = torch.softmax(logits * calibration.temperature, dim=1)
+    return torch.softmax(logits, dim=1).numpy(), uncalibrated.numpy()
 
 
 def _groups(rows: Sequence[ImageRow]) -> NDArray[np.str_]:

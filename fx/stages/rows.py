@@ -106,10 +106,9 @@ def why_in_none(row: ImageRow) -> str:
 def notes_on_untested(classes: Sequence[str], tested: Sequence[ImageRow]) -> list[str]:
     """Name the classes without a test image, of which no figure says anything."""
     have = set(labels_of(tested))
-    names = listed(repr(label) for label in classes if label not in have)
-    return (
-        [f"no test image is of {names}: the figures say nothing of such classes"] if names else []
-    )
+    if not (some := listed(repr(label) for label in classes if label not in have)):
+        return []
+    return [f"no test image is of {some}: the figures say nothing of such classes"]
 
 
 def keys_of(rows: Sequence[ImageRow]) -> list[bytes]:

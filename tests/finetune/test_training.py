@@ -183,14 +183,15 @@ def test_no_image_trains_batch_norm_alone(
         backbone, store, tmp_path, batch_norm="train", micro_batch=4
     )
     sizes = []
-    original = TrainedPart.features
+    original = TrainedPart.prepare
 
-    def one_pixel(self: TrainedPart, prepared: torch.Tensor) -> torch.Tensor:
-        sizes.append(len(prepared))
+    def one_pixel(self: TrainedPart, inputs: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(inputs))
+        prepared = original(self, inputs)
         nn.functional.batch_norm(prepared.mean((1, 2, 3))[:, None], None, None, training=True)
-        return original(self, prepared)
+        return prepared
 
-    monkeypatch.setattr(TrainedPart, "features", one_pixel)
+    monkeypatch.setattr(TrainedPart, "prepare", one_pixel)
     trainer.step(positions[:9], labels[:9], rate=1e-3, epoch=1, seed=0)
     assert sizes == [4, 5]
     with pytest.raises(FxError, match=r"cannot train on one image at a time .*`batch_size`"):
@@ -212,14 +213,14 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_step(
 ) -> None:
     same = {"dropout": 0.0, "batch_size": 16}
     _, losses = run(backbone, store, tmp_path / "whole", **same)
-    original = TrainedPart.features
+    original = TrainedPart.prepare
 
-    def small(self: TrainedPart, prepared: torch.Tensor) -> torch.Tensor:
-        if self.training and len(prepared) > 9:
+    def small(self: TrainedPart, inputs: torch.Tensor) -> torch.Tensor:
+        if self.training and len(inputs) > 9:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 1 byte.")
-        return original(self, prepared)
+        return original(self, inputs)
 
-    monkeypatch.setattr(TrainedPart, "features", small)
+    monkeypatch.setattr(TrainedPart, "prepare", small)
     result, others = run(backbone, store, tmp_path / "halved", **same)
     assert [note for note in result.notes if "is taken 8 at a time" in note]
     np.testing.assert_allclose(losses, others, rtol=1e-4)
@@ -233,7 +234,7 @@ def test_one_image_that_does_not_fit_is_told(
     def never(*_: object) -> torch.Tensor:
         raise RuntimeError("CUDA out of memory. Tried to allocate 20 MiB")
 
-    monkeypatch.setattr(TrainedPart, "features", never)
+    monkeypatch.setattr(TrainedPart, "prepare", never)
     with pytest.raises(FxError, match="out of memory with 1 images at once"):
         trainer.step(positions[:8], labels[:8], rate=0.1, epoch=1, seed=0)
 
