@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,26 +34,6 @@ FOLDS = 3  # of the cross-validated accuracies
 PROBES = ("knn", "logreg")
 HEADERS = 200  # images whose size in pixels is read
 TIMED_STRATEGIES = ("logreg", "svm", "finetune:1", "finetune:all")
-
-
-@dataclass(frozen=True)
-class _Sample:
-    """Images that one network has seen.
-
-    Attributes
-    ----------
-    labels : n of them, of the images that can be read and are no copies
-    groups : n of them, what must not be torn apart in cross-validation
-    features : float32 array of shape (n, d)
-    distance : see ``extract.domain_shift``
-    seconds : that reading them and computing features took
-    """
-
-    labels: list[str]
-    groups: list[str]
-    features: NDArray[np.float32]
-    distance: float | None
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -165,14 +145,14 @@ def _look_with(
     """Look at some of the images with one network: its record, and what is odd about them."""
     backbone = open_backbone(options)
     engine = open_engine(options, backbone)
-    sample, odd = _look_at(some, backbone, engine, begin(f"looking, {backbone.name}"))
+    found, features, seconds = _look_at(some, backbone, engine, begin(f"looking, {backbone.name}"))
     context = ComparisonContext(
         settled(options, backbone), Plan().epochs, None, "", "", options.out
     )
-    seconds = sample.seconds / len(some.entries)
     # of one fit, however many outer folds would measure it
-    cost_model = CostModel(context, source, replace(dataset_size, folds=1), seconds)
-    scores = _scores(sample, begin("trying heads"))
+    one_fit = replace(dataset_size, folds=1)
+    cost_model = CostModel(context, source, one_fit, seconds / len(some.entries))
+    scores = _scores(found.kept, features, begin("trying heads"))
     tick, predicted = begin("timing strategies"), dict[str, float]()
     for number, name in enumerate(TIMED_STRATEGIES):
         tick(number, len(TIMED_STRATEGIES))
@@ -182,14 +162,14 @@ def _look_with(
     network = NetworkAdvice(
         backbone=backbone.name,
         size=backbone.preprocessing.size,
-        distance=sample.distance,
-        n=len(sample.labels),
+        distance=distance_of_source(backbone, replace(some, entries=some.entries[:SAMPLED_IMAGES])),
+        n=len(found.kept),
         **scores,
         extraction_seconds=cost_model.extraction(),
         predicted_seconds=predicted,
         notes=backbone.notes,
     )
-    return network, odd
+    return network, found.facts(some)
 
 
 def _at_hand() -> list[str]:
@@ -199,15 +179,19 @@ def _at_hand() -> list[str]:
     return sorted(names, key=lambda name: name != DEFAULT_BACKBONE)
 
 
-def _scores(sample: _Sample, tick: Progress) -> dict[str, float | None]:
+def _scores(
+    entries: Sequence[ImageEntry], features: NDArray[np.float32], tick: Progress
+) -> dict[str, float | None]:
     """LogME, H-score, and the cross-validated accuracy of two probes."""
     from heads.fitting import fit_head
     from heads.transferability import h_score, logme
 
-    counts = Counter(sample.labels)
-    kept = [i for i, label in enumerate(sample.labels) if counts[label] >= 2]
-    labels, features = [sample.labels[i] for i in kept], sample.features[kept]
-    groups = [sample.groups[i] for i in kept]
+    counts = Counter(entry.label for entry in entries)
+    kept = [i for i, entry in enumerate(entries) if counts[entry.label] >= 2]
+    some, features = [entries[i] for i in kept], features[kept]
+    labels = [str(entry.label) for entry in some]
+    # what must not be torn apart in cross-validation
+    groups = [f"path:{e.path}" if e.group is None else f"group:{e.group}" for e in some]
     together = groups if len(set(groups)) < len(groups) else None
     found: dict[str, float | None] = {"logme": None, "h_score": None, "knn": None, "logreg": 0.0}
     if len(set(labels)) < 2:
@@ -243,8 +227,8 @@ def _sampled(source: ImageSource, count: int) -> ImageSource:
 
 def _look_at(
     source: ImageSource, backbone: Backbone, engine: Engine, tick: Progress
-) -> tuple[_Sample, SampledImages]:
-    """Compute features of a sample; say what is odd about its images."""
+) -> tuple[_Found, NDArray[np.float32], float]:
+    """Read a sample and compute its features; say how long that took."""
     import numpy as np
 
     from extract.images import batched
@@ -256,15 +240,7 @@ def _look_at(
     if not batches:
         first = found.failed[0]["reason"]
         raise FxError(f"none of {len(found.failed):,} images can be read; the first: {first}")
-    features = np.concatenate(batches)
-    seconds = time.perf_counter() - begun
-    distance = distance_of_source(
-        backbone, replace(source, entries=source.entries[:SAMPLED_IMAGES])
-    )
-    labels = [str(e.label) for e in found.kept]
-    groups = [f"path:{e.path}" if e.group is None else f"group:{e.group}" for e in found.kept]
-    sample = _Sample(labels, groups, features, distance, seconds)
-    return sample, found.facts(source)
+    return found, np.concatenate(batches), time.perf_counter() - begun
 
 
 def _shorter_side(source: ImageSource) -> Sides | None:
