@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from extract.backbones import load_backbone
 from extract.engines import Engine, OpenVINOEngine, TorchEngine, make_engine
 from extract.engines.base import _on
-from extract.engines.torch_engine import AHEAD, _PendingBatch
+from extract.engines.torch_engine import AHEAD
 from extract.errors import FxError
 from extract.images import Preprocessing, decode
 from extract.images.crops import prepare
@@ -175,9 +175,9 @@ def test_results_of_a_card_come_back_in_order_though_later_batches_have_begun(
         def synchronize(self) -> None:
             seen.append(len(begun) - self.number)
 
-    def start(self: TorchEngine, pixels: np.ndarray) -> _PendingBatch:
+    def start(self: TorchEngine, pixels: np.ndarray) -> tuple[torch.Tensor, Event]:
         begun.append(1)
-        return _PendingBatch(torch.full((4, 1), float(pixels[0, 0, 0, 0])), Event(len(begun)))
+        return torch.full((4, 1), float(pixels[0, 0, 0, 0])), Event(len(begun))
 
     monkeypatch.setattr(TorchEngine, "_start", start)
     preprocessing = Preprocessing(16, 16, "bilinear", (0.5,) * 3, (0.5,) * 3)
