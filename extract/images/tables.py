@@ -96,7 +96,7 @@ def from_table(table: Path, reading: Reading) -> ImageSource:
     return ImageSource(
         root,
         "table",
-        tuple(sorted(entries, key=_order)),
+        tuple(sorted(entries, key=lambda e: (e.path, e.label or "", e.split or "", e.group or ""))),
         tuple(sorted(skipped)),
         passed_over=(("rows without a label", unlabelled),)
         if unlabelled and kept != {None}
@@ -104,10 +104,6 @@ def from_table(table: Path, reading: Reading) -> ImageSource:
         columns=tuple(names.items()),
         lost=tuple((label, *one) for label, one in sorted(lost.items()) if label not in kept),
     )
-
-
-def _order(entry: ImageEntry) -> tuple[str, str, str, str]:
-    return entry.path, entry.label or "", entry.split or "", entry.group or ""
 
 
 def _read_table(table: Path, root: Path, reading: Reading) -> _Cells:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from extract.files import write_whole
-from fx.records import Comparison, Measurement, Point
+from fx.records import Comparison, Point
 from fx.report import figures as draw
 from fx.report.images import Evidence
 from fx.report.page import Figures, number, render
@@ -213,7 +213,7 @@ def _trainings(comparison: Comparison, figures: Figures) -> list[_Trainings]:
         runs = [run for point in reversed(row) for run in point.runs if run.history]
         if not runs:
             continue
-        names = [_name_of(run) for run in runs]
+        names = [f"{run.n_train:,} training images, seed {run.seed}" for run in runs]
         places = {f"training-{index}-{quantity}": quantity for quantity in ("loss", "accuracy")}
         for plot, quantity in places.items():
             figures[plot] = [
@@ -222,10 +222,6 @@ def _trainings(comparison: Comparison, figures: Figures) -> list[_Trainings]:
             ]
         found.append(_Trainings(strategy, names, list(places)))
     return found
-
-
-def _name_of(run: Measurement) -> str:
-    return f"{run.n_train:,} training images, seed {run.seed}"
 
 
 def _counts(comparison: Comparison) -> _Counts:

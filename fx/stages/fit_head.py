@@ -136,22 +136,10 @@ def fit_head_on_store(
     if run.finished:
         return run.result(HeadResult)
     begun = time.perf_counter()
-    train, validation, test = (stored.snapshot.split(name) for name in ("train", "val", "test"))
+    train, by_folds, notes = _rows_to_fit(stored, options.near_copies)
     # before the head is fitted, which may take hours
     check_room(run.directory, Limits.least_bytes(len(train), sum(one.dim for one in stored.sets)))
-    by_folds = folds_of(stored.snapshot) > 1
-    notes: list[str] = []
-    if by_folds:
-        train = train + test
-    elif needs_folds(stored.snapshot):
-        notes.append(
-            f"one split of {len(test)} test images says little, but a class has too few images "
-            "for outer folds"
-        )
-    if not by_folds:
-        notes += notes_on_untested(stored.snapshot.classes, test)
-    near_copies, said = near_copies_among(train, stored.sets[0], options.near_copies)
-    train, notes = near_copies.joined(train), notes + said
+    validation, test = stored.snapshot.split("val"), stored.snapshot.split("test")
     rows = [*train, *validation]
     features, groups, n = stored.features(rows), group_numbers(rows), len(train)
     metrics: Evaluation | None = None
@@ -218,6 +206,23 @@ def fit_head_on_store(
     write_whole(run.directory / CARD, model_card(result))
     run.finish(result)
     return result
+
+
+def _rows_to_fit(stored: _Stored, near_copies: str) -> tuple[list[ImageRow], bool, list[str]]:
+    """Give the rows to fit on, whether outer folds of them measure, and notes on both."""
+    snapshot, notes = stored.snapshot, list[str]()
+    train, test = snapshot.split("train"), snapshot.split("test")
+    by_folds = folds_of(snapshot) > 1
+    if by_folds:
+        train += test
+    elif needs_folds(snapshot):
+        notes.append(
+            f"one split of {len(test)} test images says little, but a class has too few images "
+            "for outer folds"
+        )
+    notes += [] if by_folds else notes_on_untested(snapshot.classes, test)
+    found, said = near_copies_among(train, stored.sets[0], near_copies)
+    return found.joined(train), by_folds, notes + said
 
 
 def _keep(
