@@ -164,7 +164,7 @@ def measured(
         ),
         directory=directory,
         resources=Resources(device=device, cache=directory / "cache"),
-        with_limits=False,
+        with_extras=False,
     )
     scores = result.metrics
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from fx.comparison.strategies._strategy import Costs, Fitted, Strategy
@@ -68,7 +68,7 @@ class HeadStrategy(Strategy):
             details={
                 "n_fitted": head.n_train,
                 "c": head.c,
-                "calibration": dataclasses.asdict(head.calibration),
+                "calibration": asdict(head.calibration),
                 "trainable_parameters": head.parameters,
             },
         )
