@@ -26,6 +26,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -57,7 +58,7 @@ def predict(model: Path, images: list[Path]) -> dict[str, float]:
     }
 
 
-def generate(port: int, images: list[Path], concurrency: int) -> dict[str, object]:
+def generate(port: int, images: list[Path], concurrency: int) -> dict[str, Any]:
     """Latencies and errors of one request an image, and the seconds that all took."""
     head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="images"; filename="i"\r\n\r\n'
     tail = f"\r\n--{BOUNDARY}--\r\n"
@@ -115,7 +116,7 @@ def server(model: Path) -> Iterator[tuple[int, psutil.Process]]:
         process.wait()
 
 
-def in_a_process(*words: object) -> dict[str, object]:
+def in_a_process(*words: object) -> dict[str, Any]:
     """Run this script with words, as a process of its own; give what it prints."""
     run = subprocess.run(
         [sys.executable, __file__, *map(str, words)], check=True, stdout=subprocess.PIPE
@@ -132,19 +133,18 @@ def measure(model: Path, folder: Path, levels: list[int], count: int, rounds: in
         in_a_process("--generate", port, folder, count, 8)  # not counted
         quiet = process.memory_info().rss
         for _ in range(rounds):
-            predictions.append(in_a_process("--predict", model, folder, count))  # type: ignore[arg-type]
+            predictions.append(in_a_process("--predict", model, folder, count))
             for level in levels:
                 before = sum(process.cpu_times()[:2])
-                # at one after the other, a few are enough for a percentile
                 found = in_a_process("--generate", port, folder, count, level)
                 cpu = sum(process.cpu_times()[:2]) - before
-                latencies: list[float] = found["latencies"]  # type: ignore[assignment]
-                errors += len(found["errors"])  # type: ignore[arg-type]
+                latencies: list[float] = found["latencies"]
+                errors += len(found["errors"])
                 cuts = statistics.quantiles(latencies, n=100)
-                net = found["seconds"] - found["cpu"] / (os.cpu_count() or 1)  # type: ignore[operator]
+                net = found["seconds"] - found["cpu"] / (os.cpu_count() or 1)
                 rows[level].append(
                     {"50": cuts[49], "95": cuts[94], "99": cuts[98]}
-                    | {"rate": count / net, "cpu": cpu / count, "generator": found["cpu"] / count}  # type: ignore[operator]
+                    | {"rate": count / net, "cpu": cpu / count, "generator": found["cpu"] / count}
                 )
         grown = process.memory_info().rss
     each = statistics.median(one["seconds"] for one in predictions)

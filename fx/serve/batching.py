@@ -18,6 +18,7 @@ from joblib import cpu_count
 from numpy.typing import NDArray
 
 from extract.engines import resolve_device
+from extract.errors import FxError
 from extract.images import UnreadableImage, batched, mean_of_crops, read_pixels
 from fx.options import Options
 from fx.output import Begin
@@ -85,8 +86,10 @@ def open_to_serve(model: Path, options: Options, begin: Begin | None = None) -> 
     Raises
     ------
     FxError
-        As ``fx.stages.models.open_model`` does.
+        If it is an exported file, and as ``fx.stages.models.open_model`` does.
     """
+    if model.suffix.lower() == ".onnx":
+        raise FxError("exported files are not served; give the folder that it was exported from")
     if options.batch_size is None and options.engine != "torch":
         on_cpu = resolve_device(options.device).type == "cpu"
         options = replace(options, batch_size=1 if on_cpu else None)

@@ -407,6 +407,7 @@ def test_limits_and_models_that_make_no_sense_are_refused(tmp_path: Path, fx: Fx
     with pytest.raises(FxError, match="`queue` must be at least 1; got 0"):
         Limits(queue=0)
     assert "no model at nothing" in fx("serve", "nothing", "--port", 0).err
+    assert "exported files are not served" in fx("serve", "model.onnx", "--port", 0).err
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         said = fx("serve", "nothing", "--port", port)
@@ -452,6 +453,19 @@ def command(head: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str], d
     for process in started:
         process.kill()
         process.communicate()
+
+
+def test_who_can_reach_it_is_said_where_that_is_not_this_machine_alone(
+    command: Callable[..., tuple[subprocess.Popen[str], dict[str, Any]]],
+) -> None:
+    process, told = command("--host", "0.0.0.0", "--no-explain")
+    assert (told["local"], told["explains"]) == (False, False)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert err == (
+        f"fx: warning: whoever reaches {told['url']} can use it: there is no password, and no "
+        "encryption\nfx: ended by a signal\n"
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,6 @@ import typer
 
 from fx.commands import arguments
 from fx.commands.arguments import options_in
-from fx.commands.printing import print_wrapped
 from fx.output import printable, progress_bars, to_json
 
 if TYPE_CHECKING:
@@ -64,6 +64,13 @@ def serve(
     limits = Limits(max_request_mb, max_images, queue, timeout, connections)
 
     def begun(record: Serving) -> None:
+        if not record.local:
+            shown = ", and is shown training images (`no_explain`)" if record.explains else ""
+            warnings.warn(
+                f"whoever reaches {record.url} can use it{shown}: there is no password, and no "
+                "encryption",
+                stacklevel=1,
+            )
         if json_:
             print(to_json(record), flush=True)
         else:
@@ -83,9 +90,4 @@ def serve(
 
 def _print(record: Serving) -> None:
     print(printable(f"{record.model}: {len(record.classes)} classes, at {record.url}"))
-    if not record.local:
-        print_wrapped(
-            "warning: whoever reaches this address can use it, and is shown training images where "
-            "--no-explain is not given: there is no password, and no encryption"
-        )
     print("Ctrl-C ends it, once the requests under way are answered", flush=True)
