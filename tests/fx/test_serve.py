@@ -436,7 +436,8 @@ def command(head: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str], d
 
     def start(*words: str) -> tuple[subprocess.Popen[str], dict[str, Any]]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "fx", "serve", str(head), "--port", "0", "--json", *words],
+            [sys.executable, "-m", "fx", "serve", str(head), "--port=0", "--json", "--no-explain"]
+            + list(words),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -455,20 +456,9 @@ def command(head: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str], d
         process.communicate()
 
 
-def test_who_can_reach_it_is_said_where_that_is_not_this_machine_alone(
-    command: Callable[..., tuple[subprocess.Popen[str], dict[str, Any]]],
-) -> None:
-    process, told = command("--host", "0.0.0.0", "--no-explain")
-    assert (told["local"], told["explains"]) == (False, False)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
-    assert err == (
-        f"fx: warning: whoever reaches {told['url']} can use it: there is no password, and no "
-        "encryption\nfx: ended by a signal\n"
-    )
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_at_a_signal_requests_under_way_are_answered_and_no_others(
     number: signal.Signals, command: Callable[..., tuple[subprocess.Popen[str], dict[str, Any]]]
 ) -> None:
@@ -496,10 +486,11 @@ def test_at_a_signal_requests_under_way_are_answered_and_no_others(
     assert (process.returncode, out, err) == (128 + number, "", "fx: ended by a signal\n")
 
 
-def test_a_second_signal_ends_it_at_once(
+def test_who_can_reach_it_is_said_and_a_second_signal_ends_it_at_once(
     command: Callable[..., tuple[subprocess.Popen[str], dict[str, Any]]],
 ) -> None:
-    process, told = command()
+    process, told = command("--host", "0.0.0.0")
+    assert (told["local"], told["explains"]) == (False, False)
     port = int(told["url"].rstrip("/").rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\n")
@@ -511,6 +502,10 @@ def test_a_second_signal_ends_it_at_once(
         begun = time.monotonic()
         assert process.wait(20) == 143
         assert time.monotonic() - begun < 2
+    assert process.communicate()[1] == (
+        f"fx: warning: whoever reaches {told['url']} can use it: there is no password, and no "
+        "encryption\nfx: ended by a signal\n"
+    )
 
 
 # --- under load -----------------------------------------------------------------------------
@@ -521,7 +516,7 @@ def test_a_second_signal_ends_it_at_once(
 def test_whoever_sends_what_is_answered_in_time_and_memory(
     command: Callable[..., tuple[subprocess.Popen[str], dict[str, Any]]],
 ) -> None:
-    process, told = command("--timeout", "10", "--no-explain")
+    process, told = command("--timeout", "10")
     port = int(told["url"].rstrip("/").rpartition(":")[2])
     client = Client(port)
     (answering,) = psutil.Process(process.pid).children()
