@@ -436,8 +436,17 @@ def command(head: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str], d
 
     def start(*words: str) -> tuple[subprocess.Popen[str], dict[str, Any]]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "fx", "serve", str(head), "--port=0", "--json", "--no-explain"]
-            + list(words),
+            [
+                sys.executable,
+                "-m",
+                "fx",
+                "serve",
+                head,
+                "--port=0",
+                "--json",
+                "--no-explain",
+                *words,
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
