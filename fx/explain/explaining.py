@@ -143,9 +143,9 @@ def _explained(
         nearest=tuple(near),
         png=str(file),
     )
-    pictures = [(f"called {explanation.label} ({explanation.probability:.2f})", seen)]
-    pictures += [] if map_ is None else [(f"speaks for {explanation.explained}", map_)]
-    pictures += [(f"near: {one.label}, {one.distance:.2f}", image) for one, image, _ in images]
+    pictures = [(f"called ({explanation.probability:.2f})", explanation.label, seen)]
+    pictures += [] if map_ is None else [("what speaks for", explanation.explained, map_)]
+    pictures += [(f"near ({one.distance:.2f})", one.label, image) for one, image, _ in images]
     save_picture(file, pictures)
     return _Shown(explanation, data_uri(seen), "" if map_ is None else data_uri(map_), images)
 

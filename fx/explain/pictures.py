@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from fx.output import printable
 from fx.thumbnails import NO_IMAGE
 from heads.plots import new_figure, save_png
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 COLOURS = "inferno"  # whose brightness rises evenly, also for the colour-blind
 STRONGEST = 0.7  # share of the colour where a map is 1
 DPI = 150
+LONGEST_NAME = 24  # of a class, in a PNG
 
 
 def overlay(pixels: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -49,28 +52,32 @@ def data_uri(pixels: NDArray[np.uint8]) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def save_picture(path: Path, pictures: Sequence[tuple[str, NDArray[np.uint8] | str]]) -> None:
-    """Draw images beside each other, each below a caption, as one PNG.
+def save_picture(path: Path, pictures: Sequence[tuple[str, str, NDArray[np.uint8] | str]]) -> None:
+    """Draw images beside each other, each below two lines, as one PNG.
 
     Parameters
     ----------
     path : file to write
-    pictures : caption, and uint8 array of shape (h, w, 3) or data URI; one that is empty is said
-        to be gone
+    pictures : what it is; a class, whose name is cut where it is long; uint8 array of shape
+        (h, w, 3) or data URI, of which an empty one is said to be gone
     """
     count = len(pictures)
-    figure = new_figure(path.parent, figsize=(1.9 * count, 2.2), layout="constrained")
+    figure = new_figure(path.parent, figsize=(1.9 * count, 2.3), layout="constrained")
     places = figure.subplots(1, count, squeeze=False)[0]
-    for axes, (caption, picture) in zip(places, pictures, strict=True):
+    for axes, (what, name, picture) in zip(places, pictures, strict=True):
+        short = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
         # matplotlib takes $…$ for mathematics
-        axes.set_title(caption.replace("$", r"\$"), fontsize=8, loc="left")
+        axes.set_title(f"{what}\n{printable(short)}".replace("$", r"\$"), fontsize=8, loc="left")
         axes.set_axis_off()
         if isinstance(picture, str) and picture == NO_IMAGE:
             axes.text(0.5, 0.5, "gone", ha="center", va="center", color="#55606b")
             continue
         image = _decoded(picture) if isinstance(picture, str) else picture
         axes.imshow(image, interpolation="bilinear")
-    save_png(figure, path, dpi=DPI)
+    with warnings.catch_warnings():
+        # letters that the font lacks are boxes; the page has them
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+        save_png(figure, path, dpi=DPI)
 
 
 def _decoded(uri: str) -> Image.Image:

@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from extract.images import Snapshot, find_images
 from extract.store import FeatureStore
 from fx.explain import Explainer, overlay
 from fx.explain.heat_maps import HeatMaps, last_map
+from fx.explain.pictures import save_picture
 from fx.export.heads import HeadModule
 from fx.options import Options
 from fx.stages.fit_head import fit_head_on_store
@@ -342,6 +344,17 @@ def test_an_overlay_is_grey_where_nothing_speaks() -> None:
     assert laid.dtype == np.uint8
     assert (laid[:, :8] == laid[:, :8, :1]).all()
     assert not (laid[:, 8:] == laid[:, 8:, :1]).all()
+
+
+def test_a_picture_takes_any_name(tmp_path: Path) -> None:
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    names = ["$x", "a$b$", "猫", "x" * 300, "a\udcffb", ""]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_picture(tmp_path / "all.png", [("near (0.12)", name, pixels) for name in names])
+        save_picture(tmp_path / "one.png", [("near (0.12)", "b", "data:,")])
+    with Image.open(tmp_path / "all.png") as whole, Image.open(tmp_path / "one.png") as one:
+        assert whole.size == (len(names) * one.width, one.height)
 
 
 def test_the_command_writes_a_page_and_a_png_of_each_image(

@@ -22,7 +22,7 @@ INDENT = 7 * " "  # below the label
 def explain(
     model: Annotated[Path, typer.Argument(help="Folder written by fit-head or finetune.")],
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGES...", help="Images, folders or tables.")
+        list[Path], typer.Argument(metavar="IMAGES", help="Images, folders or tables.")
     ],
     class_: Annotated[
         str | None,
