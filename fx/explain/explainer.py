@@ -122,9 +122,7 @@ class Explainer:
 
 def _heat_maps(opened: OpenModel) -> HeatMaps:
     if len(opened.engines) > 1:
-        raise FxError(
-            f"no heat map: the features are those of {len(opened.engines)} networks, side by side"
-        )
+        raise FxError(f"no heat map: the features are {len(opened.engines)} sets, side by side")
     ((engine, _),) = opened.engines
     if not isinstance(opened.opened, Head):
         return HeatMaps(engine, opened.opened.network.classifier)

@@ -324,7 +324,7 @@ def test_joined_features_and_int8_and_crops_say_what_a_map_is_of(
     opened = open_model(fitted("logreg", wide_store, tmp_path), options(wide_store, tmp_path))
     ((engine, _),) = opened.engines
     joined = Explainer(replace(opened, engines=[(engine, 1), (engine, 1)]))
-    assert "2 networks" in joined.why_no_heat_map
+    assert "2 sets" in joined.why_no_heat_map
     quantised = Explainer(replace(opened, engines=[(replace(engine, precision="int8"), 1)]))
     assert "in fp32" in quantised.notes[0]
     cropped = Explainer(replace(opened, engines=[(engine, 5)]))
