@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
+from importlib.metadata import version
 from importlib.resources import files
 from typing import Annotated, Any
 
@@ -29,7 +30,6 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 
-import fx
 from fx.serve.batching import Batcher
 from fx.serve.limits import AGAIN, FORM, Bodies, Limits, Upload
 from fx.stages.predictions import Wanted
@@ -143,7 +143,7 @@ def make_app(name: str, batcher: Batcher, limits: Limits) -> FastAPI:
     model = batcher.model
     app = FastAPI(
         title="fx serve",
-        version=fx.__version__,
+        version=version("fx-images"),
         description=f"Labels images with {name}.",
         # they load their scripts from elsewhere
         docs_url=None,
