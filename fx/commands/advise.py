@@ -6,27 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fx.commands.arguments import (
-    DATA,
-    MAX_IMAGE_MB,
-    Debug,
-    Device,
-    EngineName,
-    GroupColumn,
-    Images,
-    Json,
-    LabelColumn,
-    Layout,
-    MaxImageMB,
-    MinImages,
-    PathColumn,
-    Precision,
-    Root,
-    Size,
-    SplitColumn,
-    Weights,
-    options_in,
-)
+from fx.commands import arguments
+from fx.commands.arguments import options_in
 from fx.commands.printing import print_some, print_wrapped, show
 from fx.output import counted, print_table, printable, progress_bars
 
@@ -49,28 +30,28 @@ _SCORES = {
 
 
 def advise(
-    images: Images = DATA,
+    images: arguments.Images = arguments.DATA,
     backbone: Annotated[
         str | None,
         typer.Option(
             help="Network, or several between commas. [default: all whose weights are at hand]"
         ),
     ] = None,
-    weights: Weights = None,
-    size: Size = None,
-    precision: Precision = "auto",
-    device: Device = "auto",
-    engine: EngineName = "auto",
-    layout: Layout = None,
-    path_column: PathColumn = None,
-    label_column: LabelColumn = None,
-    split_column: SplitColumn = None,
-    group_column: GroupColumn = None,
-    root: Root = None,
-    min_images: MinImages = 0,
-    max_image_mb: MaxImageMB = MAX_IMAGE_MB,
-    json_: Json = False,
-    debug: Debug = False,
+    weights: arguments.Weights = None,
+    size: arguments.Size = None,
+    precision: arguments.Precision = "auto",
+    device: arguments.Device = "auto",
+    engine: arguments.EngineName = "auto",
+    layout: arguments.Layout = None,
+    path_column: arguments.PathColumn = None,
+    label_column: arguments.LabelColumn = None,
+    split_column: arguments.SplitColumn = None,
+    group_column: arguments.GroupColumn = None,
+    root: arguments.Root = None,
+    min_images: arguments.MinImages = 0,
+    max_image_mb: arguments.MaxImageMB = arguments.MAX_IMAGE_MB,
+    json_: arguments.Json = False,
+    debug: arguments.Debug = False,
 ) -> Any:
     """Say which strategy to try first, before any training."""
     options = options_in(locals())

@@ -6,34 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fx.commands.arguments import (
-    DATA,
-    FEATURES,
-    MAX_IMAGE_MB,
-    Backbone,
-    BatchSize,
-    Channels,
-    Debug,
-    Device,
-    EngineName,
-    GroupColumn,
-    Images,
-    Json,
-    LabelColumn,
-    Layout,
-    MaxImageMB,
-    MinImages,
-    PathColumn,
-    Root,
-    Size,
-    SplitColumn,
-    SplitSeed,
-    Store,
-    StoredPrecision,
-    Weights,
-    choice,
-    options_in,
-)
+from fx.commands import arguments
+from fx.commands.arguments import choice, options_in
 from fx.commands.printing import print_some, print_wrapped, show
 from fx.options import names_in
 from fx.output import counted, number_of, printable, progress_bars, rate
@@ -43,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def extract(
-    images: Images = DATA,
-    backbone: Backbone = None,
-    weights: Weights = None,
-    size: Size = None,
+    images: arguments.Images = arguments.DATA,
+    backbone: arguments.Backbone = None,
+    weights: arguments.Weights = None,
+    size: arguments.Size = None,
     layer: Annotated[
         str,
         typer.Option(
@@ -61,8 +35,8 @@ def extract(
             "too; 10: these mirrored too."
         ),
     ] = 1,
-    channels: Channels = None,
-    store: Store = FEATURES,
+    channels: arguments.Channels = None,
+    store: arguments.Store = arguments.FEATURES,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -70,19 +44,19 @@ def extract(
             "[default: the store's, or float32]"
         ),
     ] = None,
-    precision: StoredPrecision = "auto",
-    device: Device = "auto",
-    engine: EngineName = "auto",
-    batch_size: BatchSize = None,
-    layout: Layout = None,
-    path_column: PathColumn = None,
-    label_column: LabelColumn = None,
-    split_column: SplitColumn = None,
-    group_column: GroupColumn = None,
-    root: Root = None,
-    min_images: MinImages = 0,
-    max_image_mb: MaxImageMB = MAX_IMAGE_MB,
-    split_seed: SplitSeed = 0,
+    precision: arguments.StoredPrecision = "auto",
+    device: arguments.Device = "auto",
+    engine: arguments.EngineName = "auto",
+    batch_size: arguments.BatchSize = None,
+    layout: arguments.Layout = None,
+    path_column: arguments.PathColumn = None,
+    label_column: arguments.LabelColumn = None,
+    split_column: arguments.SplitColumn = None,
+    group_column: arguments.GroupColumn = None,
+    root: arguments.Root = None,
+    min_images: arguments.MinImages = 0,
+    max_image_mb: arguments.MaxImageMB = arguments.MAX_IMAGE_MB,
+    split_seed: arguments.SplitSeed = 0,
     snapshot: Annotated[
         str | None,
         typer.Option(help="Name for this state of the images. [default: made of the folder's]"),
@@ -93,8 +67,8 @@ def extract(
     rehash: Annotated[
         bool, typer.Option("--rehash", help="Read files that look unchanged, too.")
     ] = False,
-    json_: Json = False,
-    debug: Debug = False,
+    json_: arguments.Json = False,
+    debug: arguments.Debug = False,
 ) -> Any:
     """Stage one: compute features of images into a store."""
     options = options_in(
