@@ -37,6 +37,7 @@ COMMANDS = {
     "compare": (),
     "predict": (),
     "export": (),
+    "explain": (),
     "serve": (),
     "runs": (),
     "store ls": (),

@@ -155,7 +155,7 @@ COMMANDS: dict[str, dict[str, Option]] = {
 }
 # commands that keep nothing by which they would be spared another time, or that run others
 ALWAYS_ANEW = {
-    *("demo", "sample", "backbones", "advise", "predict", "export", "serve", "runs"),
+    *("demo", "sample", "backbones", "advise", "predict", "export", "explain", "serve", "runs"),
     *("store ls", "store verify", "store gc"),
 }
 USUALLY = {"fit-head": "svm heads.zarr", "extract": "data", "finetune": "data", "compare": "data"}
