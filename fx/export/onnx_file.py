@@ -61,7 +61,7 @@ def export_onnx(model: Path, file: Path) -> ExportedModel:
     numbers = sum(t.numel() * t.element_size() for t in opened.graph.state_dict().values())
     if numbers > MOST_BYTES:
         raise FxError(f"the model takes {numbers / 1e9:.1f} GB, and a file of ONNX 2.1 at the most")
-    check_room(file.parent, numbers)
+    check_room(file, numbers)
     data = _traced(opened)
     difference = _checked(opened, data)
     measured = _result_of(model)
