@@ -6,10 +6,12 @@ import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 from conftest import Said, write_classes
+from sklearn.pipeline import Pipeline
 
 from fx.commands.app import app
 
@@ -117,11 +119,14 @@ def test_the_commands_run_in_their_order(
     for block in blocks(page, "python"):
         if "onnxruntime" in block:
             continue  # it runs without fx: tests/fx/test_export.py
-        names: dict[str, object] = {}
+        names: dict[str, Any] = {}
         exec(block, names)
-        if "model" in names:
-            paths = [str(path) for path in sorted(data.rglob("*.png"))]
-            names["features"] = names["model"][0].transform(paths)
+        paths, model = [str(path) for path in sorted(data.rglob("*.png"))], names.get("model")
+        if isinstance(model, Pipeline):
+            names["features"] = model[0].transform(paths)
+        elif model is not None:
+            assert set(model.predict(paths)) <= set(model.classes)
+            names |= {"features": names["images"].features, "labels": names["images"].labels}
         assert names["features"].shape[1] == 1280
         assert len(names["features"]) == len(names.get("labels", names["features"]))
 
