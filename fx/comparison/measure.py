@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from extract.backbones import FAMILIES
 from extract.errors import CannotWrite, FxError
 from extract.files import check_room, disk_full_as_fx_error, write_whole
-from extract.images import ImageEntry, ImageRow, ImageSource, group_numbers
+from extract.images import ImageRow, group_numbers
 from extract.registry import Registry
 from fx.comparison.context import (
     TIMED,
@@ -38,7 +38,7 @@ from fx.options import open_backbone, open_engine
 from fx.output import Begin
 from fx.records import Measurement, Skipped
 from fx.runs import Run
-from fx.stages.predict import milliseconds_per_image, seconds_per_image
+from fx.stages.predict import milliseconds_per_image, seconds_per_image, source_of
 from fx.stages.rows import labels_of
 from heads.evaluation import evaluate
 from heads.kinds import HEADS
@@ -66,13 +66,8 @@ def measure(
     check_room(context.directory, 0)
     added = [registry.added for registry in _REGISTRIES]
     run: Callable[..., Any] = partial(in_own_process, _with_added, added, begin=begin)
-    strategies = [strategy_of(name) for name in dict.fromkeys(cell.strategy for cell in cells)]
-    if any(one.on_features or one.fine_tunes for one in strategies):
-        kept_cost = None if context.options.fresh else _cost_in(context).kept(NetworkCost)
-        cost = kept_cost or run(measure_network, context)
-        context = dataclasses.replace(context, network=cost)
-    for strategy in strategies:
-        context = strategy.decide(context, run)
+    for spelled in dict.fromkeys(cell.strategy for cell in cells):
+        context = strategy_of(spelled).decide(context, run)
     measured: list[tuple[Measurement, Path]] = []
     skipped: list[Skipped] = []
     prepared: set[str] = set()
@@ -84,8 +79,12 @@ def measure(
             if (record := _record_of(kept)) is not None:
                 measured.append((record, kept.directory))
                 continue
-            seconds = 0.0
-            if strategy_of(cell.strategy).prepares and cell.strategy not in prepared:
+            strategy, seconds = strategy_of(cell.strategy), 0.0
+            if context.network is None and (strategy.on_features or strategy.fine_tunes):
+                known = None if context.options.fresh else _cost_in(context).kept(NetworkCost)
+                cost = known or run(measure_network, context)
+                context = dataclasses.replace(context, network=cost)
+            if strategy.prepares and cell.strategy not in prepared:
                 seconds = run(prepare_cells, context, cell.strategy)
                 prepared.add(cell.strategy)
             measured.append((run(measure_cell, context, cell, seconds), kept.directory))
@@ -119,9 +118,8 @@ def measure_network(context: ComparisonContext, *, begin: Begin) -> NetworkCost:
     opened = open_context(context, begin)
     begin("timing the network")
     root = Path(opened.snapshot.root)
-    files = [str(root / row.path) for row in opened.tested_rows[:TIMED]]
-    entries = tuple(ImageEntry(file, None, None, None) for file in files)
-    source = ImageSource(Path("/"), "unlabelled", entries, (), context.options.max_image_mb)
+    files = [root / row.path for row in opened.tested_rows[:TIMED]]
+    source = source_of(files, context.options.max_image_mb)
     backbone = open_backbone(context.options)
     seconds, _ = seconds_per_image(open_engine(context.options, backbone), source, 1)
     tensors = backbone.module.state_dict().values()

@@ -16,7 +16,6 @@ from PIL import Image
 
 from extract.errors import FxError
 from extract.files import read_record
-from extract.images import ImageEntry, ImageSource
 from extract.records import as_html
 from extract.store import FeatureStore
 from fx.options import Options, choose_features, read_snapshot
@@ -24,7 +23,7 @@ from fx.records import Comparison
 from fx.runs import RESULT, Run
 from fx.stages.extractor import in_files
 from fx.stages.models import OpenModel, open_model
-from fx.stages.predict import outputs_of
+from fx.stages.predict import outputs_of, source_of
 from fx.stages.records import FinetunedModel, HeadResult
 
 if TYPE_CHECKING:
@@ -126,9 +125,7 @@ class Model:
         found = [np.empty((0, len(self.classes)))]
         with ExitStack() as stack:
             for paths in in_files(images, stack):
-                names = [str(path.absolute()) for path in paths]
-                entries = tuple(ImageEntry(name, None, None, None) for name in names)
-                source = ImageSource(Path("/"), "unlabelled", entries, (), Options().max_image_mb)
+                source = source_of(paths, Options().max_image_mb)
                 vectors = []
                 for path, vector in outputs_of(self._opened, source, lambda done, total: None):
                     if isinstance(vector, str):

@@ -187,14 +187,19 @@ def milliseconds_per_image(model: Path, files: Sequence[Path], options: Options)
     options : device, precision and batch size
     """
     opened = open_model(model, options)
-    entries = tuple(ImageEntry(str(file), None, None, None) for file in files)
-    source = ImageSource(Path("/"), "unlabelled", entries, (), options.max_image_mb)
+    source = source_of(files, options.max_image_mb)
     timed = [seconds_per_image(engine, source, crops) for engine, crops in opened.engines]
     features = np.concatenate([vectors for _, vectors in timed], axis=1)
     begun = time.perf_counter()
     opened.probabilities(features)
     rest = (time.perf_counter() - begun) / len(features)
     return 1000 * (rest + sum(seconds for seconds, _ in timed))
+
+
+def source_of(files: Sequence[Path], max_image_mb: int) -> ImageSource:
+    """Make a source of single files, wherever they are."""
+    entries = tuple(ImageEntry(str(file.absolute()), None, None, None) for file in files)
+    return ImageSource(Path("/"), "unlabelled", entries, (), max_image_mb)
 
 
 def seconds_per_image(
