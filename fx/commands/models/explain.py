@@ -43,7 +43,7 @@ def explain(
     json_: arguments.Json = False,
     debug: arguments.Debug = False,
 ) -> Any:
-    """Show why a model says what it says: heat maps and the nearest training images."""
+    """Show heat maps and the nearest training images."""
     options = options_in(locals())
     from fx.explain import explain_images
 

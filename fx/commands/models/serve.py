@@ -53,7 +53,7 @@ def serve(
     json_: arguments.Json = False,
     debug: arguments.Debug = False,
 ) -> None:
-    """Answer HTTP requests with a model's labels, and show a page to try it on."""
+    """Serve a model over HTTP, with a page to try it on."""
     options = options_in(locals())
     from fx.serve import check_installed
 
