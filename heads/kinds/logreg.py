@@ -3,9 +3,8 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from heads.calibration import log_losses
 from heads.learner import (
     STEP,
     Features,
-    Fold,
     HeadKind,
     Labels,
     Learner,
@@ -91,14 +89,42 @@ class _Rows:
             made[block, :-1] = rows / np.float32(self.unit) @ self.axes
         return made
 
+    def to_features(self, weights: Weights) -> tuple[Weights, Weights]:
+        """Give weights (k, r + 1) as coefficients (k, d) of normalised features, and intercepts."""
+        coefficients = weights[:, :-1] @ self.axes.T / self.unit
+        return coefficients, weights[:, -1] - coefficients @ self.mean
+
+    def from_features(self, coefficients: Weights, intercepts: Weights) -> Weights:
+        """Give coefficients (k, d) and intercepts (k,) as weights (k, r + 1), along these axes."""
+        along = coefficients @ self.axes * self.unit
+        return np.column_stack([along, intercepts + coefficients @ self.mean])
+
+
+@dataclass
+class _Search:
+    """What a search has solved that its extension, and the refit, begin at.
+
+    Attributes
+    ----------
+    trial : Trial, that it is about
+    axes : float32 array of shape (d, r), of all folds; None where each fold has its own
+    latest : for every fold the last C, and the latest three solutions, the latest first
+    first_fold : for every C the first fold's coefficients (k, d) and intercepts (k,)
+    """
+
+    trial: Trial
+    axes: Weights | None
+    latest: dict[int, tuple[float, list[Weights]]] = field(default_factory=dict)
+    first_fold: dict[float, tuple[Weights, Weights]] = field(default_factory=dict)
+
 
 class Logistic(Learner):
     """Multinomial logistic regression, folds side by side; its scores are its logits."""
 
     extensible = True
     is_linear = True
-    # of the one set of features that a search and its refit are about
-    _axes: Weights | None = None
+    # of the one search that it is in, and of the refit that follows
+    _search: _Search | None = None
 
     def estimator(self, c: float) -> LogisticRegression:
         """Make scikit-learn's own classifier."""
@@ -109,28 +135,32 @@ class Logistic(Learner):
         return grid_of_c(-3, self.normalize, features)
 
     def held_out_scores(self, trial: Trial, cs: Sequence[float]) -> list[list[Scores]]:
-        """Solve each fold along its path, in float32."""
-        first, d = trial.splits[0][0], trial.features.shape[1]
-        if min(len(fitting) for fitting, _ in trial.splits) >= d:  # any axes span all rows
-            some = trial.features[first[:: -(-len(first) // AXES_ROWS)]]
-            self._axes = _Rows.of(some, self.normalize).axes
+        """Solve each fold along its path, in float32; a grid that is extended goes on there."""
+        if self._search is None or self._search.trial is not trial:
+            self._search = _Search(trial, self._common_axes(trial))
         side_by_side = min(trial.jobs, len(trial.splits))
-
-        def scores_of(fold: Fold) -> list[Scores]:
-            return self._scores_of_fold(trial, fold, cs, trial.jobs // side_by_side)
-
+        scores_of = partial(self._scores_of_fold, self._search, cs, trial.jobs // side_by_side)
         scores = []
         with ThreadPoolExecutor(side_by_side) as pool:
-            for of_fold in pool.map(scores_of, trial.splits):
+            for of_fold in pool.map(scores_of, range(len(trial.splits))):
                 scores.append(of_fold)
                 trial.tick(len(cs))
         return [list(of_c) for of_c in zip(*scores, strict=True)]
 
+    def _common_axes(self, trial: Trial) -> Weights | None:
+        """Give axes that span the rows of every fold, where any axes do."""
+        first, d = trial.splits[0][0], trial.features.shape[1]
+        if min(len(fitting) for fitting, _ in trial.splits) < d:
+            return None
+        some = trial.features[first[:: -(-len(first) // AXES_ROWS)]]
+        return _Rows.of(some, self.normalize).axes
+
     def _scores_of_fold(
-        self, trial: Trial, fold: Fold, cs: Sequence[float], jobs: int
+        self, search: _Search, cs: Sequence[float], jobs: int, number: int
     ) -> list[Scores]:
         """Score the rows that a fold holds out, for every C."""
-        fitting, rest = fold
+        trial = search.trial
+        fitting, rest = trial.splits[number]
         scores: list[Scores] = []
         losses: list[float] = []
 
@@ -139,20 +169,32 @@ class Logistic(Learner):
             return ROUGH_LOGIT_TOL if prune else LOGIT_TOL
 
         with _pool(jobs, len(fitting)) as over:
-            rows, problem = self._problem(trial.features[fitting], trial.labels[fitting], over)
+            rows, problem = self._problem(
+                trial.features[fitting], trial.labels[fitting], search.axes, over
+            )
             held_out = rows.along_axes(trial.features[rest])
             scaled = [c * rows.unit**2 for c in cs]
-            before = _up_to(scaled[0])[:-1]
+            last, latest = search.latest.get(number, (0.0, []))
+            before: list[float] = []
+            if not np.isclose(cs[0], last * STEP):
+                before, latest = _up_to(scaled[0])[:-1], []
             path = along_path(
                 problem,
                 [*before, *scaled],
                 tolerance=SEARCH_TOLERANCE,
                 logit_tolerance=logit_tolerance,
+                start=latest,
                 max_iterations=SEARCH_MAX_ITER,
             )
-            for weights in islice(path, len(before), None):
+            for c, weights in zip([*[None] * len(before), *cs], path, strict=True):
+                latest = [weights, *latest[:2]]
+                if c is None:
+                    continue
                 scores.append((held_out @ weights.T).astype(np.float64))
                 losses.append(float(log_losses(scores[-1], trial.labels[rest]).mean()))
+                if number == 0:
+                    search.first_fold[c] = rows.to_features(weights)
+            search.latest[number] = cs[-1], latest
         return scores
 
     def fit(
@@ -160,15 +202,19 @@ class Logistic(Learner):
     ) -> Pipeline:
         """Solve to a relative error of the coefficients of about FINAL_TOLERANCE, in float64."""
         classes, labels = np.unique(names, return_inverse=True)
+        search, self._search = self._search, None
+        axes = search.axes if search else None
+        near = search.first_fold.get(c) if search else None
         with _pool(jobs, len(labels)) as over:
-            rows, problem = self._problem(features, labels, over)
-            path = _up_to(c * rows.unit**2)
+            rows, problem = self._problem(features, labels, axes, over)
+            path = _up_to(c * rows.unit**2)[-1 if near else 0 :]
             tolerances = iter([*[LOGIT_TOL] * (len(path) - 1), NEAR_LOGIT_TOL])
-            *_, near = along_path(
+            *_, single = along_path(
                 problem,
                 path,
                 tolerance=FINAL_TOLERANCE,
                 logit_tolerance=partial(next, tolerances),
+                start=[rows.from_features(*near)] if near else (),
                 max_iterations=SEARCH_MAX_ITER,
             )
             double = problem.cast(np.float64)
@@ -177,10 +223,9 @@ class Logistic(Learner):
                 path[-1:],
                 tolerance=FINAL_TOLERANCE,
                 logit_tolerance=lambda: FINAL_LOGIT_TOL,
-                start=near,
+                start=[single],
             )
-        coefficients = weights[:, :-1] @ rows.axes.T / rows.unit
-        intercepts = weights[:, -1] - coefficients @ rows.mean
+        coefficients, intercepts = rows.to_features(weights)
         if len(classes) == 2:  # scikit-learn keeps the one vector of the second class
             coefficients = coefficients[1:] - coefficients[:1]
             intercepts = intercepts[1:] - intercepts[:1]
@@ -190,8 +235,11 @@ class Logistic(Learner):
         classifier.n_features_in_ = features.shape[1]
         return Pipeline([("normalize", rows.normaliser), ("classify", classifier)])
 
-    def _problem(self, features: Features, labels: Labels, over: Map) -> tuple[_Rows, Problem]:
-        axes = None if self._axes is None or len(features) < len(self._axes) else self._axes
+    def _problem(
+        self, features: Features, labels: Labels, axes: Weights | None, over: Map
+    ) -> tuple[_Rows, Problem]:
+        if axes is not None and len(features) < len(axes):
+            axes = None
         rows = _Rows.of(features, self.normalize, axes)
         weights = compute_sample_weight(self.class_weight, labels)
         return rows, Problem.of(rows.along_axes(features), labels, weights, over=over)

@@ -154,7 +154,7 @@ def along_path(
     *,
     tolerance: float,
     logit_tolerance: Callable[[], float] = lambda: 0.0,
-    start: Array | None = None,
+    start: Sequence[Array] = (),
     max_iterations: int = MAX_ITERATIONS,
 ) -> Iterator[Array]:
     """Solve a problem for one C after the other.
@@ -168,7 +168,8 @@ def along_path(
     tolerance : float, bound on the relative error of W, as far as the precision allows
     logit_tolerance : asked before each C; root mean square, over the rows that are not predicted
         with certainty, of what logits still have to move: below it a solution will do as well
-    start : weights to begin the first with; zero where not given
+    start : solutions before the first C, the latest first: it begins where they lead, and at zero
+        where there are none
     max_iterations : for each C; where fewer than MAX_ITERATIONS, solutions may miss the tolerance
 
     Yields
@@ -182,11 +183,11 @@ def along_path(
     dtype = problem.rows.dtype
     # probabilities are right to about epsilon, and their errors weigh as much as the rows do
     noise = np.finfo(dtype).eps * np.sqrt(len(problem.rows) * problem.spread.sum())
-    solved: list[Array] = []
+    solved = [weights.astype(dtype, copy=False) for weights in start]
     for c in cs:
         ridge = np.array(penalties / c, dtype)
         logit_tol = logit_tolerance()
-        begin = zero if start is None else start.astype(dtype)
+        begin = zero
         if solved:
             factors = EXTRAPOLATION[len(solved) - 1]
             begin = np.add.reduce([by * one for by, one in zip(factors, solved, strict=True)])

@@ -128,6 +128,42 @@ def test_many_classes_take_no_more_iterations(
     )
 
 
+@pytest.mark.parametrize("data", SETS)
+def test_a_longer_grid_and_the_refit_go_on_from_what_is_solved(
+    data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, y = SETS[data]()
+    classes, numbers = np.unique(y, return_inverse=True)
+    trial = Trial(features, numbers, folds_of(y), jobs=1, tick=quiet)
+    evaluate, evaluated = Problem.evaluate, []
+
+    def counted(problem: Problem, *point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        evaluated.append(point)
+        return evaluate(problem, *point)
+
+    def count(learner: Logistic, *, fit: bool) -> int:
+        evaluated.clear()
+        if fit:
+            fitted.append(learner.fit(features, classes[numbers], GRID[5], jobs=1))
+        else:
+            scores.append(learner.held_out_scores(trial, GRID[6:]))
+        return len(evaluated)
+
+    fitted: list[Pipeline] = []
+    scores: list[list[list[np.ndarray]]] = []
+    going_on, anew = Logistic(), Logistic()
+    going_on.held_out_scores(trial, GRID[:6])
+    monkeypatch.setattr(Problem, "evaluate", counted)
+    assert count(going_on, fit=False) < 0.7 * count(anew, fit=False)
+    for ours, theirs in zip(*scores, strict=True):
+        for one, other, (_, rest) in zip(ours, theirs, trial.splits, strict=True):
+            difference = log_losses(one, numbers[rest]) - log_losses(other, numbers[rest])
+            assert abs(difference.mean()) < 0.01
+    assert count(going_on, fit=True) < 0.8 * count(Logistic(), fit=True)
+    norm = np.linalg.norm(fitted[1][-1].coef_)
+    assert np.linalg.norm(fitted[0][-1].coef_ - fitted[1][-1].coef_) < 1e-3 * norm
+
+
 def test_values_beyond_the_grid_are_solved_as_well_as_along_it() -> None:
     rng = np.random.default_rng(0)
     y = np.arange(320) % 40
