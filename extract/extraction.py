@@ -166,7 +166,6 @@ def extract(
     with store.lock():
         known = known_file_stats(store, source) if not rehash else {}
         writer = _start(store, source, backbone, engine, taken_ns, crops=crops, dtype=dtype)
-        at_hand = frozenset(writer.known)
         odd: list[OddImage] = []
         rows = _fill(writer, source, backbone, engine, known, crops, progress, odd)
         taken = _keep_snapshot(store, source, rows, split_seed, taken_ns, snapshot)
@@ -184,8 +183,8 @@ def extract(
         ],
         snapshot=taken.name,
         images=len(taken.rows),
-        new=len(writer.known) - len(at_hand),
-        reused=sum(row.key in at_hand for row in taken.rows if row.readable),
+        new=len(writer.known) - len(writer.at_hand),
+        reused=sum(row.key in writer.at_hand for row in taken.rows if row.readable),
         failed=taken.failed() + [FailedImage(*one) for one in source.skipped],
         duplicates=taken.duplicates(),
         odd=odd,
@@ -375,7 +374,7 @@ def _fill(
     """
     rows: list[ImageRow] = []
     waiting: deque[tuple[bytes, NDArray[np.uint8] | None]] = deque()
-    asked = set(writer.known)
+    asked: set[bytes] = set()
     total = len(source.entries)
     edges = np.cumsum(list(backbone.layers.values()))[:-1]
 
@@ -390,9 +389,10 @@ def _fill(
                 progress(len(rows), total)
             if odd is not None and loaded.size is not None and _is_odd(*loaded.size):
                 odd.append(OddImage(loaded.row.path, *loaded.size))
-            if loaded.pixels is not None and loaded.row.key not in asked:
-                asked.add(loaded.row.key)
-                waiting.append((loaded.row.key, loaded.perceptual))
+            key = loaded.row.key
+            if loaded.pixels is not None and key not in asked and key not in writer.known:
+                asked.add(key)
+                waiting.append((key, loaded.perceptual))
                 yield loaded.pixels
 
     try:
@@ -400,6 +400,7 @@ def _fill(
         for vectors in mean_of_crops(batches, crops):
             keys, hashes = zip(*(waiting.popleft() for _ in vectors), strict=True)
             writer.append(keys, np.split(vectors, edges, axis=1), np.stack(hashes))
+            asked.difference_update(keys)
     except BaseException:
         with suppress(OSError, FxError):  # the disk may be what failed
             writer.commit()

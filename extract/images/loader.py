@@ -4,7 +4,7 @@ import hashlib
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Container, Generator, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -32,7 +32,7 @@ BYTES_AHEAD, MOST_BYTES_AHEAD = 2**25, 2**28
 def load_images(
     source: ImageSource,
     preprocessing: Preprocessing,
-    stored: Iterable[bytes] = (),
+    stored: Container[bytes] = (),
     known: dict[str, tuple[FileStats, bytes]] | None = None,
     *,
     crops: int = 1,
@@ -49,7 +49,6 @@ def load_images(
     crops : squares cut from each image: 1, 5 or 10
     hashed : whether perceptual hashes are wanted of what is decoded
     """
-    have = stored if isinstance(stored, set) else set(stored)
     known = known or {}
     shape = (crops, preprocessing.size, preprocessing.size, 3)
     # here: it imports asyncio and multiprocessing, which reading a snapshot does not need
@@ -61,13 +60,13 @@ def load_images(
     most = min(most, max(2, MOST_BYTES_AHEAD // math.prod(shape)))
 
     def work(entry: ImageEntry) -> LoadedImage:
-        return _load_image(entry, source, preprocessing, have, crops, hashed)
+        return _load_image(entry, source, preprocessing, stored, crops, hashed)
 
     ahead: deque[LoadedImage | Callable[[], LoadedImage]] = deque()
     with readers(work, cores, most + 1, shape, len(source.entries)) as read:
         for entry in source.entries:
             # at once: handing it to another thread would take longer than looking
-            ahead.append(_unchanged(entry, source.root, have, known) or read(entry))
+            ahead.append(_unchanged(entry, source.root, stored, known) or read(entry))
             if len(ahead) > most:
                 yield _of(ahead.popleft())
         while ahead:
@@ -79,7 +78,10 @@ def _of(one: LoadedImage | Callable[[], LoadedImage]) -> LoadedImage:
 
 
 def _unchanged(
-    entry: ImageEntry, root: Path, stored: set[bytes], known: dict[str, tuple[FileStats, bytes]]
+    entry: ImageEntry,
+    root: Path,
+    stored: Container[bytes],
+    known: dict[str, tuple[FileStats, bytes]],
 ) -> LoadedImage | None:
     before = known.get(entry.path)
     if before is None or before[1] not in stored:
@@ -108,7 +110,7 @@ def _load_image(
     entry: ImageEntry,
     source: ImageSource,
     preprocessing: Preprocessing,
-    stored: set[bytes],
+    stored: Container[bytes],
     crops: int,
     hashed: bool,
 ) -> LoadedImage:

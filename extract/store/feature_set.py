@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from extract.errors import FxError
 from extract.files import is_regular, lock_folder
+from extract.store.key_index import KEY_BYTES, KeyIndex
 from extract.store.records import Checksums, Commit, Damage, SetAttributes, split_generation
 from extract.store.zarr_files import LARGEST, in_short
 
 ROW_ARRAYS = ("features", "keys", "hashes")
-KEY_BYTES = 32
 DTYPES = ("float32", "float16")
 
 
@@ -87,7 +87,7 @@ class FeatureSet:
             for name in ROW_ARRAYS:
                 if len(self.checksums.get(name, ())) != self.chunks(name):
                     raise ValueError(f"the checksums of {name} are not those of its chunks")
-        self._rows: dict[bytes, int] | None = None
+        self._rows: KeyIndex | None = None
         try:
             descriptor = lock_folder(path, shared=True)
         except BlockingIOError:
@@ -157,23 +157,20 @@ class FeatureSet:
         return max((run.taken_ns for run in self.runs), default=0)
 
     @property
-    def rows(self) -> dict[bytes, int]:
+    def rows(self) -> KeyIndex:
         """Row number of every committed key, without rows that are known to be damaged."""
         if self._rows is None:
-            found: dict[bytes, int] = {}
+            keys = np.zeros((self.committed, KEY_BYTES), np.uint8)
+            undamaged = np.ones(self.committed, bool)
+            for first, last in self.damaged:
+                undamaged[first:last] = False
             step = self.rows_per_chunk("keys")
             for number in range(self.chunks("keys")):
-                start = number * step
-                stop = min(start + step, self.committed)
-                if any(first <= start and stop <= last for first, last in self.damaged):
-                    continue
-                found |= {
-                    key.tobytes(): row
-                    for row, key in enumerate(self.read_chunk("keys", number), start)
-                    # zeros stand for rows that an earlier version has given up
-                    if key.any() and not any(first <= row < last for first, last in self.damaged)
-                }
-            self._rows = found
+                chunk = slice(number * step, min((number + 1) * step, self.committed))
+                if undamaged[chunk].any():
+                    keys[chunk] = self.read_chunk("keys", number)
+            # zeros stand for rows that an earlier version has given up
+            self._rows = KeyIndex(keys, undamaged & keys.any(axis=1))
         return self._rows
 
     def features(self, keys: Sequence[bytes]) -> NDArray[np.float32]:
@@ -198,12 +195,12 @@ class FeatureSet:
         """Read perceptual hashes: uint8 array of shape (len(keys), 32)."""
         return self._take("hashes", keys)
 
-    def _take(self, name: str, keys: Sequence[bytes]) -> NDArray[Any]:
-        self._check_stored(keys)
-        rows = self.rows
-        wanted = np.array([rows[key] for key in keys], dtype=np.int64)
+    def _take(self, name: str, keys: Collection[bytes]) -> NDArray[Any]:
+        return self._take_rows(name, self._stored_rows(keys))
+
+    def _take_rows(self, name: str, wanted: NDArray[np.int64]) -> NDArray[Any]:
         array = self.arrays[name]
-        result = np.empty((len(keys), array.shape[1]), dtype=array.dtype)
+        result = np.empty((len(wanted), array.shape[1]), dtype=array.dtype)
         step = self.rows_per_chunk(name)
         # a chunk at a time: beside the result, memory holds one of them
         for number in np.unique(wanted // step).tolist():
@@ -211,13 +208,15 @@ class FeatureSet:
             result[inside] = self.read_chunk(name, number)[wanted[inside] - number * step]
         return result
 
-    def _check_stored(self, keys: Collection[bytes]) -> None:
-        absent = sum(key not in self.rows for key in keys)
-        if absent:
+    def _stored_rows(self, keys: Collection[bytes]) -> NDArray[np.int64]:
+        """Find the rows of keys; raises FxError where some have none."""
+        rows = self.rows.find(keys)
+        if absent := int((rows < 0).sum()):
             raise FxError(
                 f"{absent} of {len(keys)} images have no features in {self.path}; "
                 "extract the images again"
             )
+        return rows
 
     def in_batches(
         self, keys: Collection[bytes]
@@ -228,11 +227,14 @@ class FeatureSet:
         ------
         keys, [features], hashes : as ``FeatureWriter.append`` takes them
         """
-        ordered = sorted((key for key in keys if key in self.rows), key=self.rows.__getitem__)
+        rows = np.sort(self.rows.find(keys))
+        rows = rows[np.searchsorted(rows, 0) :]
         step = self.rows_per_chunk("features")
-        for start in range(0, len(ordered), step):
-            some = ordered[start : start + step]
-            yield some, [self.features(some)], self.hashes(some)
+        for start in range(0, len(rows), step):
+            some = rows[start : start + step]
+            features = self._take_rows("features", some).astype(np.float32, copy=False)
+            found = [key.tobytes() for key in self.rows.keys_by_row[some]]
+            yield found, [features], self._take_rows("hashes", some)
 
     def digest(self, keys: Collection[bytes]) -> str:
         """SHA-256, in hex, of the features and perceptual hashes of some images.
@@ -245,9 +247,9 @@ class FeatureSet:
         FxError
             As ``features`` does.
         """
-        self._check_stored(keys)
+        self._stored_rows(keys)
         rows: dict[bytes, bytes] = {}
-        for some, (features,), hashes in self.in_batches(keys):
+        for some, (features,), hashes in self.in_batches(set(keys)):
             for key, row, perceptual in zip(some, features, hashes, strict=True):
                 one = hashlib.sha256(row)
                 one.update(perceptual)

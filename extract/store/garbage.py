@@ -68,7 +68,7 @@ def find_garbage(store: FeatureStore, *, keep: int | None = None) -> Garbage:
         newest[spec] = feature_set
     # what a damaged snapshot used is not known: all rows stay until the collection after this one
     for feature_set in () if damaged else newest.values():
-        used = len(keys & feature_set.rows.keys())
+        used = int((feature_set.rows.find(keys) >= 0).sum())
         if not used:
             sets[feature_set.name] = "no snapshot uses it"
             if feature_set.last_written > last_ns:

@@ -16,7 +16,8 @@ from zarr.codecs import Crc32cCodec
 
 from extract.errors import FxError
 from extract.files import disk_full_as_fx_error, sync
-from extract.store.feature_set import KEY_BYTES, ROW_ARRAYS, FeatureSet, checksum_of
+from extract.store.feature_set import ROW_ARRAYS, FeatureSet, checksum_of
+from extract.store.key_index import KEY_BYTES, GrowingKeys, KeyIndex, as_key_rows
 from extract.store.records import Commit, ExtractionRun, Spec
 from extract.store.zarr_files import open_group
 
@@ -38,14 +39,16 @@ class FeatureWriter:
     Attributes
     ----------
     sets : the feature sets, in the order of the parts that ``append`` is given
+    at_hand : keys that all sets had when it began
     known : keys that all sets have, or are about to have
     """
 
     def __init__(self, sets: Sequence[FeatureSet], publish: Publish, run: ExtractionRun) -> None:
         self.sets = list(sets)
         self._publish = publish
-        self._have = [set(feature_set.rows) for feature_set in self.sets]
-        self.known = set.intersection(*self._have)
+        self._have = [GrowingKeys(feature_set.rows) for feature_set in self.sets]
+        self.at_hand = _common_keys([feature_set.rows for feature_set in self.sets])
+        self.known = self._have[0] if len(self.sets) == 1 else GrowingKeys(self.at_hand)
         self._runs = [replace(run, rows=0) for _ in self.sets]
         self._waiting = [RowBuffer(feature_set) for feature_set in self.sets]
         self._since = time.monotonic()
@@ -66,7 +69,7 @@ class FeatureWriter:
         FxError
             If a number is too large for a set that keeps float16.
         """
-        key_rows = np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, KEY_BYTES)
+        key_rows = as_key_rows(keys)
         for number, (feature_set, features) in enumerate(zip(self.sets, parts, strict=True)):
             have = self._have[number]
             lacking = [row for row, key in enumerate(keys) if key not in have]
@@ -74,7 +77,8 @@ class FeatureWriter:
                 kept = _narrowed(features[lacking], feature_set)
                 self._waiting[number].append(kept, key_rows[lacking], hashes[lacking])
                 have.update(keys)
-        self.known.update(keys)
+        if len(self.sets) > 1:
+            self.known.update(keys)
         if time.monotonic() - self._since > COMMIT_INTERVAL:
             self.commit()
 
@@ -162,6 +166,15 @@ class RowBuffer:
                 sync(file)
             checksums[number] = checksum_of(some, checksums[number])
         return checksums
+
+
+def _common_keys(indices: Sequence[KeyIndex]) -> KeyIndex:
+    first, *others = indices
+    if not others:
+        return first
+    keys = list(first)
+    common = np.logical_and.reduce([other.find(keys) >= 0 for other in others])
+    return KeyIndex(as_key_rows(keys), common)
 
 
 def _narrowed(features: NDArray[np.float32], feature_set: FeatureSet) -> NDArray[Any]:
