@@ -227,14 +227,14 @@ class FeatureSet:
         ------
         keys, [features], hashes : as ``FeatureWriter.append`` takes them
         """
-        rows = np.sort(self.rows.find(keys))
-        rows = rows[np.searchsorted(rows, 0) :]
+        named, rows = list(keys), self.rows.find(keys)
+        order = np.argsort(rows)[(rows < 0).sum() :]
         step = self.rows_per_chunk("features")
-        for start in range(0, len(rows), step):
-            some = rows[start : start + step]
-            features = self._take_rows("features", some).astype(np.float32, copy=False)
-            found = [key.tobytes() for key in self.rows.keys_by_row[some]]
-            yield found, [features], self._take_rows("hashes", some)
+        for start in range(0, len(order), step):
+            some = order[start : start + step]
+            features = self._take_rows("features", rows[some]).astype(np.float32, copy=False)
+            hashes = self._take_rows("hashes", rows[some])
+            yield [named[at] for at in some], [features], hashes
 
     def digest(self, keys: Collection[bytes]) -> str:
         """SHA-256, in hex, of the features and perceptual hashes of some images.

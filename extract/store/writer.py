@@ -71,14 +71,12 @@ class FeatureWriter:
         """
         key_rows = as_key_rows(keys)
         for number, (feature_set, features) in enumerate(zip(self.sets, parts, strict=True)):
-            have = self._have[number]
-            lacking = [row for row, key in enumerate(keys) if key not in have]
+            lacking = self._have[number].add(keys)
             if lacking:
                 kept = _narrowed(features[lacking], feature_set)
                 self._waiting[number].append(kept, key_rows[lacking], hashes[lacking])
-                have.update(keys)
         if len(self.sets) > 1:
-            self.known.update(keys)
+            self.known.add(keys)
         if time.monotonic() - self._since > COMMIT_INTERVAL:
             self.commit()
 
