@@ -22,7 +22,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Parameters
     ----------
     kind : name of a head in ``heads.kinds.HEADS``
-    kernel : {"rbf", "linear", "nystroem", "auto"}, of the SVM
+    kernel : {"rbf", "linear", "nystroem", "linearsvc", "auto"}, of the SVM
     normalize : {"standard", "l2", "none", "auto"}
     balanced : bool, whether classes weigh the same however many rows they have
     C : float, optional; the inverse penalty, or the number of neighbours; searched if not given

@@ -169,7 +169,7 @@ class Head:
         return np.asarray(np.array(self.classes)[best])
 
     def as_linear(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Fold standardisation, weights and temperature of logistic regression into one layer.
+        """Fold standardisation, weights and temperature of a linear head into one layer.
 
         Returns
         -------
@@ -180,11 +180,11 @@ class Head:
         Raises
         ------
         ValueError
-            Where the head is not a logistic regression, or divides rows by their length.
+            Where the head is not linear, or divides rows by their length.
         """
         if not self.learner.is_linear or self.normalize == "l2":
             raise ValueError(
-                "only logistic regression on standardised or raw features is one linear layer, not "
+                "only a linear head on standardised or raw features is one linear layer, not "
                 f"{self.kind} with normalisation {self.normalize}"
             )
         scaler, classifier = self.pipeline[0], self.pipeline[-1]
@@ -214,8 +214,13 @@ class Head:
         FxError
             Where there is no row, or one of a class that the head does not know.
         """
+        return self.measured(self.scores(features), labels, groups=groups)
+
+    def measured(
+        self, scores: NDArray[np.float64], labels: ArrayLike, *, groups: ArrayLike | None = None
+    ) -> Head:
+        """Measure on test rows, as `tested` does, by their scores: float64 of shape (n, k)."""
         y = positions(labels, self.classes, of="test rows")
-        scores = self.scores(features)
         calibrated = softmax(scores / self.calibration.temperature, axis=1)
         measured = evaluate(
             calibrated, y, self.classes, uncalibrated=softmax(scores, axis=1), groups=groups

@@ -6,7 +6,7 @@ Normalisation belongs to the learner: it is fitted on the fitting rows alone.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from extract.errors import FxError
 from extract.imports import in_place_of
 from heads.calibration import Calibration, calibrate
+from heads.solver import RowsOnDisk
 
 # scikit-learn imports pandas and makes no use of it: 0.3 s of CPU. `heads.kinds.HEADS` sees to it
 # that this module is imported before others that need scikit-learn.
@@ -96,6 +97,7 @@ class Learner(ABC):
     calibrated_search : bool, whether scores mean nothing before they have a temperature
     extensible : bool, whether the grid goes on where the best value lies at its end
     is_linear : bool, whether the classifier's `coef_` and `intercept_` give the scores
+    streams : bool, whether it has `fit_on_disk`
     grid_label : str, what the grid's values are, on the axis of a plot
     choice_text : str, format of the value that was chosen, in a line of text; empty for none
     weights : names of the arrays of the classifier that hold the numbers that the fit chose
@@ -110,6 +112,7 @@ class Learner(ABC):
     calibrated_search = False
     extensible = False
     is_linear = False
+    streams = False
     grid_label = "C (less penalty to the right)"
     choice_text = "C {:.3g}"
     weights: ClassVar[Sequence[str]] = ("coef_", "intercept_")
@@ -171,6 +174,29 @@ class Learner(ABC):
         normaliser = fit_normaliser(self.normalize, features)
         classifier = self.estimator(c).fit(normaliser.transform(features), names)
         return Pipeline([("normalize", normaliser), ("classify", classifier)])
+
+    def fit_on_disk(
+        self,
+        features: RowsOnDisk,
+        labels: Labels,
+        c: float,
+        *,
+        like: Pipeline,
+        sample: Features,
+        jobs: int,
+    ) -> Pipeline:
+        """Fit rows that are read chunk after chunk, again and again.
+
+        Parameters
+        ----------
+        features : rows on a disk, of shape (n, d)
+        labels : int array of shape (n,), positions in the classes
+        c : the inverse penalty
+        like : the same head, fitted on a sample: where the fit begins
+        sample : float32 array of shape (m, d), some of the rows
+        jobs : int, threads
+        """
+        raise NotImplementedError
 
     def scores(self, pipeline: Pipeline, features: Features) -> Scores:
         """Score rows by the decision function; of two classes, half of it each way."""
@@ -344,10 +370,10 @@ def fit_normaliser(
 
     ``standard`` is `standardiser`; ``l2`` gives every row the length 1; ``none`` changes nothing.
     """
-    return standardiser(features) if name == "standard" else NORMALISERS[name]().fit(features)
+    return standardiser([features]) if name == "standard" else NORMALISERS[name]().fit(features)
 
 
-def standardiser(features: NDArray[Any]) -> StandardScaler:
+def standardiser(parts: Iterable[NDArray[Any]]) -> StandardScaler:
     """Fit a scaler whose scale is at least the root mean square of all standard deviations.
 
     A feature that is silent in all but a few training rows (many are, behind a ReLU) has next to
@@ -359,13 +385,15 @@ def standardiser(features: NDArray[Any]) -> StandardScaler:
 
     Parameters
     ----------
-    features : float array of shape (n, d), the fitting rows alone
+    parts : float arrays of shape (m, d), of the fitting rows alone
 
     Returns
     -------
     scaler : a plain StandardScaler, fitted
     """
-    scaler = StandardScaler().fit(features)
+    scaler = StandardScaler()
+    for part in parts:
+        scaler.partial_fit(part)
     scaler.scale_ = np.maximum(scaler.scale_, np.sqrt(scaler.var_.mean()))
     return scaler
 

@@ -189,14 +189,19 @@ class FeatureSet:
         FxError
             If a key has no row here, or a chunk is not what was committed.
         """
-        return self._take("features", keys).astype(np.float32, copy=False)
+        return self.features_at(self._stored_rows(keys))
+
+    def features_at(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Read the features of rows by their numbers: float32 array of shape (len(rows), dim)."""
+        return self._take_rows("features", rows).astype(np.float32, copy=False)
+
+    def on_disk(self, keys: Sequence[bytes]) -> "StoredRows":
+        """Give the features of some images as rows that are read chunk after chunk."""
+        return StoredRows(self, self._stored_rows(keys))
 
     def hashes(self, keys: Sequence[bytes]) -> NDArray[np.uint8]:
         """Read perceptual hashes: uint8 array of shape (len(keys), 32)."""
-        return self._take("hashes", keys)
-
-    def _take(self, name: str, keys: Collection[bytes]) -> NDArray[Any]:
-        return self._take_rows(name, self._stored_rows(keys))
+        return self._take_rows("hashes", self._stored_rows(keys))
 
     def _take_rows(self, name: str, wanted: NDArray[np.int64]) -> NDArray[Any]:
         array = self.arrays[name]
@@ -232,7 +237,7 @@ class FeatureSet:
         step = self.rows_per_chunk("features")
         for start in range(0, len(order), step):
             some = order[start : start + step]
-            features = self._take_rows("features", rows[some]).astype(np.float32, copy=False)
+            features = self.features_at(rows[some])
             hashes = self._take_rows("hashes", rows[some])
             yield [named[at] for at in some], [features], hashes
 
@@ -311,6 +316,27 @@ class FeatureSet:
             name: [checksum_of(self.read_chunk(name, n)) for n in range(self.chunks(name))]
             for name in ROW_ARRAYS
         }
+
+
+class StoredRows:
+    """Rows of a set as ``heads.fitting.fit_head_on_disk`` reads them: those of a shard together.
+
+    Attributes
+    ----------
+    shape : (n, d)
+    chunks : positions of the rows of each shard, int arrays
+    """
+
+    def __init__(self, feature_set: FeatureSet, rows: NDArray[np.int64]) -> None:
+        self.feature_set, self.rows = feature_set, rows
+        self.shape = (len(rows), feature_set.dim)
+        order = np.argsort(rows)
+        shards = rows[order] // feature_set.rows_per_chunk("features")
+        self.chunks = np.split(order, np.flatnonzero(np.diff(shards)) + 1)
+
+    def __getitem__(self, positions: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Read rows: float32 array of shape (len(positions), d)."""
+        return self.feature_set.features_at(self.rows[positions])
 
 
 def _row_array(group: zarr.Group, name: str) -> zarr.Array[Any]:

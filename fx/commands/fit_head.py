@@ -47,7 +47,7 @@ def fit_head(
         typer.Option(metavar="A,B", help="Stored features to join, as fx store ls names them."),
     ] = "",
     kernel: Annotated[
-        str, typer.Option(help="Of the SVM: rbf, linear, nystroem (for many images) or auto.")
+        str, typer.Option(help="Of the SVM: rbf, linear, auto; of many images nystroem, linearsvc.")
     ] = "rbf",
     normalize: Annotated[
         str, typer.Option(help="standard, l2, none, or auto: by cross-validation.")

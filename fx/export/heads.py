@@ -11,7 +11,7 @@ from sklearn.kernel_approximation import Nystroem
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.preprocessing import Normalizer, StandardScaler
-from sklearn.svm import SVC
+from sklearn.svm import SVC, LinearSVC
 from torch import nn
 from torch.nn import functional
 
@@ -133,7 +133,7 @@ def _scoring(step: object) -> nn.Module:
         kernel = _RbfKernel(gamma=step.gamma, vectors=step.components_)
         projection = _Linear(weight=step.normalization_, bias=np.zeros(len(step.normalization_)))
         return nn.Sequential(kernel, projection)
-    if isinstance(step, LogisticRegression):
+    if isinstance(step, LogisticRegression | LinearSVC):
         return _of_both_signs(step.coef_, step.intercept_, 1 / 2)
     if isinstance(step, RidgeClassifier):
         coefficients = np.atleast_2d(step.coef_)

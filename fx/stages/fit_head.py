@@ -1,6 +1,7 @@
 """Stage two as the command runs it: a head on stored features, measured, kept with its plots."""
 
 import dataclasses
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
@@ -31,12 +33,21 @@ from fx.stages.rows import (
 from heads.doubts import doubt_labels
 from heads.evaluation import Evaluation
 from heads.files import save_head
-from heads.fitting import fit_head, measure_by_resampling
+from heads.fitting import (
+    can_stream,
+    fit_head,
+    fit_head_on_disk,
+    measure_by_resampling,
+    scores_on_disk,
+)
 from heads.head import Head, Source
 from heads.kinds import HEADS
 from heads.limits import Limits
 from heads.plots import write_plots
 
+# Of the memory that is free, what features and the copies that a search makes of them may take.
+# Linear heads on more are fitted on rows that are read again and again.
+MEMORY_SHARE, COPIES = 0.5, 4
 AUDIT_VERSION = 3  # raised when the same head comes to doubt other labels
 
 
@@ -52,6 +63,21 @@ class _Stored:
         """Features of rows, float32 array of shape (n, d)."""
         keys = keys_of(rows)
         return np.concatenate([one.features(keys) for one in self.sets], axis=1)
+
+    def rows_in_memory(self) -> int:
+        """How many rows a head can be fitted on in memory; of joined sets all must fit."""
+        if len(self.sets) > 1:
+            return sys.maxsize
+        free = psutil.virtual_memory().available
+        return int(MEMORY_SHARE * free / (4 * self.sets[0].dim * COPIES))
+
+    def tested(self, head: Head, rows: Sequence[ImageRow]) -> Head:
+        """Measure a head on test rows."""
+        labels, groups = labels_of(rows), group_numbers(rows)
+        if len(rows) <= self.rows_in_memory():
+            return head.tested(self.features(rows), labels, groups=groups)
+        scores = scores_on_disk(head, self.sets[0].on_disk(keys_of(rows)))
+        return head.measured(scores, labels, groups=groups)
 
     @property
     def backbone(self) -> str:
@@ -140,35 +166,30 @@ def fit_head_on_store(
     # before the head is fitted, which may take hours
     check_room(run.directory, Limits.least_bytes(len(train), sum(one.dim for one in stored.sets)))
     validation, test = stored.snapshot.split("val"), stored.snapshot.split("test")
-    rows = [*train, *validation]
-    features, groups, n = stored.features(rows), group_numbers(rows), len(train)
     metrics: Evaluation | None = None
     if by_folds:
         metrics = measure_by_resampling(
-            features,
+            stored.features(train),
             labels_of(train),
-            groups=groups,
+            groups=group_numbers(train),
             seed=options.seed,
             progress=begin("measuring on outer folds"),
             **choices,
         )
-    head = fit_head(
-        features[:n],
-        labels_of(train),
-        groups=None if groups is None else groups[:n],
-        validation=(features[n:], labels_of(validation)) if validation else None,
-        spec=stored.spec,
-        source=stored.source,
+    head, rows, features = _fitted(
+        stored,
+        train,
+        validation,
         seed=options.seed,
         progress=begin(f"choosing among heads: {kind}"),
         **choices,
     )
     if metrics is None:
-        head = head.tested(stored.features(test), labels_of(test), groups=group_numbers(test))
+        head = stored.tested(head, test)
     else:
         head = dataclasses.replace(head, metrics=metrics)
     head = dataclasses.replace(head, notes=(*notes, *head.notes))
-    _keep(head, stored, run.directory, features, groups)
+    _keep(head, stored, run.directory, features, group_numbers(rows))
     seconds = time.perf_counter() - begun
     doubtful: DoubtfulLabels | UnsetType = UNSET
     if audit:
@@ -223,6 +244,28 @@ def _rows_to_fit(stored: _Stored, near_copies: str) -> tuple[list[ImageRow], boo
     notes += [] if by_folds else notes_on_untested(snapshot.classes, test)
     found, said = near_copies_among(train, stored.sets[0], near_copies)
     return found.joined(train), by_folds, notes + said
+
+
+def _fitted(
+    stored: _Stored, train: Sequence[ImageRow], validation: Sequence[ImageRow], **choices: Any
+) -> tuple[Head, list[ImageRow], NDArray[np.float32]]:
+    """Fit a head; give it, the rows that it was chosen on, and their features."""
+    choices |= {"spec": stored.spec, "source": stored.source}
+    labels, groups, n = labels_of(train), group_numbers(train), len(train)
+    most = stored.rows_in_memory()
+    if n + len(validation) <= most or not can_stream(choices["kind"], choices["kernel"], n):
+        rows = [*train, *validation]
+        features = stored.features(rows)
+        if validation:
+            choices["validation"] = features[n:], labels_of(validation)
+        return fit_head(features[:n], labels, groups=groups, **choices), rows, features
+    some = np.random.default_rng(choices["seed"]).permutation(len(validation))[: most // 5]
+    if validation := [validation[at] for at in some]:
+        choices["validation"] = stored.features(validation), labels_of(validation)
+    on_disk, least = stored.sets[0].on_disk(keys_of(train)), most - len(validation)
+    head, sample = fit_head_on_disk(on_disk, labels, sample_rows=least, groups=groups, **choices)
+    rows = [*(train[at] for at in sample), *validation]
+    return head, rows, stored.features(rows)
 
 
 def _keep(

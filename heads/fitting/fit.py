@@ -54,8 +54,9 @@ def fit_head(
     features : float32 array of shape (n, d)
     labels : str array of shape (n,)
     kind : name of a head in ``heads.kinds.HEADS``
-    kernel : of the SVM: "rbf", "linear", "nystroem" (rbf, approximated), or "auto" for the better
-        of the first two, and for the third where there are too many rows for those
+    kernel : of the SVM: "rbf", "linear" (with too many rows for libsvm "linearsvc", one class
+        against the others), "nystroem" (rbf, approximated), or "auto" for the better of the first
+        two, and for the approximation where there are too many rows for those
     normalize : "standard" (mean 0, deviation 1), "l2" (rows of length 1), "none", or "auto"
     class_weight : "balanced" for classes that weigh the same however many rows they have; of
         logistic regression and the SVM

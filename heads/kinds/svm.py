@@ -1,4 +1,4 @@
-"""Support vector machine, with the rbf or the linear kernel, or nystroem for many images."""
+"""Support vector machine: rbf or linear kernel; nystroem and linearsvc for many images."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -8,10 +8,11 @@ import numpy as np
 from joblib import Parallel, cpu_count, delayed
 from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
-from sklearn.svm import SVC
+from sklearn.svm import SVC, LinearSVC
 
 from extract.errors import FxError
-from heads.calibration import pair_weights, pairwise_scores
+from heads.calibration import SHARPNESS, pair_weights, pairwise_scores
+from heads.kinds._linear import LinearLearner
 from heads.kinds._nystroem import LANDMARKS, NYSTROEM, NystroemMachine
 from heads.learner import (
     AUTO,
@@ -26,7 +27,9 @@ from heads.learner import (
     grid_of_c,
     scale_gamma,
 )
+from heads.solver import SquaredHinge
 
+LINEAR_SVC = "linearsvc"
 EXACT_ROWS = 30_000  # a fold's kernel matrix then takes 6 GB
 CHUNK_SIZE = 4096  # rows scored at a time, so that memory stays flat
 BLOCK = 512  # rows of a kernel matrix computed at once
@@ -189,21 +192,45 @@ class SupportVectors(Learner):
         return matrix
 
 
+class LinearMachine(LinearLearner):
+    """Linear support vector machine of any number of rows, one class against the others.
+
+    The loss is the squared hinge's, as scikit-learn's LinearSVC has it; the intercepts are not
+    penalised, and balanced weights are those of a row's own class in every one of the machines.
+    """
+
+    calibrated_search = True
+    problem = SquaredHinge
+    sharpness = SHARPNESS
+    share = 1
+
+    def estimator(self, c: float) -> LinearSVC:
+        """Make scikit-learn's own classifier."""
+        return LinearSVC(C=c, class_weight=self.class_weight)
+
+    def grid(self, features: Features, fewest: int) -> list[float]:
+        """Ten values from 0.00001 to 0.3, or as far for rows of another length."""
+        return grid_of_c(-5, self.normalize, features)
+
+
 class _Machines(HeadKind):
     """The kernels, of which the exact ones take a limited number of rows."""
 
     def kernels_for(self, kernel: str | None, rows: int) -> tuple[Sequence[str | None], list[str]]:
         """Of ``auto``, both exact kernels, or the approximation where rows are too many."""
-        if rows <= EXACT_ROWS:
-            return [name for name in self.kernels if name != NYSTROEM] if kernel == AUTO else [
-                kernel
-            ], []
         if kernel == AUTO:
+            if rows <= EXACT_ROWS:
+                return ["rbf", "linear"], []
             return [NYSTROEM], [
                 f"{rows:,} rows are more than the {EXACT_ROWS:,} of an exact SVM: approximated "
                 f"with {LANDMARKS:,} landmarks (Nyström)"
             ]
-        if kernel in self.kernels and kernel != NYSTROEM:
+        if kernel == "linear" and rows > EXACT_ROWS:
+            return [LINEAR_SVC], [
+                f"{rows:,} rows are more than the {EXACT_ROWS:,} of libsvm: one class against the "
+                "others, by squared hinges (LinearSVC)"
+            ]
+        if kernel == "rbf" and rows > EXACT_ROWS:
             raise FxError(
                 f"too many rows for an exact SVM; got {rows:,} where {EXACT_ROWS:,} are feasible; "
                 "choose `kernel=auto`, which approximates, or fit logreg"
@@ -213,6 +240,11 @@ class _Machines(HeadKind):
 
 HEAD = _Machines(
     "svm",
-    {"rbf": SupportVectors, "linear": SupportVectors, NYSTROEM: NystroemMachine},
+    {
+        "rbf": SupportVectors,
+        "linear": SupportVectors,
+        NYSTROEM: NystroemMachine,
+        LINEAR_SVC: LinearMachine,
+    },
     takes_class_weight=True,
 )

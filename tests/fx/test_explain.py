@@ -42,6 +42,7 @@ HEADS = [
     ("svm", {}),
     ("svm", {"kernel": "linear"}),
     ("svm", {"kernel": "nystroem"}),
+    ("svm", {"kernel": "linearsvc"}),
     ("centroid", {}),
 ]
 NAMES = [" ".join([kind, *choices.values()]) for kind, choices in HEADS]

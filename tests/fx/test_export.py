@@ -46,6 +46,7 @@ HEADS = [
     ("svm", {}),
     ("svm", {"kernel": "linear"}),
     ("svm", {"kernel": "nystroem"}),
+    ("svm", {"kernel": "linearsvc"}),
     ("knn", {}),
     ("centroid", {}),
 ]

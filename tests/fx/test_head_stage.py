@@ -304,3 +304,32 @@ def test_what_becomes_of_near_copies_is_one_of_the_choices(extracted: Path) -> N
     options = Options(store=extracted / "features.zarr", near_copies="keep")
     with pytest.raises(FxError, match="`near_copies` must be one of group, warn, ignore"):
         fit_head_on_store("knn", options, begin=lambda _: lambda *_: None)
+
+
+@pytest.mark.parametrize("validated", [False, True])
+def test_features_that_do_not_fit_into_memory_are_read_again_and_again(
+    validated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fx: Fx
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_splits(Path("data"), per_class=30, tests=20, classes=("a", "b", "c"))
+    if validated:
+        for label in ("a", "b", "c"):
+            (Path("data/val") / label).mkdir(parents=True)
+            for number in range(20, 30):
+                name = f"{label}/{number:03d}.png"
+                (Path("data/train") / name).rename(Path("data/val") / name)
+    answered(fx, "extract", "--size", 32, "--dtype", "float16")
+    in_memory = answered(fx, "fit-head", "logreg", "--near-copies", "ignore")
+    monkeypatch.setattr("fx.stages.fit_head._Stored.rows_in_memory", lambda stored: 50)
+    command = ("fit-head", "logreg", "--near-copies", "ignore", "--audit", "--fresh")
+    on_disk = answered(fx, *command)
+    assert "do not fit into memory" in on_disk["notes"][0]
+    assert on_disk["n_train"] == in_memory["n_train"]
+    assert on_disk["n_validation"] == in_memory["n_validation"]
+    assert on_disk["confusion"] == in_memory["confusion"]
+    if not validated:  # of which a part has chosen C and the temperature
+        assert on_disk["c"] == in_memory["c"]
+        assert abs(on_disk["log_loss"] - in_memory["log_loss"]) < 0.01
+    assert answered(fx, "predict", on_disk["path"], "data/test", "--reject", 0.05)["predictions"]
+    # a kernel's machine needs all rows at once, and is fitted as ever
+    assert answered(fx, "fit-head", "svm", "--near-copies", "ignore")["notes"] == []

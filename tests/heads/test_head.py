@@ -79,7 +79,7 @@ def test_one_linear_layer_gives_the_same_probabilities(k: int) -> None:
 
 
 def test_an_svm_is_not_offered_as_a_linear_layer() -> None:
-    with pytest.raises(ValueError, match="only logistic regression"):
+    with pytest.raises(ValueError, match="only a linear head"):
         fitted("svm", 3, kernel="linear").as_linear()
 
 
@@ -130,7 +130,7 @@ def test_what_is_read_back_is_plain_scikit_learn(head: Head, tmp_path: Path) -> 
     assert (plain.predict(features) == head.predict(features)).all()
 
 
-@pytest.mark.parametrize("kernel", ["rbf", "linear", "nystroem"])
+@pytest.mark.parametrize("kernel", ["rbf", "linear", "nystroem", "linearsvc"])
 @pytest.mark.parametrize(("kind", "k"), KINDS)
 def test_rebuilt_objects_predict_as_those_that_were_fitted(kind: str, k: int, kernel: str) -> None:
     learner = HEADS[kind].learner(kernel=kernel)
@@ -373,7 +373,7 @@ def test_what_cannot_be_fitted_is_refused_in_one_line() -> None:
     refusal("at least 2 folds; got 1", features, y, folds=1)
     refusal("unknown head 'tree'; choose from centroid, knn, logreg, svm", features, y, kind="tree")
     refusal(
-        "unknown kernel 'poly'; choose rbf, linear, nystroem or auto",
+        "unknown kernel 'poly'; choose rbf, linear, nystroem, linearsvc or auto",
         features,
         y,
         kind="svm",

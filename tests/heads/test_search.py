@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from threadpoolctl import threadpool_limits
 
-import heads.kinds.logreg
+import heads.kinds._linear
 from extract.errors import FxError
 from heads.calibration import calibrate, fit_temperature, log_losses, pairwise_scores
 from heads.fitting import fit_head, make_folds
@@ -326,7 +326,7 @@ def test_scores_of_pairs_rank_first_whoever_wins_all_its_pairs() -> None:
 def test_held_out_rows_leave_no_trace_in_the_fit(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heads.kinds.logreg, "SEARCH_TOLERANCE", 3e-3)
+    monkeypatch.setattr(heads.kinds._linear, "SEARCH_TOLERANCE", 3e-3)
     features, y = pair()
     numbers = np.unique(y, return_inverse=True)[1]
     splits = folds_of(y)
@@ -466,8 +466,8 @@ def test_a_temperature_that_the_rows_do_not_determine_stays_one() -> None:
 def test_probabilities_are_those_of_scikit_learns_own_temperature_scaling(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(heads.kinds.logreg, "SEARCH_TOLERANCE", 1e-3)
-    monkeypatch.setattr(heads.kinds.logreg, "LOGIT_TOL", 0.0)
+    monkeypatch.setattr(heads.kinds._linear, "SEARCH_TOLERANCE", 1e-3)
+    monkeypatch.setattr(heads.kinds._linear, "LOGIT_TOL", 0.0)
     features, y = wide()
     head = fit_head(features[:90], y[:90], kind="logreg", c=0.01)
     theirs = CalibratedClassifierCV(
@@ -549,7 +549,7 @@ def test_a_feature_that_was_silent_in_training_does_not_shout() -> None:
     features = np.random.default_rng(0).normal(size=(60, 20)).astype(np.float32)
     features[:, 3] = 0
     features[0, 3] = 1e-4
-    scaler = standardiser(features)
+    scaler = standardiser([features])
     assert scaler.scale_.min() >= np.sqrt(scaler.var_.mean()) > 0.9
     loud = features[:1].copy()
     loud[:, 3] = 1

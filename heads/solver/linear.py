@@ -1,10 +1,13 @@
-"""Multinomial logistic regression with an L2 penalty: solved for one C after the other.
+"""Linear classifiers with an L2 penalty, solved for one C after the other.
 
-It minimises, over weights W (k, d) and intercepts b (k,), scikit-learn's objective
+They minimise, over weights W (k, d) and intercepts b (k,), which are not penalised,
 
-    sum_i -log softmax(W x_i + b)[y_i]  +  |W|^2 / (2 C)                (b is not penalised)
+    sum_i loss(W x_i + b, y_i)  +  |W|^2 / (2 C)
 
-with the weight of a row's class where classes have one.
+with the weight of a row's class where classes have one. The loss of multinomial logistic regression
+is -log softmax(f)[y], as scikit-learn's LogisticRegression has it; that of a linear support vector
+machine, one class against the others, is sum_j max(0, 1 - s_j f_j)^2, s_j = 1 for j = y and -1 for
+all others, as its LinearSVC has it.
 
 Three things make it fast. Rows are given along their principal axes, of which there are no more
 than rows. L-BFGS is preconditioned by the Hessian's block of each class, which knows the rows of
@@ -25,7 +28,8 @@ from sklearn.exceptions import ConvergenceWarning
 from heads.solver.lbfgs import MAX_ITERATIONS, Precondition, minimise
 
 Array = NDArray[Any]  # float32 while searching, float64 for the delivered head
-Map = Callable[[Callable[[slice], Any], Iterable[slice]], Iterable[Any]]
+Block = Any  # a slice of rows, or positions of rows that are read together
+Map = Callable[[Callable[[Block], Any], Iterable[Block]], Iterable[Any]]
 
 BLOCK = 1024  # rows of a product; fixed, so that the sum does not depend on the threads
 # as long as a product has few rows on its other side, these should stay in the processor's cache
@@ -41,23 +45,25 @@ SMOOTH = 0.03  # logit tolerance above which solutions are too rough to extrapol
 
 @dataclass(frozen=True)
 class Problem:
-    """Rows and their classes.
+    """Rows and their classes, and the loss of multinomial logistic regression.
 
     Attributes
     ----------
     rows : float array of shape (n, r + 1), centred, along their principal axes; the last column,
-        of ones, is the intercept's
+        of ones, is the intercept's; or rows on a disk, (n, d + 1), not along the axes
     labels : int array of shape (n,), all of 0 to k - 1
     weights : float array of shape (n,), what a row counts
     spread : float array of shape (r + 1,), mean squares of the columns
     over : how blocks of rows are worked on, `map` or a pool's
+    axes : of rows on a disk, float array of shape (d + 1, r + 1): weights are turned, not the rows
     """
 
-    rows: Array
+    rows: Any
     labels: NDArray[np.intp]
     weights: Array
     spread: Array
     over: Map
+    axes: Array | None = None
 
     @classmethod
     def of(
@@ -75,30 +81,50 @@ class Problem:
 
     def start(self) -> Array:
         """Weights of zero: shape (k, r + 1), the intercept last."""
-        return np.zeros((int(self.labels.max()) + 1, self.rows.shape[1]), self.rows.dtype)
+        return np.zeros((int(self.labels.max()) + 1, len(self.spread)), self.rows.dtype)
 
-    def probabilities(self, weights: Array, block: slice) -> Array:
-        """Probabilities of a block of rows: shape (k, rows of the block)."""
-        p = np.asarray(weights @ self.rows[block].T)
+    @property
+    def penalties(self) -> int:
+        """How many times |W|^2 / (2 C) is the penalty, so that it is scikit-learn's.
+
+        Of two classes that penalises |w|^2 of one vector w = w1 - w0, and at the optimum
+        w1 = -w0 = w / 2, so that |w|^2 = 2 (|w0|^2 + |w1|^2).
+        """
+        return 2 if int(self.labels.max()) == 1 else 1
+
+    def probabilities(self, weights: Array, rows: Array) -> Array:
+        """Probabilities of rows (m, r + 1): shape (k, m)."""
+        p = np.asarray(weights @ rows.T)
         p -= p.max(axis=0)
         np.exp(p, out=p)
         p /= p.sum(axis=0)
         return p
 
+    def slopes(self, weights: Array, rows: Array, labels: NDArray[np.intp]) -> tuple[Array, Array]:
+        """Give the loss's first and second derivatives by the scores of rows: both (k, m)."""
+        p = self.probabilities(weights, rows)
+        curvature = p * (1 - p)
+        p[labels, np.arange(len(labels))] -= 1
+        return p, curvature
+
     def evaluate(self, ridge: Array, weights: Array) -> tuple[Array, Array]:
-        """Give the gradient (k, r + 1), and sum_i p (1 - p) of every class: (k,)."""
+        """Give the gradient (k, r + 1), and every class's sum of second derivatives: (k,)."""
+        turned = weights if self.axes is None else weights @ self.axes.T
 
-        def part(block: slice) -> tuple[Array, Array]:
-            p, labels = self.probabilities(weights, block), self.labels[block]
-            curvature = (p * (1 - p)) @ self.weights[block]
-            p[labels, np.arange(len(labels))] -= 1
-            p *= self.weights[block]
-            return p @ self.rows[block], curvature
+        def part(block: Block) -> tuple[Array, Array]:
+            rows, of_rows = self.rows[block], self.weights[block]
+            slopes, curvature = self.slopes(turned, rows, self.labels[block])
+            slopes *= of_rows
+            return slopes @ rows, curvature @ of_rows
 
-        gradients, curvatures = zip(*self.over(part, self._blocks(len(weights))), strict=True)
-        gradient = sum(gradients)
+        gradient, curvature = np.zeros_like(turned), np.zeros(len(weights), weights.dtype)
+        for of_part, bent in self.over(part, self._blocks(len(weights))):
+            gradient += of_part
+            curvature += bent
+        if self.axes is not None:
+            gradient = gradient @ self.axes
         gradient[:, :-1] += ridge * weights[:, :-1]
-        return gradient, sum(curvatures)
+        return gradient, curvature
 
     def preconditioner(self, ridge: Array, weights: Array, curvature: Array) -> Precondition:
         """Invert about the Hessian's block of each class.
@@ -113,7 +139,7 @@ class Problem:
         ridges[-1] = 0
         # where every probability is 0 or 1 nothing is left but the penalty
         diagonal = np.maximum(self.spread * rest[:, None] + ridges, LEAST_REST * ridge)
-        rows = self.rows[heavy] * np.sqrt(of_heavy)[:, :, None]
+        rows = heavy * np.sqrt(of_heavy)[:, :, None]
         across = (rows / diagonal[:, None]) @ rows.transpose(0, 2, 1)
         inner = np.linalg.inv(across + np.eye(across.shape[1], dtype=across.dtype))
 
@@ -121,19 +147,28 @@ class Problem:
             product = vector / diagonal
             inside = rows.transpose(0, 2, 1) @ (inner @ (rows @ product[:, :, None]))
             product -= inside[:, :, 0] / diagonal
-            # what all classes have in common changes no probability, and no optimum has it
-            return np.asarray(product - product.mean(axis=0))
+            return self.without_common(product)
 
         return apply
 
-    def _heavy(self, weights: Array) -> tuple[NDArray[np.intp], Array]:
-        """Find the rows of the greatest p (1 - p) of each class, and that: shapes (k, HEAVY)."""
+    def without_common(self, step: Array) -> Array:
+        """Take away what all classes have in common: no optimum has it."""
+        return np.asarray(step - step.mean(axis=0))
+
+    def _heavy(self, weights: Array) -> tuple[Array, Array]:
+        """Find each class's rows of the greatest second derivatives: (k, h, r + 1), and those.
+
+        On a disk there are so many rows that none is heavy.
+        """
+        if self.axes is not None:
+            k, r = weights.shape
+            return np.zeros((k, 0, r), weights.dtype), np.zeros((k, 0), weights.dtype)
         count = min(HEAVY, len(self.rows))
 
         def part(block: slice) -> tuple[NDArray[np.intp], Array]:
-            p = self.probabilities(weights, block)
-            curvature = p * (1 - p) * self.weights[block]
-            most = np.argpartition(curvature, -min(count, p.shape[1]), axis=1)[:, -count:]
+            _, curvature = self.slopes(weights, self.rows[block], self.labels[block])
+            curvature *= self.weights[block]
+            most = np.argpartition(curvature, -min(count, curvature.shape[1]), axis=1)[:, -count:]
             return most + block.start, np.take_along_axis(curvature, most, 1)
 
         rows, curvatures = (
@@ -141,11 +176,35 @@ class Problem:
             for of in zip(*self.over(part, self._blocks(len(weights))), strict=True)
         )
         most = np.argpartition(curvatures, -count, axis=1)[:, -count:]
-        return np.take_along_axis(rows, most, 1), np.take_along_axis(curvatures, most, 1)
+        heaviest = np.take_along_axis(rows, most, 1)
+        return self.rows[heaviest], np.take_along_axis(curvatures, most, 1)
 
-    def _blocks(self, classes: int) -> list[slice]:
+    def _blocks(self, classes: int) -> Sequence[Block]:
+        if self.axes is not None:
+            chunks: Sequence[Block] = self.rows.chunks
+            return chunks
         size = SMALL_BLOCK if classes <= FEW_CLASSES else BLOCK
         return [slice(at, at + size) for at in range(0, len(self.rows), size)]
+
+
+class SquaredHinge(Problem):
+    """The loss of a linear support vector machine, of every class against the others."""
+
+    @property
+    def penalties(self) -> int:
+        """Every class has a vector of its own."""
+        return 1
+
+    def slopes(self, weights: Array, rows: Array, labels: NDArray[np.intp]) -> tuple[Array, Array]:
+        """Give the loss's first and second derivatives by the scores of rows: both (k, m)."""
+        signs = np.full((len(weights), len(rows)), -1, rows.dtype)
+        signs[labels, np.arange(len(labels))] = 1
+        slack = np.maximum(1 - signs * (weights @ rows.T), 0)
+        return -2 * signs * slack, (2 * (slack > 0)).astype(rows.dtype)
+
+    def without_common(self, step: Array) -> Array:
+        """Keep a step as it is: each class is on its own."""
+        return step
 
 
 def along_path(
@@ -177,15 +236,12 @@ def along_path(
     weights : float array of shape (k, r + 1), the intercept last
     """
     zero = problem.start()
-    # Two classes: scikit-learn penalises |w|^2 of one vector w = w1 - w0, and at the optimum
-    # w1 = -w0 = w / 2, so that |w|^2 = 2 (|w0|^2 + |w1|^2).
-    penalties = 2 if len(zero) == 2 else 1
     dtype = problem.rows.dtype
     # probabilities are right to about epsilon, and their errors weigh as much as the rows do
     noise = np.finfo(dtype).eps * np.sqrt(len(problem.rows) * problem.spread.sum())
     solved = [weights.astype(dtype, copy=False) for weights in start]
     for c in cs:
-        ridge = np.array(penalties / c, dtype)
+        ridge = np.array(problem.penalties / c, dtype)
         logit_tol = logit_tolerance()
         begin = zero
         if solved:
