@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -26,6 +26,7 @@ from prometheus_client import (
 )
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
@@ -131,7 +132,7 @@ class Metrics:
         )
 
 
-def make_app(name: str, batcher: Batcher, limits: Limits) -> FastAPI:
+def make_app(name: str, batcher: Batcher, limits: Limits, hosts: Sequence[str] = ("*",)) -> FastAPI:
     """Make the application.
 
     Parameters
@@ -139,6 +140,7 @@ def make_app(name: str, batcher: Batcher, limits: Limits) -> FastAPI:
     name : of the model, as it is told
     batcher : running
     limits : from where on requests are refused
+    hosts : names that requests may call this server by; others have status 400
     """
     model = batcher.model
     app = FastAPI(
@@ -149,6 +151,7 @@ def make_app(name: str, batcher: Batcher, limits: Limits) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
     bodies, metrics = Bodies(limits), Metrics.of(batcher)
     statuses = (400, 408, 413, 415, 503, 504)
     problems: dict[int | str, dict[str, Any]] = {

@@ -474,6 +474,9 @@ def test_at_a_signal_requests_under_way_are_answered_and_no_others(
     process, told = command()
     port = int(told["url"].rstrip("/").rpartition(":")[2])
     assert (told["local"], told["classes"]) == (True, ["a", "b", "c"])
+    # a site whose name leads here, in a browser of this machine, is not answered
+    for name, status in {"localhost": 200, f"127.0.0.1:{port}": 200, "a.site": 400}.items():
+        assert Client(port).ask("GET", "/healthz", headers={"Host": name})[0] == status
     kind, body = form([(f"{n}.png", PNG) for n in range(64)])
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.putrequest("POST", "/predict")
