@@ -184,7 +184,9 @@ def extract(
         snapshot=taken.name,
         images=len(taken.rows),
         new=len(writer.known) - len(writer.at_hand),
-        reused=sum(row.key in writer.at_hand for row in taken.rows if row.readable),
+        reused=int(
+            (writer.at_hand.find([row.key for row in taken.rows if row.readable]) >= 0).sum()
+        ),
         failed=taken.failed() + [FailedImage(*one) for one in source.skipped],
         duplicates=taken.duplicates(),
         odd=odd,

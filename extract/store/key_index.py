@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 KEY_BYTES = 32
 KeyRows = NDArray[np.uint8]  # of shape (n, 32)
+_WORDS, _MODULUS = struct.Struct("=4Q").unpack, 1 << 64
 PER_BUCKET = 4  # keys, about, that share their hash's first bits
 # keys that came last are in a set of Python's up to so many, or such a share of those before
 MOST_RECENT, RECENT_SHARE = 1 << 16, 0.25
@@ -33,6 +34,7 @@ class KeyIndex(Mapping[bytes, int]):
         # multiply-shift hashing (M. Dietzfelbinger, "Universal Hashing and k-Wise Independent
         # Random Variables via Integer Arithmetic without Primes", 1996)
         self._multipliers = np.random.default_rng().integers(1 << 64, size=4, dtype=np.uint64) | 1
+        self._as_python = self._multipliers.tolist(), int(self._shift)
         buckets = self._buckets(keys[rows])
         order = np.argsort(buckets)
         place = np.min_scalar_type(max(1, len(keys)))
@@ -63,10 +65,11 @@ class KeyIndex(Mapping[bytes, int]):
 
     def __getitem__(self, key: bytes) -> int:
         if len(key) == KEY_BYTES:
-            # `find`, for a single key in a tenth of the time
-            words = zip(struct.unpack("=4Q", key), self._multipliers.tolist(), strict=True)
-            bucket = (sum(a * b for a, b in words) % (1 << 64)) >> int(self._shift)
-            for at in range(*self._starts[bucket : bucket + 2].tolist()):
+            # as `find` does, for a single key in a tenth of the time
+            a, b, c, d = _WORDS(key)
+            m, shift = self._as_python
+            bucket = ((a * m[0] + b * m[1] + c * m[2] + d * m[3]) % _MODULUS) >> shift
+            for at in range(self._starts[bucket], self._starts[bucket + 1]):
                 if self.keys_in_table[at].tobytes() == key:
                     return int(self._rows[at])
         raise KeyError(key)
