@@ -85,7 +85,7 @@ def fit(path: Path, rows: int, name: str, on_disk: bool) -> dict[str, object]:
     stored = features.on_disk(keys)
     del keys
     begun, busy = time.perf_counter(), time.process_time()
-    head, _ = fit_head_on_disk(stored, labels, sample_rows=SAMPLE, **HEADS[name])
+    head, *_ = fit_head_on_disk(stored, labels, sample_rows=SAMPLE, **HEADS[name])
     if not on_disk:  # at the same C, for the same optimum
         choices = {**HEADS[name], "c": head.c}
         begun, busy = time.perf_counter(), time.process_time()

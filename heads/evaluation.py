@@ -15,7 +15,7 @@ from heads.metrics import METRICS
 
 # Raised when the same rows come to give another head, or other measures of it: what an earlier
 # version made is not shown beside it.
-VERSION = 3
+VERSION = 4
 NORMAL_95 = float(stats.norm.ppf(0.975))  # standard errors to either side of a 95 % interval
 FEWEST_GROUPS = 20  # of test rows; of fewer, how much groups differ is not known
 

@@ -8,7 +8,7 @@ Normalisation belongs to the learner: it is fitted on the fitting rows alone.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from extract.errors import FxError
 from extract.imports import in_place_of
 from heads.calibration import Calibration, calibrate
-from heads.solver import RowsOnDisk
 
 # scikit-learn imports pandas and makes no use of it: 0.3 s of CPU. `heads.kinds.HEADS` sees to it
 # that this module is imported before others that need scikit-learn.
@@ -30,6 +29,9 @@ Labels = NDArray[np.intp]
 Scores = NDArray[np.float64]
 State = dict[str, NDArray[Any]]
 Fold = tuple[Labels, Labels]  # rows that fit, rows that are held out
+
+if TYPE_CHECKING:
+    from heads.solver import RowsOnDisk
 
 AUTO = "auto"
 STEP = float(np.sqrt(10))  # between neighbouring values of C
@@ -177,7 +179,7 @@ class Learner(ABC):
 
     def fit_on_disk(
         self,
-        features: RowsOnDisk,
+        features: "RowsOnDisk",
         labels: Labels,
         c: float,
         *,

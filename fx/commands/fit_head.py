@@ -47,7 +47,10 @@ def fit_head(
         typer.Option(metavar="A,B", help="Stored features to join, as fx store ls names them."),
     ] = "",
     kernel: Annotated[
-        str, typer.Option(help="Of the SVM: rbf, linear, auto; of many images nystroem, linearsvc.")
+        str,
+        typer.Option(
+            help="Of the SVM: rbf, linear or auto; for many images nystroem or linearsvc."
+        ),
     ] = "rbf",
     normalize: Annotated[
         str, typer.Option(help="standard, l2, none, or auto: by cross-validation.")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from urllib.parse import urlsplit
 
 import uvicorn
 from fastapi import FastAPI
@@ -24,7 +25,7 @@ from fx.serve.app import make_app
 from fx.serve.batching import Batcher, open_to_serve
 from fx.serve.limits import Limits
 
-LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 BACKLOG = 1024  # connections that wait to be accepted
 SECONDS_IDLE = 15  # of a connection that is kept
 SECONDS_TO_CLOSE = 3  # for connections and threads, beside the requests
@@ -86,7 +87,7 @@ def serve_model(
         explains = batcher.model.explain is not None
         record = Serving(str(model), url, local, explains, batcher.model.classes)
         # a page of another site may have its own name lead to this machine
-        hosts = [host, address, *LOCAL_NAMES] if local else ["*"]
+        hosts = [host, urlsplit(url).netloc.rpartition(":")[0], *LOCAL_NAMES] if local else ["*"]
         app = make_app(str(model), batcher, limits, hosts)
         takes_time_to_end(2 * limits.timeout + SECONDS_TO_CLOSE)
         Server(app, limits, lambda: begun(record)).run([listening])

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from joblib import cpu_count
 from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
@@ -45,9 +46,9 @@ from heads.kinds import HEADS
 from heads.limits import Limits
 from heads.plots import write_plots
 
-# Of the memory that is free, what features and the copies that a search makes of them may take.
-# Linear heads on more are fitted on rows that are read again and again.
-MEMORY_SHARE, COPIES = 0.5, 4
+# Share of the free memory that features may take, with the copies that a search makes of them: some
+# of all, and some for each fold that is fitted beside others.
+MEMORY_SHARE, COPIES, COPIES_OF_FOLD = 0.8, 2, 4
 AUDIT_VERSION = 3  # raised when the same head comes to doubt other labels
 
 
@@ -64,17 +65,18 @@ class _Stored:
         keys = keys_of(rows)
         return np.concatenate([one.features(keys) for one in self.sets], axis=1)
 
-    def rows_in_memory(self) -> int:
+    def rows_in_memory(self, folds: int) -> int:
         """How many rows a head can be fitted on in memory; of joined sets all must fit."""
         if len(self.sets) > 1:
             return sys.maxsize
+        copies = COPIES + COPIES_OF_FOLD * min(folds, cpu_count())
         free = psutil.virtual_memory().available
-        return int(MEMORY_SHARE * free / (4 * self.sets[0].dim * COPIES))
+        return int(MEMORY_SHARE * free / (4 * self.sets[0].dim * copies))
 
     def tested(self, head: Head, rows: Sequence[ImageRow]) -> Head:
         """Measure a head on test rows."""
         labels, groups = labels_of(rows), group_numbers(rows)
-        if len(rows) <= self.rows_in_memory():
+        if len(rows) <= self.rows_in_memory(1):
             return head.tested(self.features(rows), labels, groups=groups)
         scores = scores_on_disk(head, self.sets[0].on_disk(keys_of(rows)))
         return head.measured(scores, labels, groups=groups)
@@ -252,7 +254,7 @@ def _fitted(
     """Fit a head; give it, the rows that it was chosen on, and their features."""
     choices |= {"spec": stored.spec, "source": stored.source}
     labels, groups, n = labels_of(train), group_numbers(train), len(train)
-    most = stored.rows_in_memory()
+    most = stored.rows_in_memory(choices["folds"])
     if n + len(validation) <= most or not can_stream(choices["kind"], choices["kernel"], n):
         rows = [*train, *validation]
         features = stored.features(rows)
@@ -260,11 +262,13 @@ def _fitted(
             choices["validation"] = features[n:], labels_of(validation)
         return fit_head(features[:n], labels, groups=groups, **choices), rows, features
     some = np.random.default_rng(choices["seed"]).permutation(len(validation))[: most // 5]
-    if validation := [validation[at] for at in some]:
-        choices["validation"] = stored.features(validation), labels_of(validation)
-    on_disk, least = stored.sets[0].on_disk(keys_of(train)), most - len(validation)
-    head, sample = fit_head_on_disk(on_disk, labels, sample_rows=least, groups=groups, **choices)
-    rows = [*(train[at] for at in sample), *validation]
+    if beside := [validation[at] for at in some]:
+        choices["validation"] = stored.features(beside), labels_of(beside)
+    on_disk = stored.sets[0].on_disk(keys_of(train))
+    head, sample, aside = fit_head_on_disk(
+        on_disk, labels, sample_rows=most - len(beside), groups=groups, **choices
+    )
+    rows = [*(train[at] for at in sample), *(beside or [train[at] for at in aside])]
     return head, rows, stored.features(rows)
 
 

@@ -3,6 +3,7 @@
 Rows on a disk are read anew for every product with the weights: memory holds a chunk a thread.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -130,7 +131,7 @@ class _Rows:
 
 @dataclass
 class _Search:
-    """What a search has solved that its extension, and the refit, begin at.
+    """What a search has solved: where a longer grid and the refit begin.
 
     Attributes
     ----------
@@ -184,7 +185,7 @@ class LinearLearner(Learner):
         first, d = trial.splits[0][0], trial.features.shape[1]
         if min(len(fitting) for fitting, _ in trial.splits) < d:
             return None
-        some = trial.features[first[:: -(-len(first) // AXES_ROWS)]]
+        some = trial.features[first[:: max(1, len(first) // max(AXES_ROWS, d))]]
         return _Rows.of(some, self.normalize).axes
 
     def _scores_of_fold(
@@ -208,7 +209,7 @@ class LinearLearner(Learner):
             scaled = [c * rows.unit**2 for c in cs]
             last, latest = search.latest.get(number, (0.0, []))
             before: list[float] = []
-            if not np.isclose(cs[0], last * STEP):
+            if not math.isclose(cs[0], last * STEP):
                 before, latest = _up_to(scaled[0])[:-1], []
             path = along_path(
                 problem,
@@ -217,14 +218,16 @@ class LinearLearner(Learner):
                 logit_tolerance=logit_tolerance,
                 start=latest,
                 max_iterations=SEARCH_MAX_ITER,
+                precise=False,
             )
             for c, weights in zip([*[None] * len(before), *cs], path, strict=True):
                 latest = [weights, *latest[:2]]
                 if c is None:
                     continue
-                scores.append((held_out @ weights.T).astype(np.float64))
-                logits = self.sharpness * scores[-1]
-                losses.append(float(log_losses(logits, trial.labels[rest]).mean()))
+                found = (held_out @ weights.T).astype(np.float64)
+                losses.append(float(log_losses(self.sharpness * found, trial.labels[rest]).mean()))
+                # of two classes `Learner.scores` gives each half of what scikit-learn keeps
+                scores.append(found / (2 * self.share) if len(weights) == 2 else found)
                 if number == 0:
                     search.first_fold[c] = rows.to_features(weights)
             search.latest[number] = cs[-1], latest
@@ -249,6 +252,7 @@ class LinearLearner(Learner):
                 logit_tolerance=partial(next, tolerances),
                 start=[rows.from_features(*near)] if near else (),
                 max_iterations=SEARCH_MAX_ITER,
+                precise=False,
             )
             double = problem.cast(np.float64)
             (weights,) = along_path(

@@ -215,6 +215,7 @@ def along_path(
     logit_tolerance: Callable[[], float] = lambda: 0.0,
     start: Sequence[Array] = (),
     max_iterations: int = MAX_ITERATIONS,
+    precise: bool = True,
 ) -> Iterator[Array]:
     """Solve a problem for one C after the other.
 
@@ -229,7 +230,8 @@ def along_path(
         with certainty, of what logits still have to move: below it a solution will do as well
     start : solutions before the first C, the latest first: it begins where they lead, and at zero
         where there are none
-    max_iterations : for each C; where fewer than MAX_ITERATIONS, solutions may miss the tolerance
+    max_iterations : for each C
+    precise : whether to warn where so many do not suffice
 
     Yields
     ------
@@ -271,9 +273,9 @@ def along_path(
             is_done=is_close,
             max_iterations=max_iterations,
         )
-        if not done and max_iterations == MAX_ITERATIONS:
+        if precise and not done:
             warnings.warn(
-                f"logistic regression stopped short of its tolerance at C = {c:g}",
+                f"the linear head stopped short of its tolerance at C = {c:g}",
                 ConvergenceWarning,
                 stacklevel=2,
             )

@@ -320,16 +320,14 @@ def test_features_that_do_not_fit_into_memory_are_read_again_and_again(
                 (Path("data/train") / name).rename(Path("data/val") / name)
     answered(fx, "extract", "--size", 32, "--dtype", "float16")
     in_memory = answered(fx, "fit-head", "logreg", "--near-copies", "ignore")
-    monkeypatch.setattr("fx.stages.fit_head._Stored.rows_in_memory", lambda stored: 50)
+    monkeypatch.setattr("fx.stages.fit_head._Stored.rows_in_memory", lambda stored, folds: 50)
     command = ("fit-head", "logreg", "--near-copies", "ignore", "--audit", "--fresh")
     on_disk = answered(fx, *command)
     assert "do not fit into memory" in on_disk["notes"][0]
-    assert on_disk["n_train"] == in_memory["n_train"]
-    assert on_disk["n_validation"] == in_memory["n_validation"]
-    assert on_disk["confusion"] == in_memory["confusion"]
-    if not validated:  # of which a part has chosen C and the temperature
-        assert on_disk["c"] == in_memory["c"]
-        assert abs(on_disk["log_loss"] - in_memory["log_loss"]) < 0.01
+    # of few rows a tenth are set aside to choose C and the temperature
+    assert in_memory["n_train"] - on_disk["n_train"] == (0 if validated else 9)
+    assert on_disk["accuracy"] > in_memory["accuracy"] - 0.05
+    assert on_disk["log_loss"] < in_memory["log_loss"] + 0.1
     assert answered(fx, "predict", on_disk["path"], "data/test", "--reject", 0.05)["predictions"]
     # a kernel's machine needs all rows at once, and is fitted as ever
     assert answered(fx, "fit-head", "svm", "--near-copies", "ignore")["notes"] == []

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -496,6 +497,20 @@ def test_at_a_signal_requests_under_way_are_answered_and_no_others(
     assert len(json.loads(answer.read())["predictions"]) == 64
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err) == (128 + number, "", "fx: ended by a signal\n")
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
+def test_a_server_at_an_ipv6_address_answers_to_its_own_url(
+    command: Callable[..., tuple[subprocess.Popen[str], dict[str, Any]]],
+) -> None:
+    with socket.socket(socket.AF_INET6) as trial:
+        try:
+            trial.bind(("::1", 0))
+        except OSError:
+            pytest.skip("no IPv6 loopback here")
+    _, told = command("--host", "::1")
+    with urllib.request.urlopen(f"{told['url']}healthz", timeout=30) as answer:
+        assert answer.status == 200
 
 
 def test_who_can_reach_it_is_said_and_a_second_signal_ends_it_at_once(

@@ -7,12 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.datasets import make_classification
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 
+import heads.kinds._linear
 from extract.errors import FxError
+from heads.calibration import fit_temperature
 from heads.files import load_head, save_head
 from heads.fitting import fit_head, fit_head_on_disk, scores_on_disk
 from heads.fitting.on_disk import draw_sample
+from heads.head import positions
 from heads.kinds.svm import EXACT_ROWS, LinearMachine
 from heads.solver import ArrayOnDisk
 
@@ -61,18 +65,39 @@ def test_rows_on_a_disk_give_the_head_that_memory_gives(
     np.save(tmp_path / "x.npy", features[:10_000].astype(np.float16))
     rows = ArrayOnDisk(np.load(tmp_path / "x.npy", mmap_mode="r"))
     choices = {"kind": kind, "normalize": normalize, **choices}
-    head, sample = fit_head_on_disk(rows, y[:10_000], sample_rows=2_000, **choices)
+    head, sample, aside = fit_head_on_disk(rows, y[:10_000], sample_rows=2_000, **choices)
     assert 2_000 <= len(sample) < 2_010
-    assert head.n_train == 10_000
+    assert (len(aside), head.n_train) == (500, 9_500)
     assert "do not fit into memory" in head.notes[0]
     known = features[:10_000].astype(np.float16).astype(np.float32)
-    whole = fit_head(known, y[:10_000], c=head.c, **choices)
+    kept = np.setdiff1d(np.arange(10_000), aside)
+    validation = (known[aside], y[aside])
+    whole = fit_head(known[kept], y[kept], c=head.c, validation=validation, **choices)
     ours, theirs = (one.pipeline[-1].coef_ for one in (head, whole))
     assert np.linalg.norm(ours - theirs) < 0.03 * np.linalg.norm(theirs)
     right = [(one.predict(features[10_000:]) == y[10_000:]).mean() for one in (head, whole)]
     assert abs(right[0] - right[1]) <= 0.002
-    assert abs(head.calibration.temperature / whole.calibration.temperature - 1) < 0.15
+    assert abs(head.calibration.temperature / whole.calibration.temperature - 1) < 0.05
     np.testing.assert_allclose(scores_on_disk(head, rows), head.scores(known), atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "choices"), LINEAR, ids=["logreg", "svm"])
+@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_the_temperature_is_that_of_the_head_which_is_delivered(
+    kind: str, choices: dict[str, str], classes: int, on_disk: bool
+) -> None:
+    features, y = data(classes)
+    known, new = slice(0, 6_000), slice(6_000, 12_000)
+    choices = {"kind": kind, **choices}
+    if on_disk:  # the sample's own head is less sure than one of all rows
+        rows = ArrayOnDisk(features[known])
+        head, *_ = fit_head_on_disk(rows, y[known], sample_rows=400, **choices)
+    else:
+        head = fit_head(features[known], y[known], **choices)
+    truth = positions(y[new], head.classes, of="rows")
+    best = fit_temperature(head.scores(features[new]), truth, any_unit=kind == "svm")
+    assert abs(head.calibration.temperature / best - 1) < 0.2
 
 
 def test_classes_that_weigh_the_same_do_so_on_a_disk() -> None:
@@ -80,31 +105,56 @@ def test_classes_that_weigh_the_same_do_so_on_a_disk() -> None:
     kept = np.flatnonzero((y == "c0") | (np.arange(len(y)) % 8 == 0))
     features, y = features[kept], y[kept]
     choices = {"kind": "logreg", "class_weight": "balanced", "c": 0.1}
-    head, _ = fit_head_on_disk(ArrayOnDisk(features), y, sample_rows=3_000, **choices)
-    whole = fit_head(features, y, **choices)
+    head, _, aside = fit_head_on_disk(ArrayOnDisk(features), y, sample_rows=3_000, **choices)
+    kept = np.setdiff1d(np.arange(len(y)), aside)
+    whole = fit_head(features[kept], y[kept], **choices)
     error = np.linalg.norm(head.pipeline[-1].coef_ - whole.pipeline[-1].coef_)
     assert error < 0.01 * np.linalg.norm(whole.pipeline[-1].coef_)
 
 
-def test_the_sample_holds_every_class_and_groups_as_whole_as_they_can_be() -> None:
+def test_the_sample_holds_the_same_share_of_every_class_and_some_of_each() -> None:
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2], [9_000, 900, 12])
     rng.shuffle(labels)
-    groups = np.arange(len(labels)) // 3
     for seed in range(5):
-        sample = draw_sample(labels, 1_000, groups, seed)
+        sample = draw_sample(labels, 1_000, seed)
         assert (np.diff(sample) > 0).all()
         assert np.bincount(labels[sample]).tolist() == [908, 91, 12]
-        of_class = groups[sample][labels[sample] == 0]
-        whole = np.isin(of_class, groups[labels != 0], invert=True)
-        counts = np.unique(of_class[whole], return_counts=True)[1]
-        assert (counts < 3).sum() <= 1
+
+
+@pytest.mark.parametrize("of_class", [4, 60])
+def test_groups_are_set_aside_whole_and_no_class_is_without_rows(of_class: int) -> None:
+    features, y = data(2, 8_000)
+    groups = np.char.add(y, (np.arange(8_000) % of_class).astype(str))
+    for seed in range(3):
+        choices = {"kind": "logreg", "sample_rows": 1_600, "seed": seed, "c": 0.1}
+        head, sample, aside = fit_head_on_disk(
+            ArrayOnDisk(features), y, groups=np.unique(groups, return_inverse=True)[1], **choices
+        )
+        kept = np.setdiff1d(np.arange(8_000), aside)
+        assert not set(groups[kept]) & set(groups[aside])
+        assert set(y[kept]) == set(y[sample]) == {"c0", "c1"}
+        assert head.n_train == len(kept) >= 6_000
+
+
+def test_a_fit_that_does_not_end_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads.kinds._linear, "SEARCH_MAX_ITER", 2)
+    features, y = data(5, 4_000)
+    with pytest.warns(ConvergenceWarning, match="the linear head stopped short"):
+        fit_head_on_disk(ArrayOnDisk(features), y, sample_rows=500, kind="logreg", c=10.0)
 
 
 def test_what_cannot_be_fitted_on_a_disk_is_refused() -> None:
     features, y = data(2, 3_000)
     with pytest.raises(FxError, match="knn needs the features of all 3,000 rows at once; fit log"):
         fit_head_on_disk(ArrayOnDisk(features), y, sample_rows=500, kind="knn")
+    with pytest.raises(FxError, match="fit logreg, or an SVM with `kernel=linearsvc`"):
+        fit_head_on_disk(ArrayOnDisk(features), y, sample_rows=500, kind="svm", kernel="linear")
+    with pytest.raises(FxError, match="unknown kernel 'poly'"):
+        fit_head_on_disk(ArrayOnDisk(features), y, sample_rows=500, kind="svm", kernel="poly")
+    same = np.zeros(3_000, int)
+    with pytest.raises(FxError, match="too few groups to set one aside"):
+        fit_head_on_disk(ArrayOnDisk(features), y, sample_rows=500, kind="logreg", groups=same)
     features[2_900, 3] = np.nan
     with pytest.raises(FxError, match="features are not finite"):
         fit_head_on_disk(ArrayOnDisk(features), y, sample_rows=500, kind="logreg")

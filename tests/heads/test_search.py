@@ -128,6 +128,18 @@ def test_many_classes_take_no_more_iterations(
     )
 
 
+@pytest.mark.parametrize("rows", [300, 450, 600])
+def test_axes_of_a_part_of_the_rows_span_them_all(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heads.kinds._linear, "AXES_ROWS", 256)
+    features, y = make_classification(rows, 230, n_informative=60, n_classes=3, random_state=3)
+    features = features.astype(np.float32)
+    head = fit_head(features, np.array(["ape", "bee", "cow"])[y], kind="logreg", c=0.1)
+    theirs = reference(0.1).fit(features.astype(np.float64), y)[-1].coef_
+    assert np.linalg.norm(head.pipeline[-1].coef_ - theirs) < 1e-3 * np.linalg.norm(theirs)
+
+
 @pytest.mark.parametrize("data", SETS)
 def test_a_longer_grid_and_the_refit_go_on_from_what_is_solved(
     data: str, monkeypatch: pytest.MonkeyPatch
