@@ -19,7 +19,6 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ import numpy as np
 from extract.images import Preprocessing
 from extract.store import ExtractionRun, FeatureStore, Spec
 
-COLUMNS, CLASSES, BATCH, TESTS = 512, 10, 20_000, 20_000
+COLUMNS, CLASSES, BATCH = 512, 10, 20_000
 SAMPLE = 60_000  # rows that choose C and the temperature
 SPEC = Spec(
     backbone="synthetic",
@@ -58,9 +57,9 @@ def keys_of(number: int) -> list[bytes]:
     return [drawn[at : at + 32] for at in range(0, len(drawn), 32)]
 
 
-def batches(rows: int) -> Iterator[int]:
+def batches(rows: int) -> range:
     """Numbers of the batches that so many rows are made of."""
-    return iter(range(rows // BATCH))
+    return range(rows // BATCH)
 
 
 def fill(path: Path, rows: int) -> None:

@@ -99,7 +99,6 @@ class Learner(ABC):
     calibrated_search : bool, whether scores mean nothing before they have a temperature
     extensible : bool, whether the grid goes on where the best value lies at its end
     is_linear : bool, whether the classifier's `coef_` and `intercept_` give the scores
-    streams : bool, whether it has `fit_on_disk`
     grid_label : str, what the grid's values are, on the axis of a plot
     choice_text : str, format of the value that was chosen, in a line of text; empty for none
     weights : names of the arrays of the classifier that hold the numbers that the fit chose
@@ -114,7 +113,6 @@ class Learner(ABC):
     calibrated_search = False
     extensible = False
     is_linear = False
-    streams = False
     grid_label = "C (less penalty to the right)"
     choice_text = "C {:.3g}"
     weights: ClassVar[Sequence[str]] = ("coef_", "intercept_")
@@ -176,29 +174,6 @@ class Learner(ABC):
         normaliser = fit_normaliser(self.normalize, features)
         classifier = self.estimator(c).fit(normaliser.transform(features), names)
         return Pipeline([("normalize", normaliser), ("classify", classifier)])
-
-    def fit_on_disk(
-        self,
-        features: "RowsOnDisk",
-        labels: Labels,
-        c: float,
-        *,
-        like: Pipeline,
-        sample: Features,
-        jobs: int,
-    ) -> Pipeline:
-        """Fit rows that are read chunk after chunk, again and again.
-
-        Parameters
-        ----------
-        features : rows on a disk, of shape (n, d)
-        labels : int array of shape (n,), positions in the classes
-        c : the inverse penalty
-        like : the same head, fitted on a sample: where the fit begins
-        sample : float32 array of shape (m, d), some of the rows
-        jobs : int, threads
-        """
-        raise NotImplementedError
 
     def scores(self, pipeline: Pipeline, features: Features) -> Scores:
         """Score rows by the decision function; of two classes, half of it each way."""
@@ -275,6 +250,33 @@ class Learner(ABC):
     def parameters(self, pipeline: Pipeline) -> int:
         """Count the numbers that the fit chose, or keeps of the training rows."""
         return sum(int(np.size(getattr(pipeline["classify"], name))) for name in self.weights)
+
+
+class StreamingLearner(Learner):
+    """A learner that also fits rows which are too many for memory."""
+
+    @abstractmethod
+    def fit_on_disk(
+        self,
+        features: "RowsOnDisk",
+        labels: Labels,
+        c: float,
+        *,
+        like: Pipeline,
+        sample: Features,
+        jobs: int,
+    ) -> Pipeline:
+        """Fit rows that are read chunk after chunk, again and again.
+
+        Parameters
+        ----------
+        features : rows on a disk, of shape (n, d)
+        labels : int array of shape (n,), positions in the classes
+        c : the inverse penalty
+        like : the same head, fitted on a sample: where the fit begins
+        sample : float32 array of shape (m, d), some of the rows
+        jobs : int, threads
+        """
 
 
 @dataclass(frozen=True)

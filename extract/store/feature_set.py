@@ -254,7 +254,7 @@ class FeatureSet:
         """
         self._stored_rows(keys)
         rows: dict[bytes, bytes] = {}
-        for some, (features,), hashes in self.in_batches(set(keys)):
+        for some, (features,), hashes in self.in_batches(keys):
             for key, row, perceptual in zip(some, features, hashes, strict=True):
                 one = hashlib.sha256(row)
                 one.update(perceptual)
@@ -319,7 +319,7 @@ class FeatureSet:
 
 
 class StoredRows:
-    """Rows of a set as ``heads.fitting.fit_head_on_disk`` reads them: those of a shard together.
+    """Rows of a set that are read again and again, those of a shard together.
 
     Attributes
     ----------

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from urllib.parse import urlsplit
 
 import uvicorn
 from fastapi import FastAPI
@@ -82,12 +81,13 @@ def serve_model(
         Batcher(open_to_serve(model, options, begin)) as batcher,
     ):
         address, chosen = listening.getsockname()[:2]
-        url = f"http://[{address}]:{chosen}/" if ":" in address else f"http://{address}:{chosen}/"
+        name = f"[{address}]" if ":" in address else address
+        url = f"http://{name}:{chosen}/"
         local = ipaddress.ip_address(address).is_loopback
         explains = batcher.model.explain is not None
         record = Serving(str(model), url, local, explains, batcher.model.classes)
         # a page of another site may have its own name lead to this machine
-        hosts = [host, urlsplit(url).netloc.rpartition(":")[0], *LOCAL_NAMES] if local else ["*"]
+        hosts = [host, name, *LOCAL_NAMES] if local else ["*"]
         app = make_app(str(model), batcher, limits, hosts)
         takes_time_to_end(2 * limits.timeout + SECONDS_TO_CLOSE)
         Server(app, limits, lambda: begun(record)).run([listening])

@@ -16,7 +16,7 @@ from heads.fitting.fit import fit_head
 from heads.fitting.search import BLAS_THREADS
 from heads.head import Head, checked_features
 from heads.kinds import HEADS
-from heads.learner import Labels
+from heads.learner import Labels, StreamingLearner
 from heads.solver import RowsOnDisk
 
 LEAST_OF_CLASS = 20  # rows of a class in the sample, as far as there are so many
@@ -87,7 +87,7 @@ def fit_head_on_disk(
         validation = features[aside], names[aside]
     kept = np.setdiff1d(np.arange(n), aside)
     sample = kept[draw_sample(y[kept], max(sample_rows, d + 1), seed)]
-    some = checked_features(features[sample])
+    some = features[sample]
     head = fit_head(
         some,
         names[sample],
@@ -99,6 +99,7 @@ def fit_head_on_disk(
         **choices,
     )
     learner = head.learner
+    assert isinstance(learner, StreamingLearner), "looked at above"
     with threadpool_limits(BLAS_THREADS):
         pipeline = learner.fit_on_disk(
             _Part(features, kept),
@@ -120,7 +121,7 @@ def fit_head_on_disk(
         n_train=len(kept),
         notes=(*notes, *head.notes),
     )
-    return _calibrated(fitted, checked_features(validation[0])), sample, aside
+    return _calibrated(fitted, validation[0]), sample, aside
 
 
 def can_stream(kind: str, kernel: str, rows: int) -> bool:
@@ -128,7 +129,7 @@ def can_stream(kind: str, kernel: str, rows: int) -> bool:
     machines = HEADS[kind]
     machines.learner(kernel=None if kernel == "auto" else kernel)
     kernels = machines.kernels_for(kernel if machines.kernels else None, rows)[0]
-    return all(machines.learners[one].streams for one in kernels)
+    return all(issubclass(machines.learners[one], StreamingLearner) for one in kernels)
 
 
 def scores_on_disk(head: Head, features: RowsOnDisk) -> NDArray[np.float64]:
@@ -163,7 +164,7 @@ def _set_aside(labels: Labels, rows: int, groups: ArrayLike | None, seed: int) -
     raise FxError("there are too few groups to set one aside; give validation rows")
 
 
-def _calibrated(head: Head, features: NDArray[np.float32]) -> Head:
+def _calibrated(head: Head, features: ArrayLike) -> Head:
     """Fit the temperature of a head anew, on validation rows that were held out."""
     held_out = head.held_out
     assert held_out is not None, "of a head that was just fitted"

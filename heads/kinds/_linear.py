@@ -24,8 +24,8 @@ from heads.learner import (
     STEP,
     Features,
     Labels,
-    Learner,
     Scores,
+    StreamingLearner,
     Trial,
     fit_normaliser,
     standardiser,
@@ -147,7 +147,7 @@ class _Search:
     first_fold: dict[float, tuple[Weights, Weights]] = field(default_factory=dict)
 
 
-class LinearLearner(Learner):
+class LinearLearner(StreamingLearner):
     """A linear classifier, folds side by side.
 
     Attributes
@@ -160,7 +160,6 @@ class LinearLearner(Learner):
 
     extensible = True
     is_linear = True
-    streams = True
     problem: ClassVar[type[Problem]]
     sharpness: ClassVar[float]
     share: ClassVar[float]

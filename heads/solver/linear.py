@@ -92,17 +92,12 @@ class Problem:
         """
         return 2 if int(self.labels.max()) == 1 else 1
 
-    def probabilities(self, weights: Array, rows: Array) -> Array:
-        """Probabilities of rows (m, r + 1): shape (k, m)."""
+    def slopes(self, weights: Array, rows: Array, labels: NDArray[np.intp]) -> tuple[Array, Array]:
+        """Give the loss's first and second derivatives by the scores of rows: both (k, m)."""
         p = np.asarray(weights @ rows.T)
         p -= p.max(axis=0)
         np.exp(p, out=p)
         p /= p.sum(axis=0)
-        return p
-
-    def slopes(self, weights: Array, rows: Array, labels: NDArray[np.intp]) -> tuple[Array, Array]:
-        """Give the loss's first and second derivatives by the scores of rows: both (k, m)."""
-        p = self.probabilities(weights, rows)
         curvature = p * (1 - p)
         p[labels, np.arange(len(labels))] -= 1
         return p, curvature
