@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extract.errors import FxError
+from extract.files import Place, place
 
 if TYPE_CHECKING:
     from extract.backbones import Backbone
@@ -51,7 +52,7 @@ class Options:
     max_image_mb : 2**20 bytes that an image may take as 8-bit RGB; larger ones are not decoded
     """
 
-    store: Path = Path("features.zarr")
+    store: Place = Path("features.zarr")
     out: Path = Path("runs")
     backbone: str | None = None
     weights: str | None = None
@@ -73,7 +74,7 @@ class Options:
     label_column: str | None = None
     split_column: str | None = None
     group_column: str | None = None
-    root: Path | None = None
+    root: Place | None = None
     layout: str | None = None
     min_images: int = 0
     max_image_mb: int = 512
@@ -81,7 +82,7 @@ class Options:
     def __post_init__(self) -> None:
         for name in ("store", "out", "root"):
             if (path := getattr(self, name)) is not None:
-                object.__setattr__(self, name, Path(path))  # of a string, as scripts have them
+                object.__setattr__(self, name, place(path))  # of a string, as scripts have them
 
     @property
     def reading(self) -> Reading:

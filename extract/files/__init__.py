@@ -1,4 +1,4 @@
-"""Files written whole and read with care: durable writes, archives, JSON, locks."""
+"""Files written whole and read with care: durable writes, archives, JSON, locks, object storage."""
 
 from extract.files.archives import stored_entries
 from extract.files.durable import (
@@ -20,3 +20,4 @@ from extract.files.durable import (
 )
 from extract.files.json_records import LARGEST_RECORD, check_depth, decoded, read_record
 from extract.files.locks import lock_folder
+from extract.files.objects import ObjectPath, ObjectStats, Place, place, remote, zarr_storage

@@ -4,6 +4,7 @@ Nothing here waits for a pipe or follows a link that stands where a file is abou
 """
 
 import errno
+import io
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from extract.errors import CannotWrite, FxError, NoRoom
+from extract.files.objects import ObjectPath, ObjectStats, Place
 
 # how the names end of what zarr, or fx itself, has not finished writing
 UNFINISHED = ".partial"
@@ -53,12 +55,14 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def open_regular(path: Path, largest: int) -> Iterator[tuple[BinaryIO, os.stat_result]]:
+def open_regular(
+    path: Place, largest: int
+) -> Iterator[tuple[BinaryIO, os.stat_result | ObjectStats]]:
     """Open a regular file to read, whatever its name says; never wait for a pipe.
 
     Parameters
     ----------
-    path : the file, or a link to it
+    path : the file, a link to it, or an object, which is read at once
     largest : bytes that it may have
 
     Raises
@@ -66,6 +70,11 @@ def open_regular(path: Path, largest: int) -> Iterator[tuple[BinaryIO, os.stat_r
     OSError
         If it cannot be opened, is no regular file, or is larger.
     """
+
+    if isinstance(path, ObjectPath):
+        data, stats = path.read_with_stats(largest)
+        yield io.BytesIO(data), stats
+        return
 
     def at_once(name: str, flags: int) -> int:
         return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has none
@@ -79,15 +88,15 @@ def open_regular(path: Path, largest: int) -> Iterator[tuple[BinaryIO, os.stat_r
         yield file, status
 
 
-def refuse_holes(status: os.stat_result) -> None:
+def refuse_holes(status: os.stat_result | ObjectStats) -> None:
     """Raise OSError of a large file that has next to no bytes on the disk, and reads as zeros."""
     blocks = getattr(status, "st_blocks", 0)  # absent on Windows, and 0 on some file systems
     if status.st_size > LARGE and 0 < 512 * blocks < status.st_size // 64:
         raise OSError(f"nearly all of its {in_units(status.st_size)} are holes")
 
 
-def read_regular(path: Path, largest: int) -> bytes:
-    """Read a regular file of at most `largest` bytes; raises as ``open_regular`` does."""
+def read_regular(path: Place, largest: int) -> bytes:
+    """Read a file, or an object, of at most `largest` bytes; raises as ``open_regular`` does."""
     with open_regular(path, largest) as (file, _):
         return file.read(largest)
 

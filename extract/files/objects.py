@@ -1,0 +1,354 @@
+"""Places on object storage: what fx uses of ``pathlib.Path``, over obstore.
+
+An object is written by one request, whole or not at all, and is on the storage once that is
+answered. Folders are prefixes: they are there while something lies in them. Requests are repeated
+by obstore, which waits longer each time, for three minutes; what fails then is an OSError.
+Credentials come from where obstore finds them (environment, instance metadata); none is kept.
+"""
+
+from __future__ import annotations
+
+import errno
+import fnmatch
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from extract.errors import FxError
+
+# tried here with s3 and http(s); the others are obstore's
+SCHEMES = ("s3", "gs", "az", "http", "https")
+
+
+@dataclass(frozen=True)
+class ObjectStats:
+    """What a listing says of an object, by the names of ``os.stat_result``.
+
+    Attributes
+    ----------
+    st_size : int, bytes
+    st_mtime_ns, st_ctime_ns : int, when it was written, nanoseconds since 1970
+    st_ino : int, hash of its entity tag, which changes with its bytes
+    e_tag : str or None
+    """
+
+    st_size: int
+    st_mtime_ns: int
+    st_ctime_ns: int
+    st_ino: int
+    e_tag: str | None
+
+    @classmethod
+    def of(cls, meta: Any) -> ObjectStats:
+        """Take them out of what obstore says."""
+        written = int(meta["last_modified"].timestamp() * 1e9)
+        tag = hashlib.sha256(str(meta["e_tag"]).encode()).digest()
+        number = int.from_bytes(tag[:8], "big") >> 1
+        return cls(meta["size"], written, written, number, meta["e_tag"])
+
+
+@dataclass(frozen=True)
+class ObjectPath:
+    """A place on object storage.
+
+    Parameters
+    ----------
+    base : scheme and bucket, or host: ``s3://bucket``
+    key : below it, without ``/`` at its ends
+    """
+
+    base: str
+    key: str
+
+    @classmethod
+    def parse(cls, url: str) -> ObjectPath:
+        """Take a URL apart.
+
+        Raises
+        ------
+        FxError
+            If it names no bucket.
+        """
+        scheme, _, rest = url.partition("://")
+        bucket, _, key = rest.partition("/")
+        if not bucket:
+            raise FxError(f"{url} names no bucket; give {scheme}://BUCKET/NAME")
+        parts = [part for part in key.split("/") if part not in ("", ".")]
+        return cls(f"{scheme}://{bucket}", "/".join(parts))
+
+    def __str__(self) -> str:
+        return f"{self.base}/{self.key}"
+
+    def __truediv__(self, other: str | ObjectPath) -> ObjectPath:
+        if isinstance(other, ObjectPath) or "://" in other:
+            return place(other)  # type: ignore[return-value]  # of a URL
+        return ObjectPath.parse(f"{self.base}/{self.key}/{other}")
+
+    def __lt__(self, other: ObjectPath) -> bool:
+        return str(self) < str(other)
+
+    @property
+    def name(self) -> str:
+        """The last part of the key."""
+        return self.key.rpartition("/")[2]
+
+    @property
+    def suffix(self) -> str:
+        """The name's end, from its last dot on."""
+        return PurePosixPath(self.key).suffix
+
+    @property
+    def parent(self) -> ObjectPath:
+        """The folder that it lies in."""
+        return ObjectPath(self.base, self.key.rpartition("/")[0])
+
+    def with_name(self, name: str) -> ObjectPath:
+        """Another one in the same folder."""
+        return self.parent / name
+
+    def absolute(self) -> ObjectPath:
+        """Itself: it always is."""
+        return self
+
+    resolve = expanduser = absolute
+
+    def relative_to(self, other: ObjectPath) -> PurePosixPath:
+        """What has to be added to a folder above it."""
+        return PurePosixPath(self.key).relative_to(other.key)
+
+    def stat(self) -> ObjectStats:
+        """Ask for an object's size, time and tag.
+
+        Raises
+        ------
+        OSError
+            If there is none, or the storage does not answer.
+        """
+        import obstore
+
+        with _as_os_error(self):
+            return ObjectStats.of(obstore.head(_storage(self.base), self.key))
+
+    def is_file(self) -> bool:
+        """Whether there is an object."""
+        try:
+            self.stat()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def is_dir(self) -> bool:
+        """Whether anything lies below it; a bucket is a folder."""
+        return not self.key or any(True for _ in self._below(1))
+
+    def exists(self) -> bool:
+        """Whether there is an object, or anything below it."""
+        return self.is_file() or self.is_dir()
+
+    def is_symlink(self) -> bool:
+        """There are no links."""
+        return False
+
+    def mkdir(self, **_: object) -> None:
+        """Nothing has to be made."""
+
+    def iterdir(self) -> Iterator[ObjectPath]:
+        """List the objects and folders that lie directly in it, one request a thousand."""
+        import obstore
+
+        with _as_os_error(self):
+            found = obstore.list_with_delimiter(_storage(self.base), self.key or None)
+        for child in (*found["common_prefixes"], *(one["path"] for one in found["objects"])):
+            if child != self.key:
+                yield ObjectPath(self.base, child)
+
+    def glob(self, pattern: str) -> Iterator[ObjectPath]:
+        """Match names, a level for each part of the pattern."""
+        first, _, rest = pattern.partition("/")
+        for child in self.iterdir():
+            if fnmatch.fnmatchcase(child.name, first):
+                yield from child.glob(rest) if rest else [child]
+
+    def walk(self) -> Iterator[tuple[ObjectPath, ObjectStats]]:
+        """List all objects below it, however deep, in the order of their keys."""
+        for meta in self._below():
+            yield ObjectPath(self.base, meta["path"]), ObjectStats.of(meta)
+
+    def _below(self, most: int = 1000) -> Iterator[Any]:
+        import obstore
+
+        with _as_os_error(self):
+            listing = obstore.list(_storage(self.base), self.key or None, chunk_size=most)
+            for some in listing:
+                yield from some
+
+    def read_bytes(self, start: int | None = None, stop: int | None = None) -> bytes:
+        """Read an object, or those of its bytes."""
+        import obstore
+
+        with _as_os_error(self):
+            storage = _storage(self.base)
+            if start is None:
+                return bytes(obstore.get(storage, self.key).bytes())
+            return bytes(obstore.get_range(storage, self.key, start=start, end=stop))
+
+    def read_with_stats(self, largest: int) -> tuple[bytes, ObjectStats]:
+        """Read an object of at most so many bytes, and what the storage says of these very bytes.
+
+        Raises
+        ------
+        OSError
+            If there is none, it is larger, or the storage does not answer.
+        """
+        import obstore
+
+        with _as_os_error(self):
+            answer = obstore.get(_storage(self.base), self.key)
+            stats = ObjectStats.of(answer.meta)
+            if stats.st_size > largest:
+                raise OSError(f"too large: {stats.st_size:,} bytes")
+            return bytes(answer.bytes()), stats
+
+    def read_text(self) -> str:
+        """Read an object's bytes as UTF-8."""
+        return self.read_bytes().decode()
+
+    def write_bytes(self, data: bytes, *, e_tag: str | None = None, new: bool = False) -> str:
+        """Write an object whole, and return its tag.
+
+        Parameters
+        ----------
+        data : bytes
+        e_tag : write only in the place of the object with this tag
+        new : write only where there is none
+
+        Raises
+        ------
+        FileExistsError
+            If another object is there than `e_tag` or `new` says.
+        OSError
+            If the storage does not take it.
+        """
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, NotModifiedError, PreconditionError
+
+        mode: Any = "create" if new else {"e_tag": e_tag, "version": None} if e_tag else "overwrite"
+        try:
+            with _as_os_error(self):
+                # in one request: parts could not be written on a condition
+                put = obstore.put(
+                    _storage(self.base), self.key, data, mode=mode, use_multipart=False
+                )
+        except (AlreadyExistsError, NotModifiedError, PreconditionError):
+            raise FileExistsError(errno.EEXIST, "another object is there", str(self)) from None
+        return str(put["e_tag"])
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Delete an object; the storage does not say whether there was one."""
+        import obstore
+
+        try:
+            with _as_os_error(self):
+                obstore.delete(_storage(self.base), self.key)
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+    def remove_all(self, first: str = "") -> None:
+        """Delete all objects below it: the one of that name first."""
+        import obstore
+
+        if first:
+            (self / first).unlink(missing_ok=True)
+        keys = [path.key for path, _ in self.walk()]
+        with _as_os_error(self):
+            for start in range(0, len(keys), 1000):
+                obstore.delete(_storage(self.base), keys[start : start + 1000])
+
+    def replace(self, target: ObjectPath) -> None:
+        """Copy all objects below it to another place, its ``zarr.json`` last, and delete them.
+
+        Whoever finds the ``zarr.json`` of a group or an array there finds all of it.
+        """
+        import obstore
+
+        objects = [path for path, _ in self.walk()]
+        head = f"{self.key}/zarr.json"
+        with _as_os_error(self):
+            for path in sorted(objects, key=lambda one: one.key == head):
+                there = target / path.key.removeprefix(self.key).lstrip("/")
+                obstore.copy(_storage(self.base), path.key, there.key)
+        self.remove_all("zarr.json")
+
+
+# A place that is read, and that a store may lie in.
+Place = Path | ObjectPath
+
+
+def place(where: str | os.PathLike[str] | ObjectPath) -> Place:
+    """Give a path, or of a URL of object storage a place there."""
+    if isinstance(where, ObjectPath):
+        return where
+    text = os.fspath(where)
+    # a path has lost one of two slashes
+    if found := re.match(rf"({'|'.join(SCHEMES)}):/+(?=.)", text):
+        return ObjectPath.parse(f"{found[1]}://{text[found.end() :]}")
+    return Path(where)
+
+
+def remote(where: object) -> bool:
+    """Whether a place is on object storage."""
+    return isinstance(where, ObjectPath)
+
+
+def zarr_storage(where: ObjectPath, *, read_only: bool) -> Any:
+    """Give a place to Zarr."""
+    from obstore.store import from_url
+    from zarr.storage import ObjectStore
+
+    return ObjectStore(_opened(from_url, str(where)), read_only=read_only)
+
+
+@cache
+def _storage(base: str) -> Any:
+    try:
+        from obstore.store import from_url
+    except ImportError as error:
+        raise FxError(
+            f"{base} is read with obstore, which is not installed; "
+            "install the extra: pip install 'fx-images[s3]'"
+        ) from error
+    return _opened(from_url, base)
+
+
+def _opened(from_url: Callable[..., Any], url: str) -> Any:
+    # a server of one's own may speak HTTP alone
+    return from_url(url, client_options={"allow_http": True})
+
+
+@contextmanager
+def _as_os_error(where: ObjectPath) -> Iterator[None]:
+    """Raise what obstore raises as OSError, in one line and with the place's name."""
+    from obstore import exceptions
+
+    conditions = exceptions.AlreadyExistsError, exceptions.NotModifiedError
+    try:
+        yield
+    except (*conditions, exceptions.PreconditionError, FxError):
+        raise
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            errno.ENOENT, "no such object, or no such bucket", str(where)
+        ) from None
+    except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
+        raise PermissionError(errno.EACCES, "the storage denies access", str(where)) from error
+    except (exceptions.BaseError, ValueError) as error:
+        # behind it stands obstore's record of the request
+        said = " ".join(str(error).partition("Debug source")[0].split())
+        raise OSError(errno.EIO, f"the storage fails: {said[-200:]}", str(where)) from error
