@@ -19,5 +19,15 @@ from extract.files.durable import (
     write_whole,
 )
 from extract.files.json_records import LARGEST_RECORD, check_depth, decoded, read_record
-from extract.files.locks import lock_folder
-from extract.files.objects import ObjectPath, ObjectStats, Place, place, remote, zarr_storage
+from extract.files.locks import Lease, lock_folder
+from extract.files.objects import (
+    ObjectPath,
+    ObjectStats,
+    Place,
+    StorageFailure,
+    as_os_error,
+    move,
+    place,
+    remote,
+    storage_of,
+)

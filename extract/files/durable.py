@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from extract.errors import CannotWrite, FxError, NoRoom
-from extract.files.objects import ObjectPath, ObjectStats, Place
+from extract.files.objects import ObjectPath, ObjectStats, Place, StorageFailure
 
 # how the names end of what zarr, or fx itself, has not finished writing
 UNFINISHED = ".partial"
@@ -27,9 +27,13 @@ _DENIED = (errno.EACCES, errno.EPERM)
 _AT_ONCE = 1 << 20
 
 
-def sync(*files: Path) -> None:
-    """Wait until files, and the folders' entries that name them, are on the disk."""
-    for path in {*files, *(file.parent for file in files)}:
+def sync(*files: Place) -> None:
+    """Wait until files, and the folders' entries that name them, are on the disk.
+
+    Objects are where they were written, once that is answered.
+    """
+    on_disk = [file for file in files if isinstance(file, Path)]
+    for path in {*on_disk, *(file.parent for file in on_disk)}:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -37,18 +41,23 @@ def sync(*files: Path) -> None:
             os.close(descriptor)
 
 
-def is_regular(path: Path) -> bool:
+def is_regular(path: Place) -> bool:
     """Whether there is a regular file, or a link to one; False for folders, pipes and devices."""
     try:
         return stat.S_ISREG(path.stat().st_mode)
+    except StorageFailure:
+        raise
     except OSError:
         return False
 
 
-def remove(path: Path) -> None:
+def remove(path: Place) -> None:
     """Delete a file, or a folder with all that is in it, if it is there; of a link, the link."""
+    if isinstance(path, ObjectPath):
+        path.remove_all()
+        path.unlink(missing_ok=True)
     # not what a link points to
-    if path.is_dir() and not path.is_symlink():
+    elif path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -147,7 +156,7 @@ def write_whole(path: Path, data: bytes | str) -> None:
 
 
 @contextmanager
-def disk_full_as_fx_error(path: Path, *, needs: int = 0) -> Iterator[None]:
+def disk_full_as_fx_error(path: Place, *, needs: int = 0) -> Iterator[None]:
     """Turn the error of a full disk, or of one that cannot be written to, into one line.
 
     Parameters
@@ -167,7 +176,7 @@ def disk_full_as_fx_error(path: Path, *, needs: int = 0) -> Iterator[None]:
     except FxError:
         raise
     except Exception as error:
-        if clear := why_not_written(error, path, needs=needs):
+        if isinstance(path, Path) and (clear := why_not_written(error, path, needs=needs)):
             raise clear from error
         raise
 

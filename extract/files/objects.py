@@ -2,7 +2,7 @@
 
 An object is written by one request, whole or not at all, and is on the storage once that is
 answered. Folders are prefixes: they are there while something lies in them. Requests are repeated
-by obstore, which waits longer each time, for three minutes; what fails then is an OSError.
+by obstore, which waits longer each time, for 40 seconds; what fails then is an OSError.
 Credentials come from where obstore finds them (environment, instance metadata); none is kept.
 """
 
@@ -13,17 +13,23 @@ import fnmatch
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+import stat
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from datetime import timedelta
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
 from extract.errors import FxError
 
 # tried here with s3 and http(s); the others are obstore's
 SCHEMES = ("s3", "gs", "az", "http", "https")
+# a request is repeated for so long
+RETRY = timedelta(seconds=40)
 
 
 @dataclass(frozen=True)
@@ -43,14 +49,17 @@ class ObjectStats:
     st_ctime_ns: int
     st_ino: int
     e_tag: str | None
+    st_mode = stat.S_IFREG
 
     @classmethod
     def of(cls, meta: Any) -> ObjectStats:
         """Take them out of what obstore says."""
         written = int(meta["last_modified"].timestamp() * 1e9)
-        tag = hashlib.sha256(str(meta["e_tag"]).encode()).digest()
-        number = int.from_bytes(tag[:8], "big") >> 1
-        return cls(meta["size"], written, written, number, meta["e_tag"])
+        return cls(meta["size"], written, written, _number(str(meta["e_tag"])), meta["e_tag"])
+
+
+class StorageFailure(OSError):
+    """Object storage does not answer, or not as it should: nothing is known of what lies there."""
 
 
 @dataclass(frozen=True)
@@ -68,22 +77,16 @@ class ObjectPath:
 
     @classmethod
     def parse(cls, url: str) -> ObjectPath:
-        """Take a URL apart.
-
-        Raises
-        ------
-        FxError
-            If it names no bucket.
-        """
+        """Take a URL apart."""
         scheme, _, rest = url.partition("://")
         bucket, _, key = rest.partition("/")
-        if not bucket:
-            raise FxError(f"{url} names no bucket; give {scheme}://BUCKET/NAME")
         parts = [part for part in key.split("/") if part not in ("", ".")]
         return cls(f"{scheme}://{bucket}", "/".join(parts))
 
     def __str__(self) -> str:
         return f"{self.base}/{self.key}"
+
+    as_json = __str__
 
     def __truediv__(self, other: str | ObjectPath) -> ObjectPath:
         if isinstance(other, ObjectPath) or "://" in other:
@@ -92,6 +95,11 @@ class ObjectPath:
 
     def __lt__(self, other: ObjectPath) -> bool:
         return str(self) < str(other)
+
+    @property
+    def inode(self) -> int:
+        """A number that another place does not have."""
+        return _number(str(self))
 
     @property
     def name(self) -> str:
@@ -132,8 +140,8 @@ class ObjectPath:
         """
         import obstore
 
-        with _as_os_error(self):
-            return ObjectStats.of(obstore.head(_storage(self.base), self.key))
+        with as_os_error(self):
+            return ObjectStats.of(obstore.head(storage_of(self.base), self.key))
 
     def is_file(self) -> bool:
         """Whether there is an object."""
@@ -162,8 +170,8 @@ class ObjectPath:
         """List the objects and folders that lie directly in it, one request a thousand."""
         import obstore
 
-        with _as_os_error(self):
-            found = obstore.list_with_delimiter(_storage(self.base), self.key or None)
+        with as_os_error(self):
+            found = obstore.list_with_delimiter(storage_of(self.base), self.key or None)
         for child in (*found["common_prefixes"], *(one["path"] for one in found["objects"])):
             if child != self.key:
                 yield ObjectPath(self.base, child)
@@ -183,8 +191,8 @@ class ObjectPath:
     def _below(self, most: int = 1000) -> Iterator[Any]:
         import obstore
 
-        with _as_os_error(self):
-            listing = obstore.list(_storage(self.base), self.key or None, chunk_size=most)
+        with as_os_error(self):
+            listing = obstore.list(storage_of(self.base), self.key or None, chunk_size=most)
             for some in listing:
                 yield from some
 
@@ -192,8 +200,8 @@ class ObjectPath:
         """Read an object, or those of its bytes."""
         import obstore
 
-        with _as_os_error(self):
-            storage = _storage(self.base)
+        with as_os_error(self):
+            storage = storage_of(self.base)
             if start is None:
                 return bytes(obstore.get(storage, self.key).bytes())
             return bytes(obstore.get_range(storage, self.key, start=start, end=stop))
@@ -208,8 +216,8 @@ class ObjectPath:
         """
         import obstore
 
-        with _as_os_error(self):
-            answer = obstore.get(_storage(self.base), self.key)
+        with as_os_error(self):
+            answer = obstore.get(storage_of(self.base), self.key)
             stats = ObjectStats.of(answer.meta)
             if stats.st_size > largest:
                 raise OSError(f"too large: {stats.st_size:,} bytes")
@@ -221,6 +229,9 @@ class ObjectPath:
 
     def write_bytes(self, data: bytes, *, e_tag: str | None = None, new: bool = False) -> str:
         """Write an object whole, and return its tag.
+
+        A request that is repeated because its answer was lost finds its own object: that is taken
+        for its success.
 
         Parameters
         ----------
@@ -238,15 +249,18 @@ class ObjectPath:
         import obstore
         from obstore.exceptions import AlreadyExistsError, NotModifiedError, PreconditionError
 
-        mode: Any = "create" if new else {"e_tag": e_tag, "version": None} if e_tag else "overwrite"
+        mode: Any = "create" if new else {"e_tag": e_tag} if e_tag else "overwrite"
         try:
-            with _as_os_error(self):
+            with as_os_error(self):
                 # in one request: parts could not be written on a condition
                 put = obstore.put(
-                    _storage(self.base), self.key, data, mode=mode, use_multipart=False
+                    storage_of(self.base), self.key, data, mode=mode, use_multipart=False
                 )
         except (AlreadyExistsError, NotModifiedError, PreconditionError):
-            raise FileExistsError(errno.EEXIST, "another object is there", str(self)) from None
+            there, stats = self.read_with_stats(sys.maxsize)
+            if there != data:
+                raise FileExistsError(errno.EEXIST, "another object is there", str(self)) from None
+            return str(stats.e_tag)
         return str(put["e_tag"])
 
     def unlink(self, missing_ok: bool = False) -> None:
@@ -254,22 +268,21 @@ class ObjectPath:
         import obstore
 
         try:
-            with _as_os_error(self):
-                obstore.delete(_storage(self.base), self.key)
+            with as_os_error(self):
+                obstore.delete(storage_of(self.base), self.key)
         except FileNotFoundError:
             if not missing_ok:
                 raise
 
-    def remove_all(self, first: str = "") -> None:
-        """Delete all objects below it: the one of that name first."""
+    def remove_all(self) -> None:
+        """Delete all objects below it, its ``zarr.json`` first, by which a group is found."""
         import obstore
 
-        if first:
-            (self / first).unlink(missing_ok=True)
+        (self / "zarr.json").unlink(missing_ok=True)
         keys = [path.key for path, _ in self.walk()]
-        with _as_os_error(self):
+        with as_os_error(self):
             for start in range(0, len(keys), 1000):
-                obstore.delete(_storage(self.base), keys[start : start + 1000])
+                obstore.delete(storage_of(self.base), keys[start : start + 1000])
 
     def replace(self, target: ObjectPath) -> None:
         """Copy all objects below it to another place, its ``zarr.json`` last, and delete them.
@@ -280,11 +293,11 @@ class ObjectPath:
 
         objects = [path for path, _ in self.walk()]
         head = f"{self.key}/zarr.json"
-        with _as_os_error(self):
+        with as_os_error(self):
             for path in sorted(objects, key=lambda one: one.key == head):
                 there = target / path.key.removeprefix(self.key).lstrip("/")
-                obstore.copy(_storage(self.base), path.key, there.key)
-        self.remove_all("zarr.json")
+                obstore.copy(storage_of(self.base), path.key, there.key)
+        self.remove_all()
 
 
 # A place that is read, and that a store may lie in.
@@ -302,21 +315,25 @@ def place(where: str | os.PathLike[str] | ObjectPath) -> Place:
     return Path(where)
 
 
+def move(source: Place, target: Place) -> None:
+    """Put a folder in another place of the same disk or bucket, where nothing lies."""
+    source.replace(target)  # type: ignore[arg-type]  # both are of one kind
+
+
 def remote(where: object) -> bool:
     """Whether a place is on object storage."""
     return isinstance(where, ObjectPath)
 
 
-def zarr_storage(where: ObjectPath, *, read_only: bool) -> Any:
-    """Give a place to Zarr."""
-    from obstore.store import from_url
-    from zarr.storage import ObjectStore
+@lru_cache(256)
+def storage_of(base: str, key: str = "") -> Any:
+    """Open a bucket, or what lies below a key of it, with obstore.
 
-    return ObjectStore(_opened(from_url, str(where)), read_only=read_only)
-
-
-@cache
-def _storage(base: str) -> Any:
+    Raises
+    ------
+    FxError
+        If obstore is not installed.
+    """
     try:
         from obstore.store import from_url
     except ImportError as error:
@@ -324,17 +341,20 @@ def _storage(base: str) -> Any:
             f"{base} is read with obstore, which is not installed; "
             "install the extra: pip install 'fx-images[s3]'"
         ) from error
-    return _opened(from_url, base)
-
-
-def _opened(from_url: Callable[..., Any], url: str) -> Any:
     # a server of one's own may speak HTTP alone
-    return from_url(url, client_options={"allow_http": True})
+    return from_url(
+        f"{base}/{quote(key)}",
+        client_options={"allow_http": True},
+        retry_config={"retry_timeout": RETRY},
+    )
 
 
 @contextmanager
-def _as_os_error(where: ObjectPath) -> Iterator[None]:
-    """Raise what obstore raises as OSError, in one line and with the place's name."""
+def as_os_error(where: object) -> Iterator[None]:
+    """Raise what obstore raises as OSError, in one line and with the place's name.
+
+    But for what a condition of a write has refused, which is raised as it is.
+    """
     from obstore import exceptions
 
     conditions = exceptions.AlreadyExistsError, exceptions.NotModifiedError
@@ -351,4 +371,9 @@ def _as_os_error(where: ObjectPath) -> Iterator[None]:
     except (exceptions.BaseError, ValueError) as error:
         # behind it stands obstore's record of the request
         said = " ".join(str(error).partition("Debug source")[0].split())
-        raise OSError(errno.EIO, f"the storage fails: {said[-200:]}", str(where)) from error
+        failed = f"the storage does not answer as it should ({said[-200:]})"
+        raise StorageFailure(errno.EIO, failed, str(where)) from error
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")

@@ -4,7 +4,6 @@ A blob is replaced whole: it is written beside the old one, synced, and renamed.
 renames that this takes, the old one is still found.
 """
 
-import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,16 @@ import numpy as np
 from zarr.codecs import Crc32cCodec
 
 from extract.errors import FxError
-from extract.files import UNFINISHED, disk_full_as_fx_error, remove, sync
+from extract.files import (
+    UNFINISHED,
+    Place,
+    StorageFailure,
+    disk_full_as_fx_error,
+    move,
+    remote,
+    remove,
+    sync,
+)
 from extract.store.feature_set import checksum_of
 from extract.store.records import Damage
 from extract.store.zarr_files import LARGEST, in_short, metadata_damage, open_array, open_group
@@ -22,7 +30,7 @@ SNAPSHOTS, NETWORKS, LEAKS = "snapshots", "networks", "leaks"
 OLD, NEW = f".old{UNFINISHED}", f".new{UNFINISHED}"
 
 
-def write_blob(store: Path, kind: str, name: str, data: bytes, **attributes: Any) -> None:
+def write_blob(store: Place, kind: str, name: str, data: bytes, **attributes: Any) -> None:
     """Keep bytes under ``kind/name``; the caller holds the store's lock."""
     values, folder = np.frombuffer(data, dtype=np.uint8), store / kind / name
     new, old = folder.with_name(name + NEW), folder.with_name(name + OLD)
@@ -39,19 +47,22 @@ def write_blob(store: Path, kind: str, name: str, data: bytes, **attributes: Any
                 overwrite=True,
                 config={"write_empty_chunks": True},
             )
-            sync(*new.rglob("*"))
+            if isinstance(new, Path):
+                sync(*new.rglob("*"))
         except BaseException:
             # the disk may be full of it
-            shutil.rmtree(new, ignore_errors=True)
+            with suppress(OSError):
+                remove(new)
             raise
         if folder.exists():
-            folder.replace(old)
-        new.replace(folder)
-        shutil.rmtree(old, ignore_errors=True)
+            move(folder, old)
+        move(new, folder)
+        with suppress(OSError):
+            remove(old)
         sync(folder)
 
 
-def read_blob(store: Path, kind: str, name: str) -> bytes:
+def read_blob(store: Place, kind: str, name: str) -> bytes:
     """Read the bytes under ``kind/name``.
 
     Raises
@@ -75,52 +86,56 @@ def read_blob(store: Path, kind: str, name: str) -> bytes:
         if array.attrs.get("checksum", checksum_of(values)) != checksum_of(values):
             raise FxError(f"{file} is damaged (it is not what was written under this name)")
         return values.tobytes()
-    except FxError:
+    except (FxError, StorageFailure):
         raise
     except Exception as error:  # zarr raises a different class for each way to be damaged
         raise FxError(f"{file} is damaged ({in_short(error)})") from error
 
 
-def drop_blob(store: Path, kind: str, name: str) -> None:
+def drop_blob(store: Place, kind: str, name: str) -> None:
     """Delete what is kept under ``kind/name``; the caller holds the store's lock."""
     doomed = store / kind / f"{name}{NEW}"
     # first out of sight, so that a kill in between leaves no half of it
-    _folder(store, kind, name).replace(doomed)
-    shutil.rmtree(doomed)
+    move(_folder(store, kind, name), doomed)
+    remove(doomed)
 
 
-def put_back_blobs(store: Path) -> None:
+def put_back_blobs(store: Place) -> None:
     """Put back what a killed run was about to replace; the caller holds the store's lock."""
-    for old in store.glob(f"*/*{OLD}"):
-        folder = old.with_name(old.name.removesuffix(OLD))
-        if not folder.exists():
-            old.replace(folder)
+    for kind in (SNAPSHOTS, NETWORKS, LEAKS):
+        for old in (store / kind).glob(f"*{OLD}"):
+            folder = old.with_name(old.name.removesuffix(OLD))
+            if not _is_whole(folder):
+                move(old, folder)
 
 
-def blob_names(store: Path, kind: str) -> list[str]:
+def blob_names(store: Place, kind: str) -> list[str]:
     """Names under a kind, sorted, damaged ones among them."""
     folders = (store / kind).glob("*") if (store / kind).exists() else ()
     names = {folder.name.removesuffix(OLD) for folder in folders if folder.is_dir()}
     return sorted(name for name in names if not name.endswith(UNFINISHED))
 
 
-def snapshots_by_age(store: Path) -> list[str]:
+def snapshots_by_age(store: Place) -> list[str]:
     """Names of the snapshots, oldest first; damaged ones before all others."""
 
     def taken(name: str) -> int:
-        with suppress(Exception):  # as in read_blob: damage is reported when the bytes are read
+        try:
             return int(open_array(_folder(store, SNAPSHOTS, name)).attrs["taken_ns"])  # type: ignore[arg-type]
-        return 0
+        except StorageFailure:
+            raise
+        except Exception:  # as in read_blob: damage is reported when the bytes are read
+            return 0
 
     return sorted(blob_names(store, SNAPSHOTS), key=taken)
 
 
-def kind_damage(store: Path, kind: str) -> str:
+def kind_damage(store: Place, kind: str) -> str:
     """Say what is wrong with the metadata of a kind; nothing where there is no such kind."""
     return metadata_damage(store / kind) if (store / kind).exists() else ""
 
 
-def damaged_blobs(store: Path, kind: str) -> list[Damage]:
+def damaged_blobs(store: Place, kind: str) -> list[Damage]:
     """Read everything of a kind back, and list what fails."""
     reason = kind_damage(store, kind)
     found = [Damage(kind, 0, 0, reason)] if reason else []
@@ -132,7 +147,12 @@ def damaged_blobs(store: Path, kind: str) -> list[Damage]:
     return found
 
 
-def _folder(store: Path, kind: str, name: str) -> Path:
+def _folder(store: Place, kind: str, name: str) -> Place:
     folder = store / kind / name
     old = folder.with_name(name + OLD)
-    return old if old.exists() and not folder.exists() else folder
+    return old if not _is_whole(folder) and old.exists() else folder
+
+
+def _is_whole(folder: Place) -> bool:
+    """Whether it is there; on object storage, where its metadata are written last, all of it."""
+    return (folder / "zarr.json" if remote(folder) else folder).exists()

@@ -6,15 +6,24 @@ set, too, where it is not yet written there.
 
 import os
 import re
-import shutil
+import time
 from collections.abc import Collection
 from contextlib import suppress
-from pathlib import Path
 
 import msgspec
 
 from extract.errors import FxError
-from extract.files import UNFINISHED, lock_folder, sync
+from extract.files import (
+    UNFINISHED,
+    ObjectPath,
+    Place,
+    StorageFailure,
+    lock_folder,
+    move,
+    remote,
+    remove,
+    sync,
+)
 from extract.store.feature_set import ROW_ARRAYS, FeatureSet
 from extract.store.records import (
     Commit,
@@ -27,6 +36,9 @@ from extract.store.records import (
 from extract.store.writer import FeatureWriter, copy_rows, create_set
 from extract.store.zarr_files import in_short, metadata_damage, open_group, set_attributes
 
+# nanoseconds for which a reader of a set on object storage may take
+READ_FOR = 24 * 3600 * 10**9
+
 
 class Catalogue:
     """The feature sets that lie in a store's folder, as they are whenever it is asked.
@@ -36,18 +48,22 @@ class Catalogue:
     path : where the store lies
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         self.path = path
 
     def decided(self) -> dict[str, Commit]:
         """What a commit has decided on, by set: nothing where the root is damaged."""
-        with suppress(Exception):
+        try:
             return dict(read_root(self.path).commit)
-        return {}
+        except StorageFailure:
+            raise
+        except Exception:
+            return {}
 
     def names(self) -> list[str]:
         """Names of all feature sets, those that cannot be read among them."""
-        found = (folder for folder in self.path.glob("*-*") if folder.is_dir())
+        # on object storage they are, and to ask would be a request each
+        found = (one for one in self.path.glob("*-*") if remote(one) or one.is_dir())
         pattern = re.compile(r".+-[0-9a-f]{12}(\.g\d+)?")
         return sorted(folder.name for folder in found if pattern.fullmatch(folder.name))
 
@@ -66,9 +82,11 @@ class Catalogue:
             group = open_group(path, "r+" if write else "r")
             decided = self.decided().get(name)
             feature_set = FeatureSet(group, path, decided)
-            if split_generation(name)[0] != feature_set.spec.id:
+            if _spec_of(name) != feature_set.spec.id:
                 raise ValueError("its spec is not the one that its name is made of")
             return feature_set
+        except StorageFailure:
+            raise
         except Exception as error:
             folders = (path, *(path / array for array in ROW_ARRAYS))
             reasons = filter(None, map(metadata_damage, folders))
@@ -112,7 +130,7 @@ class Catalogue:
         return None
 
     def _generations(self, of: str) -> list[str]:
-        return [name for name in self.names() if split_generation(name)[0] == of]
+        return [name for name in self.names() if _spec_of(name) == of]
 
     def new_generation(
         self,
@@ -142,10 +160,11 @@ class Catalogue:
                 wanted = copied.rows if keys is None else keys
                 copy_rows(copied, FeatureWriter([fresh], self.write_commits, run), wanted)
                 fresh.close()
-            (self.path / unfinished).replace(self.path / name)
+            move(self.path / unfinished, self.path / name)
         except BaseException:
             # the disk may be full of it
-            shutil.rmtree(self.path / unfinished, ignore_errors=True)
+            with suppress(OSError):
+                remove(self.path / unfinished)
             raise
         sync(self.path / name)
         return name
@@ -156,8 +175,19 @@ class Catalogue:
             set_attributes(self.path / name, msgspec.to_builtins(commit))
 
     def drop(self, name: str) -> bool:
-        """Delete a set unless it is being read: readers hold a shared lock on its folder."""
+        """Delete a set unless it is being read: readers hold a shared lock on its folder.
+
+        On object storage there are no such locks: a set stays while one of its spec has been
+        written to in the last day.
+        """
         folder = self.path / name
+        if isinstance(folder, ObjectPath):
+            heads = [self.path / one / "zarr.json" for one in self._generations(_spec_of(name))]
+            written = [head.stat().st_mtime_ns for head in heads if head.is_file()]
+            if max(written, default=0) > time.time_ns() - READ_FOR:
+                return False
+            remove(folder)
+            return True
         try:
             descriptor = lock_folder(folder, shared=False)
         except BlockingIOError:
@@ -166,7 +196,7 @@ class Catalogue:
             # first out of sight, so that a kill in between leaves no half of a set
             doomed = folder.with_name(f"{name}{UNFINISHED}")
             folder.replace(doomed)
-            shutil.rmtree(doomed)
+            remove(doomed)
         finally:
             os.close(descriptor)
         return True
@@ -188,10 +218,10 @@ class Catalogue:
         return found
 
     def _newest_generation(self, name: str) -> str:
-        return max(self._generations(split_generation(name)[0]), default=name, key=_number)
+        return max(self._generations(_spec_of(name)), default=name, key=_number)
 
 
-def read_root(store: Path) -> RootAttributes:
+def read_root(store: Place) -> RootAttributes:
     """Read the attributes of a store's root as they stand there.
 
     Raises
@@ -200,6 +230,10 @@ def read_root(store: Path) -> RootAttributes:
         Of many classes, where they cannot be read or are none of a store.
     """
     return msgspec.convert(open_group(store).attrs.asdict(), RootAttributes)
+
+
+def _spec_of(name: str) -> str:
+    return split_generation(name)[0]
 
 
 def _number(name: str) -> int:

@@ -2,9 +2,10 @@
 
 import hashlib
 import os
+import stat
 import weakref
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
 import google_crc32c
@@ -14,10 +15,10 @@ import zarr
 from numpy.typing import NDArray
 
 from extract.errors import FxError
-from extract.files import is_regular, lock_folder
+from extract.files import ObjectPath, Place, StorageFailure, lock_folder, remote
 from extract.store.key_index import KEY_BYTES, KeyIndex
 from extract.store.records import Checksums, Commit, Damage, SetAttributes, split_generation
-from extract.store.zarr_files import LARGEST, in_short
+from extract.store.zarr_files import LARGEST, in_short, open_group
 
 ROW_ARRAYS = ("features", "keys", "hashes")
 DTYPES = ("float32", "float16")
@@ -61,7 +62,7 @@ class FeatureSet:
         If its attributes or arrays are not as fx writes them.
     """
 
-    def __init__(self, group: zarr.Group, path: Path, decided: Commit | None) -> None:
+    def __init__(self, group: zarr.Group, path: Place, decided: Commit | None) -> None:
         self.group = group
         self.path = path
         self.name = path.name
@@ -88,14 +89,25 @@ class FeatureSet:
                 if len(self.checksums.get(name, ())) != self.chunks(name):
                     raise ValueError(f"the checksums of {name} are not those of its chunks")
         self._rows: KeyIndex | None = None
-        try:
-            descriptor = lock_folder(path, shared=True)
-        except BlockingIOError:
-            raise FileNotFoundError(f"{path} is being deleted") from None
-        self.close = weakref.finalize(self, os.close, descriptor)
-        # the lock may be that of a folder which has been deleted before it was taken
-        if os.fstat(descriptor).st_ino != path.stat().st_ino:
-            raise FileNotFoundError(f"{path} was deleted")
+        held = ExitStack()
+        # on object storage nobody can lock it: garbage stays there for long enough
+        if not isinstance(path, ObjectPath):
+            try:
+                descriptor = lock_folder(path, shared=True)
+            except BlockingIOError:
+                raise FileNotFoundError(f"{path} is being deleted") from None
+            held.callback(os.close, descriptor)
+            # the lock may be that of a folder which has been deleted before it was taken
+            if os.fstat(descriptor).st_ino != path.stat().st_ino:
+                held.close()
+                raise FileNotFoundError(f"{path} was deleted")
+        self.close = weakref.finalize(self, held.close)
+
+    def array_as_it_is(self, name: str) -> zarr.Array[Any]:
+        """Give an array to write to: on object storage another process may have made it longer."""
+        if remote(self.path):
+            self.arrays[name] = _row_array(open_group(self.path, "r+"), name)
+        return self.arrays[name]
 
     def rows_per_chunk(self, name: str) -> int:
         """Rows that an array keeps in one file: a shard, or a chunk where it has no shards."""
@@ -106,7 +118,7 @@ class FeatureSet:
         """Files of an array that hold committed rows."""
         return -(-self.committed // self.rows_per_chunk(name))
 
-    def chunk_file(self, name: str, number: int) -> Path:
+    def chunk_file(self, name: str, number: int) -> Place:
         """Path of one of an array's files."""
         return self.path / name / "c" / str(number) / "0"
 
@@ -119,7 +131,7 @@ class FeatureSet:
         start = number * rows
         try:
             values = np.asarray(self.arrays[name][start : min(start + rows, self.committed)])
-        except (MemoryError, PermissionError):
+        except (MemoryError, PermissionError, StorageFailure):
             raise
         except Exception as error:  # any decoder's failure means the same here
             return None, f"{file} is damaged ({in_short(error)})"
@@ -131,15 +143,17 @@ class FeatureSet:
         """Say what is wrong with a chunk's file, without reading it; empty if nothing is."""
         file, array = self.chunk_file(name, number), self.arrays[name]
         # zarr would read zeros for what is not there, whole files or chunks of a shard
-        if not file.exists():
+        try:
+            status = file.stat()
+        except FileNotFoundError:
             return f"{file} is missing"
-        if not is_regular(file):
+        if not stat.S_ISREG(status.st_mode):
             return f"{file} is damaged (it is no regular file)"
         step = self.rows_per_chunk(name)
         rows = min(step, self.committed - number * step)
         # they are not compressed
         least = rows * array.shape[1] * array.dtype.itemsize
-        size = file.stat().st_size
+        size = status.st_size
         return f"{file} is damaged (it has {size:,} bytes of {least:,})" if size < least else ""
 
     def read_chunk(self, name: str, number: int) -> NDArray[Any]:
@@ -304,7 +318,7 @@ class FeatureSet:
             if start < self.committed < stop:
                 try:
                     array[self.committed : stop]
-                except (MemoryError, PermissionError):
+                except (MemoryError, PermissionError, StorageFailure):
                     raise
                 except Exception:  # as in try_chunk
                     return True

@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from msgspec.structs import replace
 
 from extract.errors import FxError
+from extract.files import ObjectPath, Place
 from extract.images import Snapshot
 from extract.store.blobs import NETWORKS, SNAPSHOTS, blob_names, drop_blob
 from extract.store.feature_set import FeatureSet
@@ -76,7 +76,7 @@ def find_garbage(store: FeatureStore, *, keep: int | None = None) -> Garbage:
         elif used < feature_set.committed:
             rows[feature_set.name] = feature_set.committed - used
             share = rows[feature_set.name] / feature_set.committed
-            size += int(share * _size(feature_set.path))
+            size += int(share * size_of(feature_set.path))
     for feature_set in newest.values():
         if not _network_is_whole(store, feature_set):
             # no image can be added, and no head on it can predict
@@ -89,9 +89,9 @@ def find_garbage(store: FeatureStore, *, keep: int | None = None) -> Garbage:
         feature_set.close()
     names = blob_names(store.path, NETWORKS)
     networks = [name for name in names if name.rpartition(".")[0] not in used_networks]
-    size += sum(_size(store.path / name) for name in sets)
-    size += sum(_size(store.path / SNAPSHOTS / name) for name in snapshots)
-    size += sum(_size(store.path / NETWORKS / name) for name in networks)
+    size += sum(size_of(store.path / name) for name in sets)
+    size += sum(size_of(store.path / SNAPSHOTS / name) for name in snapshots)
+    size += sum(size_of(store.path / NETWORKS / name) for name in networks)
     return Garbage(snapshots, sets, rows, networks, size)
 
 
@@ -172,7 +172,10 @@ def _forget_dropped_sets(store: FeatureStore) -> None:
     store.root.update(commit=commit, **last)
 
 
-def _size(folder: Path) -> int:
+def size_of(folder: Place) -> int:
+    """Bytes of what lies in a folder, however deep."""
+    if isinstance(folder, ObjectPath):
+        return sum(stats.st_size for _, stats in folder.walk())
     with suppress(FileNotFoundError):
         return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     return 0

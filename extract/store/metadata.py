@@ -3,19 +3,25 @@
 Readers of a damaged root go by what lies below it, and the next writer writes it anew.
 """
 
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
-import zarr
 
 from extract.errors import FxError
-from extract.files import UNFINISHED, remove, sync
+from extract.files import UNFINISHED, Lease, ObjectPath, Place, remote, remove
 from extract.store.blobs import SNAPSHOTS, blob_names, snapshots_by_age
 from extract.store.catalogue import Catalogue, read_root
 from extract.store.feature_set import FeatureSet
 from extract.store.records import Commit, RootAttributes
-from extract.store.zarr_files import RegularFiles, in_short, metadata_damage, set_attributes
+from extract.store.zarr_files import (
+    create_root,
+    in_short,
+    metadata_damage,
+    set_attributes,
+    set_attributes_at,
+)
 
 # 2: commits name the checksums of their chunks; stores of layout 1 are read, and become of layout 2
 # when they are next written to
@@ -33,13 +39,32 @@ class StoreMetadata:
     catalogue : its feature sets
     """
 
-    def __init__(self, path: Path, catalogue: Catalogue) -> None:
+    def __init__(self, path: Place, catalogue: Catalogue) -> None:
         self.path = path
         self._catalogue = catalogue
+        self._lease: Lease | None = None
+        self._tag: str | None = None
+
+    @contextmanager
+    def written_under(self, lease: Lease) -> Iterator[None]:
+        """Write only while a lease is held, and only in the place of what this process has written.
+
+        From the first write on, one that has lost its lease can commit nothing.
+        """
+        self._lease, self._tag = lease, None
+        try:
+            yield
+        finally:
+            self._lease = None
+
+    def check(self) -> None:
+        """Raise OSError where the lease that this process writes under has been lost."""
+        if self._lease:
+            self._lease.check()
 
     def is_empty(self) -> bool:
         """Whether nothing lies here yet: an empty folder, a new disk, a run killed at once."""
-        return self.path.is_dir() and all(
+        return (remote(self.path) or self.path.is_dir()) and all(
             child.name.endswith(UNFINISHED)
             or child.name.startswith(".")
             or child.name in _OF_THE_SYSTEM
@@ -102,12 +127,18 @@ class StoreMetadata:
     def update(self, **attributes: Any) -> None:
         """Set some attributes by one write; the caller holds the lock."""
         attributes = msgspec.to_builtins(attributes)
+        self.check()
         root, damage = self._read()
         if damage or self.is_empty():
             known = msgspec.to_builtins(root)
             remove(self.path / "zarr.json")
-            zarr.create_group(RegularFiles(self.path), attributes=known | attributes)
-            sync(self.path / "zarr.json")
+            create_root(self.path, known | attributes)
+            self._tag = None
+        elif isinstance(self.path, ObjectPath):
+            try:
+                self._tag = set_attributes_at(self.path, attributes, self._tag)
+            except FileExistsError:
+                raise FxError(f"{self.path} is being written by {self._read()[0].writer}") from None
         else:
             set_attributes(self.path, attributes)
 

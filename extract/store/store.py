@@ -29,16 +29,25 @@ import socket
 import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import zarr
 from msgspec import to_builtins
 from zarr.errors import ContainsGroupError
 
 from extract.errors import FxError
-from extract.files import UNFINISHED, disk_full_as_fx_error, lock_folder, remove, sync
+from extract.files import (
+    UNFINISHED,
+    Lease,
+    ObjectPath,
+    Place,
+    disk_full_as_fx_error,
+    lock_folder,
+    place,
+    remote,
+    remove,
+)
 from extract.store.blobs import (
     LEAKS,
     NETWORKS,
@@ -57,7 +66,7 @@ from extract.store.metadata import LAYOUT, StoreMetadata, as_last_extracted
 from extract.store.networks import SUFFIXES, StoredNetwork
 from extract.store.records import Damage, ExtractionRun, Spec
 from extract.store.writer import FeatureWriter
-from extract.store.zarr_files import set_attributes
+from extract.store.zarr_files import create_root, set_attributes
 
 # bytes of a snapshot's name; file systems take 255, and files of it have more behind it
 LONGEST_NAME = 200
@@ -80,8 +89,8 @@ class FeatureStore:
         If there is no store, something else lies there, or its layout is another version's.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Place) -> None:
+        self.path = place(path)
         if not self.path.exists():
             raise FxError(f"no feature store at {self.path}; extract images first")
         self.catalogue = Catalogue(self.path)
@@ -89,16 +98,13 @@ class FeatureStore:
         self.root.check_layout()
 
     @classmethod
-    def create(cls, path: str | Path) -> "FeatureStore":
+    def create(cls, path: str | Place) -> "FeatureStore":
         """Open a store, making an empty one where nothing lies yet."""
-        path = Path(path)
+        path = place(path)
         with disk_full_as_fx_error(path):
-            if not path.exists():
-                path.mkdir(parents=True, exist_ok=True)
-            if StoreMetadata(path, Catalogue(path)).is_empty():
+            if not path.exists() or StoreMetadata(path, Catalogue(path)).is_empty():
                 with suppress(ContainsGroupError):  # another process made it just now
-                    zarr.create_group(path, attributes={"fx_layout": LAYOUT})
-                sync(path / "zarr.json")
+                    create_root(path, {"fx_layout": LAYOUT})
         return cls(path)
 
     def sets(self) -> list[FeatureSet]:
@@ -160,7 +166,7 @@ class FeatureStore:
         """Keep a snapshot's Parquet bytes under a name and make it the last one taken."""
         write_blob(self.path, SNAPSHOTS, name, table, taken_ns=taken_ns)
         # the folder's own number: in a copy of the store, no file is taken to be unchanged
-        self.root.update(last_snapshot=name, inode=self.path.stat().st_ino)
+        self.root.update(last_snapshot=name, inode=inode_of(self.path))
 
     def read_snapshot(self, name: str | None = None) -> tuple[str, bytes]:
         """Return the name and Parquet bytes of a snapshot (default: the last one taken)."""
@@ -192,7 +198,7 @@ class FeatureStore:
     @property
     def was_copied(self) -> bool:
         """Whether the store lies elsewhere than when its last snapshot was taken."""
-        return bool(self.root.attributes().inode != self.path.stat().st_ino)
+        return self.root.attributes().inode != inode_of(self.path)
 
     def write_network(self, network: StoredNetwork) -> None:
         """Keep a network under its hash; the caller holds the lock."""
@@ -226,23 +232,25 @@ class FeatureStore:
         FxError
             If another process holds it (the message says which), or the disk gets full.
         """
-        try:
-            descriptor = lock_folder(self.path, shared=False, wait=wait)
-        except BlockingIOError:
-            raise FxError(
-                f"{self.path} is being written by {self.root.attributes().writer}; wait for it, "
-                "or give another `store`"
-            ) from None
-        try:
+        with ExitStack() as held:
+            try:
+                if isinstance(self.path, ObjectPath):
+                    lease = held.enter_context(closing(Lease(self.path, wait=wait)))
+                    held.enter_context(self.root.written_under(lease))
+                else:
+                    held.callback(os.close, lock_folder(self.path, shared=False, wait=wait))
+            except BlockingIOError:
+                raise FxError(
+                    f"{self.path} is being written by {self.root.attributes().writer}; wait for "
+                    "it, or give another `store`"
+                ) from None
             with disk_full_as_fx_error(self.path):
                 self._clear_after_a_killed_writer()
                 yield
-        finally:
-            os.close(descriptor)
 
     def _clear_after_a_killed_writer(self) -> None:
         put_back_blobs(self.path)
-        for leftover in [*self.path.rglob(f"*{UNFINISHED}")]:
+        for leftover in unfinished_below(self.path):
             remove(leftover)
         names = self.catalogue.names()
         # a set that was deleted may come again, and has no rows then
@@ -256,9 +264,12 @@ class FeatureStore:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
         holder = f"process {os.getpid()} on {socket.gethostname()} since {since} ({command})"
-        # the disk may be full, and this be the collection of garbage that makes room
-        with suppress(OSError):
+        try:
             self.root.update(writer=holder, commit=decided)
+        except OSError:
+            # the disk may be full, and this be the collection of garbage that makes room
+            if remote(self.path):
+                raise
 
     def clear_up(self) -> None:
         """Remove what killed writers have left unfinished, unless a process writes now."""
@@ -306,7 +317,7 @@ class FeatureStore:
         for name in replaced:
             # a set that is still read stays; the next collection of garbage drops it
             self.catalogue.drop(name)
-        return FeatureWriter(sets, self.root.publish, run)
+        return FeatureWriter(sets, self.root.publish, run, self.root.check)
 
     def give_up_damaged_rows(self, feature_set: FeatureSet) -> bool:
         """Look for damage in a set, and count damaged rows no more; say whether there is any.
@@ -356,6 +367,25 @@ class FeatureStore:
             found += self.catalogue.verify()
         kinds = (SNAPSHOTS, LEAKS, NETWORKS)
         return found + [damage for kind in kinds for damage in damaged_blobs(self.path, kind)]
+
+
+def inode_of(path: Place) -> int:
+    """A number of a store's place: a copy of the store has another."""
+    return path.inode if isinstance(path, ObjectPath) else path.stat().st_ino
+
+
+def unfinished_below(path: Place) -> list[Place]:
+    """What a killed writer has left in a store."""
+    if isinstance(path, Path):
+        return [*path.rglob(f"*{UNFINISHED}")]
+    # an object is whole or not there, and to list all of them would take long
+    names = [*Catalogue(path).names(), SNAPSHOTS, LEAKS, NETWORKS]
+    below: list[Place] = [one for name in names for one in (path / name).iterdir()]
+    # a set, or a blob, that was moved or deleted in part has no metadata
+    groups: list[Place] = [path / name for name in names[:-3]]
+    groups += [one for one in below if one.parent.name in names[-3:] and one.name != "zarr.json"]
+    cut = [one for one in groups if not (one / "zarr.json").is_file()]
+    return cut + [one for one in [*path.iterdir(), *below] if one.name.endswith(UNFINISHED)]
 
 
 def check_snapshot_name(name: str | None) -> None:

@@ -5,7 +5,6 @@ Several sets that one pass fills are committed together, by one write that names
 
 import time
 from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 
 from extract.errors import FxError
-from extract.files import disk_full_as_fx_error, sync
+from extract.files import Place, disk_full_as_fx_error, remote, sync
 from extract.store.feature_set import ROW_ARRAYS, FeatureSet, checksum_of
 from extract.store.key_index import KEY_BYTES, GrowingKeys, KeyIndex, as_key_rows
 from extract.store.records import Commit, ExtractionRun, Spec
@@ -43,14 +42,20 @@ class FeatureWriter:
     known : keys that all sets have, or are about to have
     """
 
-    def __init__(self, sets: Sequence[FeatureSet], publish: Publish, run: ExtractionRun) -> None:
+    def __init__(
+        self,
+        sets: Sequence[FeatureSet],
+        publish: Publish,
+        run: ExtractionRun,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self.sets = list(sets)
         self._publish = publish
         self._have = [GrowingKeys(feature_set.rows) for feature_set in self.sets]
         self.at_hand = _common_keys([feature_set.rows for feature_set in self.sets])
         self.known = self._have[0] if len(self.sets) == 1 else GrowingKeys(self.at_hand)
         self._runs = [replace(run, rows=0) for _ in self.sets]
-        self._waiting = [RowBuffer(feature_set) for feature_set in self.sets]
+        self._waiting = [RowBuffer(feature_set, check) for feature_set in self.sets]
         self._since = time.monotonic()
 
     def append(
@@ -106,6 +111,7 @@ class RowBuffer:
     Parameters
     ----------
     feature_set : that the rows are for
+    check : called before anything is written; raises where the store is locked no longer
 
     Attributes
     ----------
@@ -113,8 +119,8 @@ class RowBuffer:
     checksums : of all of these, by array and chunk
     """
 
-    def __init__(self, feature_set: FeatureSet) -> None:
-        self._set = feature_set
+    def __init__(self, feature_set: FeatureSet, check: Callable[[], None]) -> None:
+        self._set, self._check = feature_set, check
         self._waiting: list[tuple[NDArray[Any], ...]] = []
         self.written = feature_set.committed
         self.checksums = feature_set.checksums or {name: [] for name in ROW_ARRAYS}
@@ -138,10 +144,14 @@ class RowBuffer:
         joined = tuple(np.concatenate(parts) for parts in zip(*self._waiting, strict=True))
         self._waiting = [joined]
         stop = self.written + len(joined[0])
+        self._check()
         # first all of them: where they differ in length, xarray refuses to open the set
         for name in ROW_ARRAYS:
-            array = self._set.arrays[name]
             with disk_full_as_fx_error(self._set.path.parent):
+                array = self._set.array_as_it_is(name)
+                if remote(self._set.path) and array.shape[0] >= stop:
+                    # of a writer that has lost its lock, nothing makes a set shorter
+                    continue
                 array.resize((stop, array.shape[1]))
                 sync(self._set.path / name / "zarr.json")
         found = [self._write_array(*each) for each in zip(ROW_ARRAYS, joined, strict=True)]
@@ -188,7 +198,7 @@ def _narrowed(features: NDArray[np.float32], feature_set: FeatureSet) -> NDArray
 
 
 def create_set(
-    store: Path, name: str, spec: Spec, dim: int, dtype: str, weights_source: str
+    store: Place, name: str, spec: Spec, dim: int, dtype: str, weights_source: str
 ) -> zarr.Group:
     """Make the group of an empty feature set.
 

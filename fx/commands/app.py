@@ -152,10 +152,11 @@ def _with_hint(error: FxError) -> str:
 
 
 def _explain(error: Exception) -> str:
-    from extract.files import why_not_written
+    from extract.files import place, why_not_written
 
     name = getattr(error, "filename", None)
-    if isinstance(name, str | bytes) and (told := why_not_written(error, Path(os.fsdecode(name)))):
+    named = place(os.fsdecode(name)) if isinstance(name, str | bytes) else None
+    if isinstance(named, Path) and (told := why_not_written(error, named)):
         return str(told)
     if isinstance(error, OSError) and error.strerror:
         if name:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from extract.errors import FxError
+from extract.files import Place, place
 from extract.records import Record
 from fx.commands.arguments import FEATURES, Debug, Json, StoreArgument
 from fx.commands.command import Command
@@ -25,7 +25,7 @@ store_app = typer.Typer(
 @store_app.command("ls", cls=Command, epilog="Example: fx store ls features.zarr")
 def store_ls(store: StoreArgument = FEATURES, json_: Json = False, debug: Debug = False) -> None:
     """List feature sets and snapshots."""
-    record = describe_store(store)
+    record = describe_store(place(store))
     show(record, json_, lambda: print_store(record))
 
 
@@ -39,18 +39,19 @@ def store_verify(
     """
     from extract.store import FeatureStore
 
-    damage = FeatureStore(store).verify()
+    opened = FeatureStore(store)
+    damage = opened.verify()
     rows = [f": rows {d.start:,} to {d.stop - 1:,}" if d.stop else "" for d in damage]
     lines = [f"{d.reason}{where}" for d, where in zip(damage, rows, strict=True)]
     if damage:
         lines += [
-            f"fx extract on the same images into {store} mends what can be mended, a set of",
+            f"fx extract on the same images into {opened.path} mends what can be mended, a set of",
             "features where the backbone, layer and size are its own (fx store ls)",
         ]
     show(
-        {"store": store, "damaged": damage},
+        {"store": opened.path, "damaged": damage},
         json_,
-        lambda: print("\n".join(lines) or f"{store}: every committed row reads back"),
+        lambda: print("\n".join(lines) or f"{opened.path}: every committed row reads back"),
     )
     if damage:
         raise typer.Exit(1)
@@ -87,10 +88,10 @@ def store_gc(
     elif not garbage:
         # a collection that was killed may have left half of what it dropped
         opened.clear_up()
-    record = {"store": store, "dropped": dropping, "garbage": garbage, "in_use": in_use}
+    record = {"store": opened.path, "dropped": dropping, "garbage": garbage, "in_use": in_use}
     done = "dropped" if dropping else "nothing was dropped"
     kept = "".join(f"\nstill read, and kept until the next gc: {name}" for name in in_use)
-    nothing = f"{store}: snapshots use all that it holds"
+    nothing = f"{opened.path}: snapshots use all that it holds"
     show(record, json_, lambda: print(done + kept if garbage else nothing))
 
 
@@ -129,7 +130,7 @@ class StoreContents(Record, frozen=True):
     damaged: dict[str, str]
 
 
-def describe_store(path: Path) -> StoreContents:
+def describe_store(path: Place) -> StoreContents:
     """List a store's feature sets and snapshots.
 
     Raises
@@ -138,7 +139,7 @@ def describe_store(path: Path) -> StoreContents:
         If there is no store.
     """
     from extract.images import Snapshot
-    from extract.store import FeatureStore
+    from extract.store import FeatureStore, size_of
 
     store = FeatureStore(path)
     snapshots, damaged = [], store.catalogue.broken()
@@ -169,7 +170,7 @@ def describe_store(path: Path) -> StoreContents:
             rows=rows_of(one),
             dim=one.dim,
             dtype=str(one.dtype),
-            megabytes=sum(file.lstat().st_size for file in one.path.rglob("*")) / 1e6,
+            megabytes=size_of(one.path) / 1e6,
             engines=sorted({run.engine for run in one.runs}),
         )
         for one in store.sets()
