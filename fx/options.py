@@ -53,7 +53,7 @@ class Options:
     """
 
     store: Place = Path("features.zarr")
-    out: Path = Path("runs")
+    out: Place = Path("runs")
     backbone: str | None = None
     weights: str | None = None
     size: int | None = None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from extract.errors import FxError, one_line
-from extract.files import read_record, write_whole
+from extract.files import Place, read_record, upload, working_folder, write_whole
 from extract.records import Record
 from fx.output import to_json
 
@@ -42,7 +42,7 @@ class Run(msgspec.Struct, frozen=True):
     @classmethod
     def of(
         cls,
-        out: Path,
+        out: Place,
         name: str,
         snapshot: Snapshot,
         features: Sequence[FeatureSet],
@@ -52,7 +52,7 @@ class Run(msgspec.Struct, frozen=True):
 
         Parameters
         ----------
-        out : folder of all runs
+        out : folder of all runs; on object storage, each is worked on in a folder of this machine
         name : for people
         snapshot : of the images, known by its rows and not by its name
         features : sets that the result depends on, known by what they hold of the snapshot's
@@ -82,7 +82,7 @@ class Run(msgspec.Struct, frozen=True):
         canonical = json.dumps(identity, sort_keys=True, default=lambda number: number.item())
         digest = hashlib.sha256(canonical.encode()).hexdigest()[:8]
         safe = name.replace("/", "_").replace(":", "-")
-        return cls(out / f"{safe}-{digest}")
+        return cls(working_folder(out / f"{safe}-{digest}"))
 
     @property
     def finished(self) -> bool:
@@ -125,3 +125,4 @@ class Run(msgspec.Struct, frozen=True):
             If there is no room, or nothing can be written there.
         """
         write_whole(self.directory / RESULT, to_json(result) + "\n")
+        upload(self.directory)

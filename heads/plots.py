@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from extract.files import UNFINISHED, disk_full_as_fx_error, write_whole
+from extract.files import UNFINISHED, Place, disk_full_as_fx_error, write_whole
 from heads.head import Head
 from heads.learner import Candidate
 
@@ -107,7 +107,7 @@ def _figure(directory: Path) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def new_figure(beside: Path, **options: Any) -> Figure:
+def new_figure(beside: Place, **options: Any) -> Figure:
     """Make a figure to draw on; matplotlib is imported here, so that predictions do without it.
 
     Parameters
@@ -125,6 +125,8 @@ def new_figure(beside: Path, **options: Any) -> Figure:
     try:
         import matplotlib.figure
     except OSError:
+        if not isinstance(beside, Path):
+            raise
         # neither its own folder nor a temporary one can be made; of what is half imported, the
         # rest cannot be had
         for name in [one for one in sys.modules if one.partition(".")[0] == "matplotlib"]:
@@ -140,7 +142,7 @@ def new_figure(beside: Path, **options: Any) -> Figure:
     return matplotlib.figure.Figure(**options)
 
 
-def save_png(figure: Figure, file: Path, *, dpi: int) -> None:
+def save_png(figure: Figure, file: Place, *, dpi: int) -> None:
     """Draw a figure into a PNG file; raises as ``extract.files.durable.write_whole`` does."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=dpi)

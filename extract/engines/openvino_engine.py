@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from extract.engines.base import Engine, Run, pad
+from extract.files import cache_directory
 from extract.imports import in_place_of
 
 if TYPE_CHECKING:
@@ -169,18 +170,6 @@ def _tidy(directory: Path) -> None:
 def _delete(graph: Path) -> None:
     graph.unlink(missing_ok=True)
     graph.with_suffix(".bin").unlink(missing_ok=True)
-
-
-def cache_directory() -> Path:
-    """Folder of converted graphs: ``$XDG_CACHE_HOME/fx``, by default ``~/.cache/fx``.
-
-    Raises
-    ------
-    RuntimeError
-        If there is no home.
-    """
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "fx"
 
 
 def import_openvino() -> Any:

@@ -3,6 +3,7 @@
 from extract.files.archives import stored_entries
 from extract.files.durable import (
     UNFINISHED,
+    cache_directory,
     check_room,
     disk_full_as_fx_error,
     free_bytes,
@@ -20,6 +21,7 @@ from extract.files.durable import (
 )
 from extract.files.json_records import LARGEST_RECORD, check_depth, decoded, read_record
 from extract.files.locks import Lease, lock_folder
+from extract.files.mirror import fetched, kept_at, upload, working_folder
 from extract.files.objects import (
     ObjectPath,
     ObjectStats,
@@ -27,6 +29,7 @@ from extract.files.objects import (
     StorageFailure,
     as_os_error,
     move,
+    on_this_machine,
     place,
     remote,
     storage_of,

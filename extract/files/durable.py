@@ -9,13 +9,14 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from extract.errors import CannotWrite, FxError, NoRoom
-from extract.files.objects import ObjectPath, ObjectStats, Place, StorageFailure
+from extract.files.objects import ObjectPath, ObjectStats, Place, StorageFailure, place
 
 # how the names end of what zarr, or fx itself, has not finished writing
 UNFINISHED = ".partial"
@@ -80,6 +81,7 @@ def open_regular(
         If it cannot be opened, is no regular file, or is larger.
     """
 
+    path = place(path)
     if isinstance(path, ObjectPath):
         data, stats = path.read_with_stats(largest)
         yield io.BytesIO(data), stats
@@ -111,11 +113,11 @@ def read_regular(path: Place, largest: int) -> bytes:
 
 
 @contextmanager
-def whole_file(path: Path, *, needs: int = 0) -> Iterator[Path]:
+def whole_file(path: Place, *, needs: int = 0) -> Iterator[Path]:
     """Give a new file to be written, which then takes the place of another in one step.
 
     Its folder is made where it is missing. Where the writing fails, the old file stays, and nothing
-    of the new one, nor an empty folder.
+    of the new one, nor an empty folder. An object is written from a temporary file.
 
     Parameters
     ----------
@@ -129,6 +131,13 @@ def whole_file(path: Path, *, needs: int = 0) -> Iterator[Path]:
     CannotWrite
         If the place cannot be written to.
     """
+    path = place(path)
+    if isinstance(path, ObjectPath):
+        with tempfile.TemporaryDirectory() as temporary:
+            written = Path(temporary, "object")
+            yield written
+            path.write_bytes(written.read_bytes())
+        return
     unfinished = path.with_name(path.name + UNFINISHED)
     with disk_full_as_fx_error(path, needs=needs):
         missing = [one for one in path.parents if not one.exists()]
@@ -147,7 +156,7 @@ def whole_file(path: Path, *, needs: int = 0) -> Iterator[Path]:
             raise
 
 
-def write_whole(path: Path, data: bytes | str) -> None:
+def write_whole(path: Place, data: bytes | str) -> None:
     """Write a file, text as UTF-8, whole or not at all; raises as ``whole_file`` does."""
     # a file name's bytes may be no UTF-8
     content = data if isinstance(data, bytes) else data.encode(errors="backslashreplace")
@@ -249,6 +258,18 @@ def reserve(file: Path) -> None:
             content = opened.read(_AT_ONCE)
             opened.seek(begin)
             opened.write(content)
+
+
+def cache_directory() -> Path:
+    """Folder of what can be made again: ``$XDG_CACHE_HOME/fx``, by default ``~/.cache/fx``.
+
+    Raises
+    ------
+    RuntimeError
+        If there is no home.
+    """
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "fx"
 
 
 def free_bytes(path: Path) -> int:

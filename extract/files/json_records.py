@@ -2,12 +2,12 @@
 
 import json
 import math
-from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
 from extract.files.durable import read_regular
+from extract.files.objects import Place
 
 # bytes: the confusion of 5,000 classes, a number a line
 LARGEST_RECORD = 2**28
@@ -16,7 +16,7 @@ DEEPEST = 32
 Record = TypeVar("Record")
 
 
-def read_record(path: Path, kind: type[Record]) -> Record:
+def read_record(path: Place, kind: type[Record]) -> Record:
     """Read a file of JSON as a type, such as a msgspec structure.
 
     Raises

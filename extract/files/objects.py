@@ -315,6 +315,13 @@ def place(where: str | os.PathLike[str] | ObjectPath) -> Place:
     return Path(where)
 
 
+def on_this_machine(path: Path) -> Path:
+    """Give a path back; raises FxError where it is the URL of another place."""
+    if remote(where := place(path)):
+        raise FxError(f"{where} is on object storage; give a folder of this machine")
+    return path
+
+
 def move(source: Place, target: Place) -> None:
     """Put a folder in another place of the same disk or bucket, where nothing lies."""
     source.replace(target)  # type: ignore[arg-type]  # both are of one kind

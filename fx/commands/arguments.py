@@ -12,7 +12,7 @@ import typer
 
 from fx.options import NEAR_COPIES, Options
 
-DATA, RUNS, FEATURES = Path("data"), Options.out, Path(str(Options.store))
+DATA, RUNS, FEATURES = Path("data"), Path(str(Options.out)), Path(str(Options.store))
 MAX_IMAGE_MB = Options.max_image_mb
 # NumPy takes seeds below 2 ** 32, and draws and folds count on from the one that is given
 MOST_SEED = 2**31 - 1

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from extract.files import on_this_machine
 from fx.commands.arguments import DATA, RUNS, Debug, Json
 from fx.commands.printing import show
 from fx.output import progress_bars
@@ -91,7 +92,7 @@ def run_demo(directory: Path, *, run: Callable[[Sequence[str]], Any]) -> Any:
     SystemExit
         If a command ended with a status other than 0.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    on_this_machine(directory).mkdir(parents=True, exist_ok=True)
     answer: Any = None
     for words in demo_commands(directory):
         print(f"\n$ fx {shlex.join(words)}", file=sys.stderr, flush=True)

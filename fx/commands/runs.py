@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from extract.errors import FxError, one_line
+from extract.files import Place, place
 from extract.records import Record
 from fx.commands.arguments import RUNS, Debug, Json
 from fx.commands.printing import show
@@ -44,19 +45,21 @@ def runs(
     debug: Debug = False,
 ) -> None:
     """List what was finished, the newest first."""
-    if not out.is_dir():
-        raise FxError(f"no folder {str(out)!r}; give the one that results were written to")
-    found = find_runs(out)
-    show({"runs": found}, json_, lambda: _print(found, out))
+    where = place(out)
+    if not where.is_dir():
+        raise FxError(f"no folder {str(where)!r}; give the one that results were written to")
+    found = find_runs(where)
+    show({"runs": found}, json_, lambda: _print(found, where))
 
 
-def find_runs(out: Path) -> list[FinishedRun]:
+def find_runs(out: Place) -> list[FinishedRun]:
     """Read the results of all runs in a folder; one that cannot be read is told and passed over."""
     from extract.files import read_record
     from fx.runs import RESULT
 
     found = []
-    for path in sorted(out.glob(f"*/{RESULT}"), key=lambda path: -path.stat().st_mtime):
+    paths: list[Place] = [*out.glob(f"*/{RESULT}")]
+    for path in sorted(paths, key=lambda path: -path.stat().st_mtime_ns):
         try:
             found.append(_finished(path, read_record(path, dict[str, Any])))
         except (FxError, OSError, ValueError, LookupError, TypeError) as error:
@@ -64,7 +67,7 @@ def find_runs(out: Path) -> list[FinishedRun]:
     return found
 
 
-def _finished(path: Path, record: dict[str, Any]) -> FinishedRun:
+def _finished(path: Place, record: dict[str, Any]) -> FinishedRun:
     measured = record
     if "recommended" in record:
         largest = max(one["n_train"] for one in record["results"])
@@ -75,7 +78,7 @@ def _finished(path: Path, record: dict[str, Any]) -> FinishedRun:
         )
     names = {"recommended": "comparison", "head": "head", "unfreeze": "network"}
     (what,) = [kind for name, kind in names.items() if name in record]
-    when = datetime.datetime.fromtimestamp(path.stat().st_mtime)
+    when = datetime.datetime.fromtimestamp(path.stat().st_mtime_ns / 1e9)
     return FinishedRun(
         path=str(path.parent),
         finished=when.isoformat(sep=" ", timespec="seconds"),
@@ -87,7 +90,7 @@ def _finished(path: Path, record: dict[str, Any]) -> FinishedRun:
     )
 
 
-def _print(found: list[FinishedRun], out: Path) -> None:
+def _print(found: list[FinishedRun], out: Place) -> None:
     if not found:
         print(f"nothing is finished in {out}")
         return

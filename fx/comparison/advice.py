@@ -146,9 +146,7 @@ def _look_with(
     backbone = open_backbone(options)
     engine = open_engine(options, backbone)
     found, features, seconds = _look_at(some, backbone, engine, begin(f"looking, {backbone.name}"))
-    context = ComparisonContext(
-        settled(options, backbone), Plan().epochs, None, "", "", options.out
-    )
+    context = ComparisonContext(settled(options, backbone), Plan().epochs, None, "", "", Path())
     # of one fit, however many outer folds would measure it
     one_fit = replace(dataset_size, folds=1)
     cost_model = CostModel(context, source, one_fit, seconds / len(some.entries))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from extract.engines import resolve_device
 from extract.errors import FxError
-from extract.files import disk_full_as_fx_error, write_whole
+from extract.files import Place, disk_full_as_fx_error, kept_at, upload, write_whole
 from extract.images import ImageRow, ImageSource, Snapshot, find_images, group_numbers
 from extract.store import FeatureStore
 from finetune.settings import FinetuneSettings
@@ -121,7 +121,7 @@ def compare(
         notes=_notes(source, prepared, plan),
         extraction_seconds=sum(extracting) if extracting else None,
         commands=[_command(images, options, plan, first.sizes, metric)],
-        report=str(directory / "report.html"),
+        report=kept_at(directory / "report.html"),
     )
     Run(directory).finish(comparison)
     title = f"fx compare: {images}"
@@ -134,6 +134,8 @@ def compare(
     _write_results(directory, comparison)
     if log_to is not None:
         _log_results(directory, comparison, log_to)
+    for folder in (directory, *(one.context.directory for one in prepared)):
+        upload(folder)
     return comparison
 
 
@@ -234,7 +236,7 @@ def _notes(source: ImageSource, prepared: Sequence[Prepared], plan: Plan) -> lis
     return notes
 
 
-def _directory(out: Path, prepared: Sequence[Prepared]) -> Path:
+def _directory(out: Place, prepared: Sequence[Prepared]) -> Path:
     """Folder of the results: that of the network, or one that several share."""
     if len(prepared) == 1:
         return prepared[0].context.directory

@@ -227,7 +227,7 @@ def _preview_network(
     backbone = open_backbone(options)
     check_strategies(plan, backbone)
     context = ComparisonContext(
-        settled(options, backbone), plan.epochs, plan.class_weight, "", "", options.out
+        settled(options, backbone), plan.epochs, plan.class_weight, "", "", Path()
     )
     cost_model = CostModel(context, source, dataset_size)
     sizes = subset_sizes(plan.sizes, dataset_size.training, dataset_size.classes)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from extract.errors import FxError
-from extract.files import write_whole
+from extract.files import Place, write_whole
 from extract.images import FailedImage, ImageEntry, ImageSource, LoadedImage, Reading
 from fx.explain.explainer import Explainer
 from fx.explain.heat_maps import MISSING
@@ -120,7 +120,7 @@ def _explained(
     features: NDArray[np.float32],
     number: int | None,
     nearest: int,
-    file: Path,
+    file: Place,
 ) -> _Shown:
     """Explain one image, and draw it into a file."""
     assert loaded.pixels is not None, "an image with features"

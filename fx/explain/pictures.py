@@ -6,12 +6,12 @@ import base64
 import io
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from extract.files import Place
 from fx.output import printable
 from fx.thumbnails import NO_IMAGE
 from heads.plots import new_figure, save_png
@@ -52,7 +52,7 @@ def data_uri(pixels: NDArray[np.uint8]) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def save_picture(path: Path, pictures: Sequence[tuple[str, str, NDArray[np.uint8] | str]]) -> None:
+def save_picture(path: Place, pictures: Sequence[tuple[str, str, NDArray[np.uint8] | str]]) -> None:
     """Draw images beside each other, each below two lines, as one PNG.
 
     Parameters

@@ -76,7 +76,6 @@ def export_onnx(model: Path, file: Path) -> ExportedModel:
         card=str(card) if measured else None,
     )
     with disk_full_as_fx_error(file.parent):
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, data)
         if measured:
             write_whole(card, model_card(measured, exported))

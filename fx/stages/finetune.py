@@ -14,7 +14,7 @@ from extract.backbones import Backbone
 from extract.engines import resolve_device, training_precision
 from extract.errors import FxError
 from extract.extraction import take_snapshot
-from extract.files import write_whole
+from extract.files import kept_at, write_whole
 from extract.images import Snapshot, find_images
 from extract.store import FeatureSet, FeatureStore
 from finetune.finetuning import finetune, identity_of
@@ -85,7 +85,7 @@ def finetune_images(
         rows, notes = near_copies.joined(rows), notes + said
     resources = Resources(
         device=device,
-        cache=options.out,
+        cache=Path(),
         cache_limit=cache_limit,
         engine=options.engine,
         precision=options.precision,
@@ -121,7 +121,7 @@ def finetune_images(
         resources=dataclasses.replace(resources, cache=run.directory / "cache"),
     )
     result = FinetunedModel(
-        path=str(run.directory),
+        path=kept_at(run.directory),
         backbone=backbone.name,
         snapshot=snapshot.name,
         classes=trained.classes,

@@ -14,7 +14,7 @@ from joblib import cpu_count
 from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
-from extract.files import check_room, write_whole
+from extract.files import check_room, kept_at, write_whole
 from extract.images import ImageRow, Snapshot, group_numbers
 from extract.store import FeatureSet, FeatureStore
 from fx.options import Options, choose_sets, read_snapshot
@@ -211,7 +211,7 @@ def fit_head_on_store(
         kind=head.kind,
         kernel=head.kernel,
         normalize=head.normalize,
-        path=str(run.directory),
+        path=kept_at(run.directory),
         backbone=stored.backbone,
         snapshot=stored.snapshot.name,
         classes=head.classes,

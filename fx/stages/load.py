@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from extract.errors import FxError
-from extract.files import read_record
+from extract.files import fetched, place, read_record
 from extract.records import as_html
 from extract.store import FeatureStore
 from fx.options import Options, choose_features, read_snapshot
@@ -169,7 +169,7 @@ def load(
     FxError
         If there is none of these, or it is damaged.
     """
-    folder = Path(path)
+    folder = place(path)
     options = Options(
         store=folder,
         backbone=backbone,
@@ -184,6 +184,7 @@ def load(
     )
     if (folder / "zarr.json").exists():
         return _load_features(options)
+    folder = fetched(folder)
     result = _load_result(folder)
     if isinstance(result, Comparison):
         return result

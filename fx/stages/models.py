@@ -16,6 +16,7 @@ from scipy.special import softmax
 from extract.backbones import load_backbone, make_spec
 from extract.engines import Engine, make_engine, resolve_device
 from extract.errors import FxError
+from extract.files import fetched, place
 from extract.store import Spec, StoredNetwork
 from fx.options import Options, open_engine
 from heads.files import load_head
@@ -68,8 +69,9 @@ def open_model(model: Path, options: Options) -> OpenModel:
 
 
 def folder_of(model: Path) -> Path:
-    """Folder of a model that is named by it or by a file in it."""
-    return model.parent if model.is_file() else model
+    """Folder of a model that is named by it or by a file in it, fetched from object storage."""
+    where = place(model)
+    return fetched(where.parent if where.is_file() else where)
 
 
 def _open_head(folder: Path, options: Options) -> OpenModel:

@@ -20,7 +20,7 @@ from msgspec.json import encode
 from numpy.typing import NDArray
 
 from extract.errors import FxError
-from extract.files import disk_full_as_fx_error, write_whole
+from extract.files import disk_full_as_fx_error, on_this_machine, write_whole
 from extract.images import ImageEntry, ImageSource, Reading, find_images
 from fx.stages.records import LikelyClass, Prediction, Predictions, Sorted
 
@@ -145,7 +145,6 @@ def _flat(record: dict[str, Any]) -> dict[str, Any]:
 
 def _write(file: Path, data: bytes) -> None:
     with disk_full_as_fx_error(file.parent):
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, data)
 
 
@@ -171,7 +170,7 @@ def sort_images(
         If there is no room, or nothing can be written there.
     """
     done = there = 0
-    with disk_full_as_fx_error(into):
+    with disk_full_as_fx_error(on_this_machine(into)):
         for one in predictions:
             source = (root / one.path).absolute()
             folder = into / _folder_name(one.label)

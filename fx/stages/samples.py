@@ -13,6 +13,7 @@ from extract.files import (
     check_room,
     disk_full_as_fx_error,
     free_bytes,
+    on_this_machine,
     remove,
     why_not_written,
     write_whole,
@@ -73,7 +74,7 @@ def write_sample(name: str, directory: Path, *, begin: Begin) -> WrittenSample:
     """
     if name not in NAMES:
         raise FxError(f"unknown sample {name!r}; choose one of: {', '.join(NAMES)}")
-    marker = directory / MARKER
+    marker = on_this_machine(directory) / MARKER
     begun = f"{name} unfinished"
     state = marker.read_text() if marker.exists() else ""
     if state == name:
