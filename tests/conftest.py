@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import nn
 from extract.backbones import Backbone, load_backbone
 from extract.engines import make_engine
 from extract.extraction import extract
+from extract.files import place
 from extract.images import Snapshot, find_images
 from extract.images import workers as readers
 from extract.store import FeatureStore
@@ -124,6 +126,43 @@ def many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have images read by processes, where they can be."""
     monkeypatch.setattr(readers, "FEW_CORES", 0)
     monkeypatch.setattr(readers, "FEW_IMAGES", 0)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Address of a real S3 server on this machine, which keeps its objects in memory."""
+    server = pytest.importorskip("moto.server", reason="moto is not installed")
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    yield f"http://{host}:{port}"
+    running.stop()
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URL of a new bucket."""
+    import boto3
+
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "somebody",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    # storages are kept by their names
+    bucket = f"bucket-{uuid.uuid4().hex}"
+    boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=bucket)
+    return f"s3://{bucket}"
+
+
+def upload(folder: Path, where: str) -> str:
+    """Copy a folder, or a file, to object storage; give the place."""
+    files = [folder] if folder.is_file() else [one for one in folder.rglob("*") if one.is_file()]
+    for file in files:
+        (place(where) / file.relative_to(folder.parent).as_posix()).write_bytes(file.read_bytes())
+    return f"{where}/{folder.name}"
 
 
 @pytest.fixture(scope="session")

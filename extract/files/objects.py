@@ -384,4 +384,9 @@ def _as_os_error(where: ObjectPath) -> Iterator[None]:
     except (exceptions.BaseError, ValueError) as error:
         # behind it stands obstore's record of the request
         said = " ".join(str(error).partition("Debug source")[0].split())
+        # of a listing, obstore does not tell them apart
+        if "403 Forbidden" in said:
+            raise PermissionError(errno.EACCES, "the storage denies access", str(where)) from error
+        if "NoSuchBucket" in said:
+            raise FileNotFoundError(errno.ENOENT, "no such bucket", str(where)) from None
         raise OSError(errno.EIO, f"the storage fails: {said[-200:]}", str(where)) from error

@@ -187,9 +187,10 @@ def _holds_images(path: Place, reading: Reading) -> bool:
 
 def _expanded(path: Place) -> tuple[Place, list[Place]] | None:
     """Write out a pattern of shards' names, such as ``train-{000..012}.tar``, and their folder."""
-    if path.suffix.lower() not in SHARDS or not re.search(r"{[^{}]*(\.\.|,)[^{}]*}", str(path)):
+    pattern = path.key if isinstance(path, ObjectPath) else str(path)
+    if path.suffix.lower() not in SHARDS or not re.search(r"{[^{}]*(\.\.|,)[^{}]*}", pattern):
         return None
-    parts = re.split(r"{([^{}]+)}", path.key if isinstance(path, ObjectPath) else str(path))
+    parts = re.split(r"{([^{}]+)}", pattern)
     choices: list[list[str]] = [[part] for part in parts]
     for number in range(1, len(parts), 2):
         if span := re.fullmatch(r"(\d{1,9})\.\.(\d{1,9})", parts[number]):

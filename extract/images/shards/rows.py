@@ -123,7 +123,8 @@ def _row_group(where: Place, now: FileStats | None, column: str, group: int) -> 
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    inner = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_binary(inner) or pa.types.is_large_binary(inner))
 
 
 def _is_struct(kind: pa.DataType) -> bool:

@@ -42,7 +42,7 @@ def list_tar(where: Place) -> Listing:
     labels: dict[str, tuple[int, str]] = {}
     with open_shard(where) as (file, stats):
         try:
-            for info in _members(file):
+            for info in _members(file, stats.st_size):
                 parts = [part for part in info.name.split("/") if part not in ("", ".")]
                 path = "/".join(parts)
                 sample, _, extension = parts[-1].partition(".") if parts else ("", "", "")
@@ -55,8 +55,8 @@ def list_tar(where: Place) -> Listing:
                 elif ".." in parts:
                     found.skipped.append((path, "its name leads out of the archive"))
                 elif not info.isreg() or info.sparse is not None:
-                    kind = (found.skipped, (path, "not a regular file")) if is_image else None
-                    kind[0].append(kind[1]) if kind else found.others.append(path)
+                    if is_image:
+                        found.skipped.append((path, "not a regular file"))
                 elif is_image:
                     members[path] = info.offset_data, info.size
                 elif (label := _label(file, info, extension.lower())) is not None:
@@ -117,10 +117,15 @@ def _place_of(
 
 
 class _Headers:
-    """A tar's bytes for ``tarfile``, which would read as much at once as a header says."""
+    """A tar's bytes for ``tarfile``, which would read as much, or go as far, as a header says."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.seek, self.tell, self._read = file.seek, file.tell, file.read
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self.tell, self._seek, self._read, self.size = file.tell, file.seek, file.read, size
+
+    def seek(self, at: int) -> None:
+        if at > self.size:
+            raise tarfile.ReadError("it ends inside of a member")
+        self._seek(at)
 
     def read(self, size: int) -> bytes:
         if size > _LARGEST_HEADER:
@@ -128,8 +133,8 @@ class _Headers:
         return self._read(size)
 
 
-def _members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[call-overload]
+def _members(file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo]:
+    with tarfile.open(fileobj=_Headers(file, size), mode="r:") as tar:  # type: ignore[call-overload]
         at = 0
         while (info := tar.next()) is not None:
             tar.members = []  # which would be kept
