@@ -38,7 +38,14 @@ from extract.images.entries import (
     split_named,
     split_within,
 )
-from extract.images.shards import SHARDS, image_column, list_tar, open_parquet, open_shard
+from extract.images.shards import (
+    SHARDS,
+    SMALL_BLOCK,
+    image_column,
+    list_tar,
+    open_parquet,
+    open_shard,
+)
 from extract.images.tables import from_table, list_rows
 
 # of images and films that are not read: a class of which there is nothing else is lost
@@ -179,7 +186,7 @@ def _not_understood(path: Place) -> FxError:
 def _holds_images(path: Place, reading: Reading) -> bool:
     """Whether a Parquet file holds the bytes of images; not where it cannot be read at all."""
     try:
-        with open_shard(path) as (file, _), open_parquet(file) as table:
+        with open_shard(path, SMALL_BLOCK) as (file, _), open_parquet(file) as table:
             return image_column(table.schema_arrow, reading.path_column) is not None
     except (ValueError, pa.ArrowException):
         return False

@@ -36,6 +36,7 @@ from extract.images.entries import (
 )
 from extract.images.shards import (
     MOST_ROWS,
+    SMALL_BLOCK,
     cells,
     check_size,
     image_column,
@@ -142,7 +143,7 @@ def list_rows(shard: Place, reading: Reading) -> Listing:
         If no column holds bytes, a split is unknown, or the file is damaged.
     """
     try:
-        with open_shard(shard) as (source, stats), open_parquet(source) as file:
+        with open_shard(shard, SMALL_BLOCK) as (source, stats), open_parquet(source) as file:
             schema = file.schema_arrow
             column = image_column(schema, reading.path_column)
             if column is None:

@@ -1,7 +1,7 @@
 """Shards: tars and Parquet files that hold many images, which are read where they lie."""
 
 from extract.images.shards.parquet import MOST_ROWS, cells, check_size, open_parquet
-from extract.images.shards.ranges import open_shard
+from extract.images.shards.ranges import SMALL_BLOCK, open_shard
 from extract.images.shards.reading import (
     SHARDS,
     image_place,

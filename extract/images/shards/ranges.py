@@ -14,7 +14,8 @@ from typing import BinaryIO
 
 from extract.files import ObjectPath, ObjectStats, Place, open_regular
 
-BLOCK = 2**22  # bytes
+# bytes; and of Parquet, whose columns of labels lie between those of images
+BLOCK, SMALL_BLOCK = 2**22, 2**16
 # shared by all that read beside each other
 _MOST_BLOCKS = 16
 # one reads a block, and others wait for it
@@ -23,8 +24,15 @@ _last_blocks: dict[ObjectPath, int] = {}
 
 
 @contextmanager
-def open_shard(where: Place) -> Iterator[tuple[BinaryIO, stat_result | ObjectStats]]:
+def open_shard(
+    where: Place, block: int | None = None
+) -> Iterator[tuple[BinaryIO, stat_result | ObjectStats]]:
     """Open a file or an object in which one can seek.
+
+    Parameters
+    ----------
+    where : the shard
+    block : bytes of an object that are read at once, where less is asked for; by default ``BLOCK``
 
     Raises
     ------
@@ -33,7 +41,7 @@ def open_shard(where: Place) -> Iterator[tuple[BinaryIO, stat_result | ObjectSta
     """
     if isinstance(where, ObjectPath):
         stats = where.stat()
-        yield io.BufferedReader(_Ranges(where, stats), 2**16), stats
+        yield io.BufferedReader(_Ranges(where, stats, block or BLOCK), 2**16), stats
         return
     with open_regular(where, 2**63) as opened:
         yield opened
@@ -52,26 +60,26 @@ def read_range(where: ObjectPath, stats: ObjectStats, start: int, stop: int) -> 
     _last_blocks[where] = last
     if not near or stop - start > BLOCK:
         return where.read_bytes(start, stop, stats.e_tag)
-    data = b"".join(_block(where, stats, number) for number in range(first, last + 1))
+    data = b"".join(_block(where, stats, number, BLOCK) for number in range(first, last + 1))
     return data[start - first * BLOCK : stop - first * BLOCK]
 
 
-def _block(where: ObjectPath, stats: ObjectStats, number: int) -> bytes:
+def _block(where: ObjectPath, stats: ObjectStats, number: int, size: int) -> bytes:
     with _locks[number % len(_locks)]:
-        return _read_block(where, stats, number)
+        return _read_block(where, stats, number, size)
 
 
 @lru_cache(_MOST_BLOCKS)
-def _read_block(where: ObjectPath, stats: ObjectStats, number: int) -> bytes:
-    start = number * BLOCK
-    return where.read_bytes(start, min(start + BLOCK, stats.st_size), stats.e_tag)
+def _read_block(where: ObjectPath, stats: ObjectStats, number: int, size: int) -> bytes:
+    start = number * size
+    return where.read_bytes(start, min(start + size, stats.st_size), stats.e_tag)
 
 
 class _Ranges(io.RawIOBase):
     """An object as a file."""
 
-    def __init__(self, where: ObjectPath, stats: ObjectStats) -> None:
-        self.where, self.stats, self.at = where, stats, 0
+    def __init__(self, where: ObjectPath, stats: ObjectStats, block: int) -> None:
+        self.where, self.stats, self.block, self.at = where, stats, block, 0
 
     def readable(self) -> bool:
         return True
@@ -87,11 +95,13 @@ class _Ranges(io.RawIOBase):
         stop = min(self.at + len(buffer), self.stats.st_size)
         if stop <= self.at:
             return 0
-        if stop - self.at >= BLOCK:
+        if stop - self.at >= self.block:
             data = self.where.read_bytes(self.at, stop, self.stats.e_tag)
         else:
-            number, inside = divmod(self.at, BLOCK)
-            data = _block(self.where, self.stats, number)[inside : inside + stop - self.at]
+            number, inside = divmod(self.at, self.block)
+            data = _block(self.where, self.stats, number, self.block)[
+                inside : inside + stop - self.at
+            ]
         buffer[: len(data)] = data
         self.at += len(data)
         return len(data)

@@ -19,7 +19,7 @@ from pyarrow import parquet
 from extract.files import ObjectPath, Place
 from extract.images.entries import FileStats
 from extract.images.shards.parquet import check_footer
-from extract.images.shards.ranges import open_shard
+from extract.images.shards.ranges import SMALL_BLOCK, open_shard
 
 # of the columns that hold bytes, those that are taken before others
 _NAMES = ("image", "img", "image_bytes", "bytes", "jpg", "png")
@@ -85,7 +85,7 @@ class _File:
 
     def __init__(self, where: Place) -> None:
         with ExitStack() as stack:
-            source, self.stats = stack.enter_context(open_shard(where))
+            source, self.stats = stack.enter_context(open_shard(where, SMALL_BLOCK))
             check_footer(source)
             # no ahead-of-time buffers: row groups are large
             self.file = stack.enter_context(parquet.ParquetFile(source))
