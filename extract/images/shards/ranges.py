@@ -99,9 +99,8 @@ class _Ranges(io.RawIOBase):
             data = self.where.read_bytes(self.at, stop, self.stats.e_tag)
         else:
             number, inside = divmod(self.at, self.block)
-            data = _block(self.where, self.stats, number, self.block)[
-                inside : inside + stop - self.at
-            ]
+            data = _block(self.where, self.stats, number, self.block)
+            data = data[inside : inside + stop - self.at]
         buffer[: len(data)] = data
         self.at += len(data)
         return len(data)
