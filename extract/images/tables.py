@@ -39,6 +39,7 @@ from extract.images.shards import (
     SMALL_BLOCK,
     cells,
     check_size,
+    forget_files,
     image_column,
     image_place,
     open_parquet,
@@ -142,6 +143,7 @@ def list_rows(shard: Place, reading: Reading) -> Listing:
     FxError
         If no column holds bytes, a split is unknown, or the file is damaged.
     """
+    forget_files()
     try:
         with open_shard(shard, SMALL_BLOCK) as (source, stats), open_parquet(source) as file:
             schema = file.schema_arrow

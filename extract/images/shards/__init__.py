@@ -9,5 +9,5 @@ from extract.images.shards.reading import (
     open_image,
     read_image,
 )
-from extract.images.shards.rows import image_column
+from extract.images.shards.rows import forget_files, image_column
 from extract.images.shards.tars import list_tar

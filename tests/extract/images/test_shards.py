@@ -6,7 +6,8 @@ import io
 import json
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -364,6 +365,26 @@ def test_a_rewritten_shard_is_indexed_again(folder: Path, tmp_path: Path) -> Non
     rows = [one.row for one in loaded(source)]
     assert {row.note for row in rows if not row.readable} == {"no such member of the archive"}
     assert {row.key for row in rows if not row.readable} == {b""}
+
+
+@pytest.mark.parametrize("write", [in_tar, in_parquet])
+def test_a_shard_that_is_replaced_meanwhile_is_not_mixed_with_the_old_one(
+    write: Callable[[Path, Path], Path], tmp_path: Path, s3: str
+) -> None:
+    folder = write_classes(tmp_path / "data", 8)
+    file = write(folder, tmp_path / ("s.tar" if write is in_tar else "s.parquet"))
+    where = upload(file, s3)
+    source = find_images(where)
+    content(source)
+    ranges._read_block.cache_clear()
+    write(write_classes(tmp_path / "more", 9), file)
+    upload(file, s3)
+    if write is in_parquet:
+        # another row group than those that are in memory
+        source = replace(source, entries=source.entries[:5])
+    rows = [one.row for one in loaded(source)]
+    assert {(row.key, row.note) for row in rows} == {(b"", "it has changed meanwhile")}
+    assert len(content(find_images(where))) == 18
 
 
 def test_a_damaged_tar_is_read_up_to_the_damage(folder: Path, tmp_path: Path) -> None:
