@@ -7,8 +7,6 @@ in which a disk lists them. Files are opened only where their names do not say w
 from __future__ import annotations
 
 import difflib
-import itertools
-import math
 import os
 import re
 import stat
@@ -41,6 +39,7 @@ from extract.images.entries import (
 from extract.images.shards import (
     SHARDS,
     SMALL_BLOCK,
+    expand_pattern,
     image_column,
     list_tar,
     open_parquet,
@@ -67,7 +66,6 @@ _TABLES = (".csv", ".tsv", ".parquet")
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".7z", ".rar")
 # shards that are listed beside each other, and objects that are looked into for what they are
 _AT_ONCE, _MOST_LOOKED_INTO = 8, 100
-_MOST_SHARDS = 100_000
 # of objects that are not looked into
 _NO_IMAGES = (*_TABLES, ".tar", *_COMPRESSED, *(f".{one}" for one in _UNREAD.split()))
 _LAYOUTS = (
@@ -127,7 +125,7 @@ def find_images(images: str | Place, reading: Reading | None = None) -> ImageSou
 def _listed(path: Place, reading: Reading) -> ImageSource:
     if reading.root is not None:
         reading = replace(reading, root=place(reading.root))
-    if shards := _expanded(path):
+    if shards := expand_pattern(path):
         return _from_shards(*shards, reading)
     if isinstance(path, ObjectPath):
         return _listed_objects(path, reading)
@@ -190,29 +188,6 @@ def _holds_images(path: Place, reading: Reading) -> bool:
             return image_column(table.schema_arrow, reading.path_column) is not None
     except (ValueError, pa.ArrowException):
         return False
-
-
-def _expanded(path: Place) -> tuple[Place, list[Place]] | None:
-    """Write out a pattern of shards' names, such as ``train-{000..012}.tar``, and their folder."""
-    pattern = path.key if isinstance(path, ObjectPath) else str(path)
-    if path.suffix.lower() not in SHARDS or not re.search(r"{[^{}]*(\.\.|,)[^{}]*}", pattern):
-        return None
-    parts = re.split(r"{([^{}]+)}", pattern)
-    choices: list[list[str]] = [[part] for part in parts]
-    for number in range(1, len(parts), 2):
-        if span := re.fullmatch(r"(\d{1,9})\.\.(\d{1,9})", parts[number]):
-            first, last = map(int, span.groups())
-            some = range(first, min(last, first + _MOST_SHARDS) + 1)
-            choices[number] = [str(one).zfill(len(span[1])) for one in some]
-        else:
-            choices[number] = parts[number].split(",")
-    if not 0 < math.prod(map(len, choices)) <= _MOST_SHARDS:
-        raise FxError(f"{shown(path)} names no shards, or more than {_MOST_SHARDS:,}; give others")
-    names = ["".join(one) for one in itertools.product(*choices)]
-    folder = os.path.commonpath([os.path.dirname(name) for name in names])  # noqa: PTH120
-    if isinstance(path, ObjectPath):
-        return ObjectPath(path.base, folder), [ObjectPath(path.base, name) for name in names]
-    return Path(folder), [Path(name) for name in names]
 
 
 def _from_shards(root: Place, shards: Sequence[Place], reading: Reading) -> ImageSource:

@@ -9,10 +9,9 @@ from typing import BinaryIO
 
 from extract.files import ObjectPath, Place, open_regular, place
 from extract.images.entries import FileStats
+from extract.images.shards.patterns import SHARDS
 from extract.images.shards.rows import read_row
 from extract.images.shards.tars import read_member
-
-SHARDS = (".tar", ".parquet")
 
 
 def image_place(root: str | Place, path: str) -> Place:
