@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +10,6 @@ from numpy.typing import NDArray
 from extract.backbones import Backbone
 from extract.engines import Engine
 from extract.errors import FxError
-from extract.files import read_regular
 from extract.images import (
     ImageSource,
     Preprocessing,
@@ -20,6 +18,7 @@ from extract.images import (
     batched,
     largest_file,
     mean_of_crops,
+    read_image,
     read_pixels,
 )
 from extract.store import FeatureSet, FeatureStore, Spec
@@ -70,9 +69,9 @@ def _some_stored_images(
 ) -> tuple[list[bytes], list[NDArray[np.uint8]]]:
     """Read a few images that have rows: their keys and pixels."""
     found: dict[bytes, NDArray[np.uint8]] = {}
-    for file in _where_stored_images_may_be(store, source):
+    for root, path in _where_stored_images_may_be(store, source):
         with suppress(OSError, UnreadableImage):
-            data = read_regular(file, largest_file(source.max_image_mb))
+            data = read_image(root, path, largest_file(source.max_image_mb))
             key = hashlib.sha256(data).digest()
             if key in current.rows and key not in found:
                 found[key] = read_pixels(data, preprocessing, crops, source.max_image_mb)
@@ -81,11 +80,13 @@ def _some_stored_images(
     return list(found), list(found.values())
 
 
-def _where_stored_images_may_be(store: FeatureStore, source: ImageSource) -> Iterator[Path]:
-    """Some files of these images, then some of each snapshot, the last one first."""
-    yield from (source.root / entry.path for entry in source.entries[:FILES_SEARCHED])
+def _where_stored_images_may_be(
+    store: FeatureStore, source: ImageSource
+) -> Iterator[tuple[str, str]]:
+    """Root and path of some of these images, then some of each snapshot, the last one first."""
+    yield from ((str(source.root), entry.path) for entry in source.entries[:FILES_SEARCHED])
     for name in reversed(store.snapshots()):
         with suppress(FxError):  # a damaged snapshot is another command's matter
             snapshot = Snapshot.from_parquet(*store.read_snapshot(name))
             for row in snapshot.rows[:FILES_SEARCHED]:
-                yield Path(snapshot.root) / row.path
+                yield snapshot.root, row.path

@@ -4,7 +4,6 @@ A message names parameters, in back-quotes; commands and options are the command
 """
 
 from collections.abc import Iterable
-from pathlib import Path
 
 
 class FxError(Exception):
@@ -24,9 +23,9 @@ class UnknownBackbone(FxError):
 
 
 class NoImages(FxError):
-    """There are no images at a path."""
+    """There are no images at a place: a path, or one on object storage."""
 
-    def __init__(self, message: str, path: Path) -> None:
+    def __init__(self, message: str, path: object) -> None:
         super().__init__(message)
         self.path = path
 

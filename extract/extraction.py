@@ -16,6 +16,7 @@ from extract.agreement import find_stale_sets
 from extract.backbones import Backbone, make_spec
 from extract.engines import Engine
 from extract.errors import FxError
+from extract.files import Place
 from extract.images import (
     CROPS,
     DuplicateImage,
@@ -210,7 +211,7 @@ def extract(
 
 
 def extract_files(
-    paths: Sequence[Path], *, backbone: Backbone, engine: Engine, store: FeatureStore
+    paths: Sequence[Place], *, backbone: Backbone, engine: Engine, store: FeatureStore
 ) -> NDArray[np.float32]:
     """Give the features of files, computing those that the store lacks; no snapshot is kept.
 

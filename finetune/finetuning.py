@@ -14,7 +14,7 @@ from torch import nn
 
 from extract.backbones import Backbone
 from extract.errors import FxError
-from extract.files import disk_full_as_fx_error
+from extract.files import Place, disk_full_as_fx_error
 from extract.images import ImageRow, unit_of
 from finetune.data import Activations, pixels_of, set_validation_aside, write_contact_sheet
 from finetune.disk_space import check_room_for_training
@@ -69,7 +69,7 @@ class TrainingData:
     fingerprint : of the snapshot
     """
 
-    root: Path
+    root: Place
     train: Sequence[ImageRow]
     validation: Sequence[ImageRow]
     test: Sequence[ImageRow]
@@ -372,7 +372,7 @@ def fill_activations(
     backbone: Backbone,
     rows: Sequence[ImageRow],
     training: Sequence[ImageRow],
-    root: Path,
+    root: Place,
     *,
     settings: FinetuneSettings,
     resources: Resources,

@@ -6,13 +6,13 @@ classifies it as well as the image itself where left and right mean nothing, and
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from extract.backbones import Backbone
+from extract.files import Place
 from extract.images import ImageRow, batched
 from finetune.data import mirrored, pixels_of
 from finetune.split import Resources
@@ -83,7 +83,7 @@ def try_flips(
     features: Features,
     training: Sequence[ImageRow],
     validation: Sequence[ImageRow],
-    root: Path,
+    root: Place,
     resources: Resources,
 ) -> FlipTrial:
     """Let a head classify mirrored images, or its folds' heads where there are few validation rows.

@@ -10,7 +10,7 @@ from torch import nn
 
 from extract.backbones import Backbone, import_compiler
 from extract.engines import Engine, make_engine
-from extract.files import in_units
+from extract.files import Place, in_units
 from extract.images import MAX_IMAGE_MB, ImageRow, Preprocessing
 from finetune.blocks import cut, depths
 from finetune.data import Activations, TooLarge, Views, load_activations
@@ -132,7 +132,7 @@ class SplitNetwork:
         self,
         rows: Sequence[ImageRow],
         training: Sequence[ImageRow],
-        root: Path,
+        root: Place,
         settings: FinetuneSettings,
         resources: Resources,
         reserved: int,

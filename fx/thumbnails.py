@@ -5,23 +5,22 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-from pathlib import Path
 
-from extract.files import read_regular
-from extract.images import UnreadableImage, decode
+from extract.files import Place
+from extract.images import UnreadableImage, decode, read_image
 
 NO_IMAGE = "data:,"
 LARGEST_FILE = 2**32  # bytes
 ANY_MB = 2**20
 
 
-def thumbnail(path: Path, key: bytes, pixels: int) -> str:
-    """Make a data URI of an image, at most so many pixels a side.
+def thumbnail(root: str | Place, path: str, key: bytes, pixels: int) -> str:
+    """Make a data URI of an image of a snapshot's root, at most so many pixels a side.
 
     An empty one where it cannot be read any more, or its bytes are no longer those of the key.
     """
     try:
-        data = read_regular(path, LARGEST_FILE)
+        data = read_image(root, path, LARGEST_FILE)
         if hashlib.sha256(data).digest() != key:
             return NO_IMAGE
         # these very bytes have been let in before

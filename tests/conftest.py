@@ -21,6 +21,7 @@ from torch import nn
 from extract.backbones import Backbone, load_backbone
 from extract.engines import make_engine
 from extract.extraction import extract
+from extract.files import place
 from extract.images import Snapshot, find_images
 from extract.images import workers as readers
 from extract.store import FeatureStore
@@ -124,6 +125,14 @@ def many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have images read by processes, where they can be."""
     monkeypatch.setattr(readers, "FEW_CORES", 0)
     monkeypatch.setattr(readers, "FEW_IMAGES", 0)
+
+
+def upload(folder: Path, where: str) -> str:
+    """Copy a folder, or a file, to object storage; give the place."""
+    files = [folder] if folder.is_file() else [one for one in folder.rglob("*") if one.is_file()]
+    for file in files:
+        (place(where) / file.relative_to(folder.parent).as_posix()).write_bytes(file.read_bytes())
+    return f"{where}/{folder.name}"
 
 
 @pytest.fixture(scope="session")

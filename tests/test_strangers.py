@@ -967,12 +967,12 @@ def test_a_table_of_gigabytes_is_refused_or_takes_what_is_different(
         table = tables(path=one, label=pa.DictionaryArray.from_arrays(repeated, pa.array([label])))
         (entry,) = find_images(table).entries
     assert entry.label == label.strip()
-    monkeypatch.setattr("extract.images.parquet.MOST_ROWS", 99_999)
+    monkeypatch.setattr("extract.images.shards.parquet.MOST_ROWS", 99_999)
     with pytest.raises(FxError, match="100,000 rows, where 99,999 are most"):
         find_images(table)
     plain = {"path": ["a/000.png"] * 10, "label": [label] * 10}
     parquet.write_table(pa.table(plain), table, use_dictionary=False, compression="zstd")
-    monkeypatch.setattr("extract.images.parquet.LARGEST_COLUMNS", 9 * 2**20)
+    monkeypatch.setattr("extract.images.shards.parquet.LARGEST_COLUMNS", 9 * 2**20)
     with pytest.raises(FxError, match="bytes in its columns, where 9,437,184 are most"):
         find_images(table)
 

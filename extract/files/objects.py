@@ -22,7 +22,7 @@ from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from extract.errors import FxError
 
@@ -77,21 +77,45 @@ class ObjectPath:
 
     @classmethod
     def parse(cls, url: str) -> ObjectPath:
-        """Take a URL apart."""
+        """Take a URL apart.
+
+        Raises
+        ------
+        FxError
+            If it names no bucket, or has a password or a signature in it, which would be kept
+            wherever the place is.
+        """
         scheme, _, rest = url.partition("://")
         bucket, _, key = rest.partition("/")
-        parts = [part for part in key.split("/") if part not in ("", ".")]
-        return cls(f"{scheme}://{bucket}", "/".join(parts))
+        if not bucket:
+            raise FxError(f"{url} names no bucket; give {scheme}://BUCKET/NAME")
+        if "@" in bucket:
+            raise FxError(
+                f"{scheme}://{bucket.rpartition('@')[2]} comes with a user's name or password; "
+                "leave it out: credentials are taken from the environment"
+            )
+        if scheme in ("http", "https"):
+            key, *query = key.split("?", 1)
+            if query:
+                raise FxError(
+                    f"{scheme}://{bucket}/{key} comes with a query (what follows the ?), which may "
+                    "be a signature and is not sent; give an address without one, or s3://"
+                )
+            key = unquote(key, errors="surrogateescape")
+        return cls(f"{scheme}://{bucket}", _tidy(key))
 
     def __str__(self) -> str:
-        return f"{self.base}/{self.key}"
+        key = (
+            quote(self.key, errors="surrogateescape") if self.base.startswith("http") else self.key
+        )
+        return f"{self.base}/{key}"
 
     as_json = __str__
 
     def __truediv__(self, other: str | ObjectPath) -> ObjectPath:
         if isinstance(other, ObjectPath) or "://" in other:
             return place(other)  # type: ignore[return-value]  # of a URL
-        return ObjectPath.parse(f"{self.base}/{self.key}/{other}")
+        return ObjectPath(self.base, _tidy(f"{self.key}/{other}"))
 
     def __lt__(self, other: ObjectPath) -> bool:
         return str(self) < str(other)
@@ -196,15 +220,27 @@ class ObjectPath:
             for some in listing:
                 yield from some
 
-    def read_bytes(self, start: int | None = None, stop: int | None = None) -> bytes:
-        """Read an object, or those of its bytes."""
-        import obstore
+    def read_bytes(
+        self, start: int | None = None, stop: int | None = None, e_tag: str | None = None
+    ) -> bytes:
+        """Read an object, or those of its bytes.
 
-        with as_os_error(self):
-            storage = storage_of(self.base)
-            if start is None:
-                return bytes(obstore.get(storage, self.key).bytes())
-            return bytes(obstore.get_range(storage, self.key, start=start, end=stop))
+        Raises
+        ------
+        OSError
+            If there is none, its tag is not `e_tag`, or the storage does not answer.
+        """
+        import obstore
+        from obstore.exceptions import PreconditionError
+
+        options: Any = {} if start is None else {"range": (start, stop)}
+        options |= {"if_match": e_tag} if e_tag else {}
+        try:
+            with as_os_error(self):
+                got = obstore.get(storage_of(self.base), self.key, options=options)
+                return bytes(got.bytes())
+        except PreconditionError:
+            raise OSError(errno.ESTALE, "it has changed meanwhile", str(self)) from None
 
     def read_with_stats(self, largest: int) -> tuple[bytes, ObjectStats]:
         """Read an object of at most so many bytes, and what the storage says of these very bytes.
@@ -332,6 +368,10 @@ def remote(where: object) -> bool:
     return isinstance(where, ObjectPath)
 
 
+def _tidy(key: str) -> str:
+    return "/".join(part for part in key.split("/") if part not in ("", "."))
+
+
 @lru_cache(256)
 def storage_of(base: str, key: str = "") -> Any:
     """Open a bucket, or what lies below a key of it, with obstore.
@@ -378,6 +418,11 @@ def as_os_error(where: object) -> Iterator[None]:
     except (exceptions.BaseError, ValueError) as error:
         # behind it stands obstore's record of the request
         said = " ".join(str(error).partition("Debug source")[0].split())
+        # of a listing, obstore does not tell them apart
+        if "403 Forbidden" in said:
+            raise PermissionError(errno.EACCES, "the storage denies access", str(where)) from error
+        if "NoSuchBucket" in said:
+            raise FileNotFoundError(errno.ENOENT, "no such bucket", str(where)) from None
         failed = f"the storage does not answer as it should ({said[-200:]})"
         raise StorageFailure(errno.EIO, failed, str(where)) from error
 

@@ -29,14 +29,13 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile
 
-from extract.files import open_regular
+from extract.files import ObjectPath, Place, open_regular
 from extract.images.crops import bands, prepare
 from extract.images.decoding_memory import memory_for
 from extract.images.entries import MAX_IMAGE_MB
@@ -71,6 +70,8 @@ MB = 2**20
 _PNG = b"\x89PNG\r\n\x1a\n"
 # bytes of one compressed text or profile in a PNG, and of all: Pillow refuses images of more
 _LONGEST_TEXT, _MOST_TEXT = 2**20, 2**25
+# bytes of an object that are looked at to see what it is
+_LONGEST_HEADER = 2**16
 # the reason why an image is not read tells what Pillow would print
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 _PILLOW_WARNS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
@@ -180,27 +181,30 @@ def read_pixels_and_size(
     return pixels, size
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(file: BinaryIO) -> tuple[int, int]:
     """Width and height of an image file in pixels, from its header, before it is turned upright.
 
     Raises
     ------
-    OSError
-        If it cannot be opened, or is no regular file.
     UnreadableImage
         If it has no such header.
     """
-    with open_regular(path, 2**63) as (file, _), _pillow():
+    with _pillow():
         return _with_header(file).size
 
 
-def is_image(path: Path) -> bool:
+def is_image(path: Place) -> bool:
     """Whether a file has the header of an image, whatever its name; not where it cannot be opened.
 
     A HEIC file has, also where it takes a package that is not there.
     """
     try:
-        with open_regular(path, 2**63) as (file, _), _pillow():
+        with ExitStack() as opened:
+            if isinstance(path, ObjectPath):
+                file: BinaryIO = io.BytesIO(path.read_bytes(0, _LONGEST_HEADER))
+            else:
+                file, _ = opened.enter_context(open_regular(path, 2**63))
+            opened.enter_context(_pillow())
             _with_header(file)
     except HeicUnread:
         return True

@@ -3,17 +3,19 @@
 Entries of a source are sorted and none comes twice.
 """
 
+import hashlib
+import os
 import re
 import unicodedata
 from collections import Counter
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from extract.errors import FxError
+from extract.files import ObjectStats, Place
 
 Split = Literal["train", "val", "test"]
 # of 2**20 bytes: what an image may take as 8-bit RGB, by default
@@ -25,6 +27,8 @@ _SPLIT_WORDS: dict[Split, str] = {
     "test": "test|testing|eval|evaluation",
 }
 LAYOUTS = ("splits", "classes")
+_READ = "jpg jpeg jpe jfif mpo png webp bmp tif tiff gif ppm pgm pbm pnm avif heic heif hif"
+SUFFIXES = frozenset(_READ.split())
 _LONGEST_NAME = 255  # of a folder; matching a cell of a megabyte would take days
 
 
@@ -61,7 +65,7 @@ class Reading:
         ``split`` and ``group``.
     layout : {"splits", "classes"} or None
         What the first folders are; by default seen from their names.
-    root : Path or None
+    root : Path, ObjectPath or None
         Folder that a table's relative paths are relative to; by default the table's own.
     min_images : int
         Classes of fewer images (or groups, where they are given) are in no split. At 0, a class
@@ -74,7 +78,7 @@ class Reading:
     label_column: str | None = None
     split_column: str | None = None
     group_column: str | None = None
-    root: Path | None = None
+    root: Place | None = None
     layout: str | None = None
     min_images: int = 0
     max_image_mb: int = MAX_IMAGE_MB
@@ -85,7 +89,7 @@ class Reading:
         if self.min_images < 0:
             raise FxError(f"`min_images` must be at least 0; got {self.min_images}")
 
-    def check_is_of_folders(self, images: Path) -> None:
+    def check_is_of_folders(self, images: Place) -> None:
         """Refuse what only tables have.
 
         Raises
@@ -99,23 +103,69 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
+class FileStats:
+    """What shows that a file is unchanged without reading it (git's rule)."""
+
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result | ObjectStats) -> "FileStats":
+        """Take them from what a disk or a storage says."""
+        return cls(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+    @classmethod
+    def of_part(cls, status: os.stat_result | ObjectStats, at: int, size: int) -> "FileStats":
+        """Make those of an image that lies in a file, which is unchanged where the file is."""
+        about = hashlib.sha256(f"{status.st_ino} {status.st_size} {at}".encode()).digest()
+        inode = int.from_bytes(about[:8], "big") >> 1
+        return cls(inode, size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@dataclass(frozen=True, slots=True)
 class ImageEntry:
-    """One image file.
+    """One image file, or one image in a shard.
 
     Parameters
     ----------
     path : str
-        Relative to the source's root, with ``/`` between its parts; absolute only where a table
-        says so of a file outside of its folder. Bytes of a file name that are no UTF-8 are in it
-        as surrogates (``os.fsdecode``), so that the file can be opened.
+        Relative to the source's root, with ``/`` between its parts; absolute, or a URL, only where
+        a table says so of a file outside of its folder. Bytes of a file name that are no UTF-8 are
+        in it as surrogates (``os.fsdecode``), so that the file can be opened. What follows a shard
+        is the member's name or the row's number: ``train.tar/cat/1.jpg``, ``train.parquet/17``.
     label, split, group : str or None
         None where nothing is said.
+    stats : FileStats or None
+        Where the listing has said them; of a file on a disk it does not.
     """
 
     path: str
     label: str | None
     split: Split | None
     group: str | None
+    stats: FileStats | None = None
+
+
+@dataclass
+class Listing:
+    """What is in a shard; paths are relative to it.
+
+    Attributes
+    ----------
+    images : in the order in which they lie
+    others : paths of what is no image
+    skipped : paths of what cannot be read, with the reason; "" is the shard itself
+    hidden : how many were passed over for their names
+    columns : of Parquet, what the columns that were read mean, and are called
+    """
+
+    images: list[ImageEntry] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    hidden: int = 0
+    columns: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -124,12 +174,13 @@ class ImageSource:
 
     Parameters
     ----------
-    root : Path
-        Absolute: the folder, or the folder that holds the table or the single image.
+    root : Path or ObjectPath
+        Absolute: the folder, or the folder that holds the table, the shard or the single image;
+        or a place on object storage.
     kind : {"classes", "splits", "table", "unlabelled"}
     entries : tuple of ImageEntry
-        Sorted by path, then by label, split and group. A path comes twice only where a table
-        lists it with different labels, splits or groups.
+        Sorted by path, then by label, split and group; of a shard, in its order. A path comes
+        twice only where a table lists it with different labels, splits or groups.
     skipped : tuple of (path, reason)
         What might have been images and cannot be opened, sorted.
     max_image_mb : int
@@ -146,7 +197,7 @@ class ImageSource:
         As of ``Reading``; kept when the images have been read.
     """
 
-    root: Path
+    root: Place
     kind: Literal["classes", "splits", "table", "unlabelled"]
     entries: tuple[ImageEntry, ...]
     skipped: tuple[tuple[str, str], ...]
@@ -178,19 +229,9 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def shown(path: Path) -> str:
+def shown(path: Place) -> str:
     """Quote a path for a message."""
     return repr(str(path))
-
-
-@dataclass(frozen=True, slots=True)
-class FileStats:
-    """What shows that a file is unchanged without reading it (git's rule)."""
-
-    inode: int
-    size: int
-    mtime_ns: int
-    ctime_ns: int
 
 
 @dataclass(frozen=True, slots=True)

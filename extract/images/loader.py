@@ -6,18 +6,18 @@ import os
 from collections import deque
 from collections.abc import Callable, Container, Generator, Iterable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from extract.errors import one_line
-from extract.files import open_regular
+from extract.files import Place
 from extract.images.decoding import MB, UnreadableImage, read_pixels_and_size
 from extract.images.decoding_memory import BYTES_AT_ONCE, memory_for
 from extract.images.entries import FileStats, ImageEntry, ImageRow, ImageSource, LoadedImage
 from extract.images.near_duplicates import perceptual_hash
 from extract.images.preprocessing import Preprocessing
+from extract.images.shards import is_streamed, open_image
 from extract.images.workers import MAX_WORKERS, readers
 
 # Bytes: as many as the largest image that is let in has with three samples of 16 bits a pixel.
@@ -63,7 +63,8 @@ def load_images(
         return _load_image(entry, source, preprocessing, stored, crops, hashed)
 
     ahead: deque[LoadedImage | Callable[[], LoadedImage]] = deque()
-    with readers(work, cores, most + 1, shape, len(source.entries)) as read:
+    streamed = any(is_streamed(source.root, entry.path) for entry in source.entries)
+    with readers(work, cores, most + 1, shape, len(source.entries), streamed=streamed) as read:
         for entry in source.entries:
             # at once: handing it to another thread would take longer than looking
             ahead.append(_unchanged(entry, source.root, stored, known) or read(entry))
@@ -79,7 +80,7 @@ def _of(one: LoadedImage | Callable[[], LoadedImage]) -> LoadedImage:
 
 def _unchanged(
     entry: ImageEntry,
-    root: Path,
+    root: Place,
     stored: Container[bytes],
     known: dict[str, tuple[FileStats, bytes]],
 ) -> LoadedImage | None:
@@ -87,14 +88,11 @@ def _unchanged(
     if before is None or before[1] not in stored:
         return None
     try:
-        stats = _stats_of(os.stat(f"{root}/{entry.path}"))  # noqa: PTH116 (a Path takes as long again)
+        # not of a Path, which takes as long again
+        stats = entry.stats or FileStats.of(os.stat(f"{root}/{entry.path}"))  # noqa: PTH116
     except OSError:  # reported when it is opened
         return None
     return LoadedImage(_row(entry, before[1], "", stats)) if stats == before[0] else None
-
-
-def _stats_of(status: os.stat_result) -> FileStats:
-    return FileStats(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _row(entry: ImageEntry, key: bytes, note: str, stats: FileStats | None) -> ImageRow:
@@ -116,10 +114,13 @@ def _load_image(
 ) -> LoadedImage:
     largest = largest_file(source.max_image_mb)
     with ExitStack() as memory:
+        # what is in no file is in memory once it is opened
+        if alone := entry.stats is not None and entry.stats.size > LARGE_FILE:
+            memory.enter_context(memory_for(BYTES_AT_ONCE))
         try:
-            with open_regular(source.root / entry.path, largest) as (file, status):
-                stats = _stats_of(status)
-                if alone := status.st_size > LARGE_FILE:
+            with open_image(source.root, entry.path, largest) as (file, stats):
+                if stats.size > LARGE_FILE and not alone:
+                    alone = True
                     memory.enter_context(memory_for(BYTES_AT_ONCE))
                 data = file.read(largest)
         except OSError as error:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from extract.errors import FxError, one_line
 from extract.files import decoded
 from extract.images.entries import FileStats, ImageRow
-from extract.images.parquet import cells, open_parquet
+from extract.images.shards import cells, open_parquet
 from extract.images.splits import has_given_test
 
 SPLITS = ("train", "val", "test")

@@ -12,16 +12,23 @@ import re
 import stat
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from extract.errors import FxError, NoImages, listed
+import pyarrow as pa
+
+from extract.errors import FxError, NoImages, listed, one_line
+from extract.files import ObjectPath, Place, place
 from extract.images.decoding import is_image
 from extract.images.entries import (
+    SUFFIXES,
+    FileStats,
     ImageEntry,
     ImageSource,
+    Listing,
     Reading,
     Split,
     composed,
@@ -29,9 +36,17 @@ from extract.images.entries import (
     split_named,
     split_within,
 )
-from extract.images.tables import from_table
+from extract.images.shards import (
+    SHARDS,
+    SMALL_BLOCK,
+    expand_pattern,
+    image_column,
+    list_tar,
+    open_parquet,
+    open_shard,
+)
+from extract.images.tables import from_table, list_rows
 
-_READ = "jpg jpeg jpe jfif mpo png webp bmp tif tiff gif ppm pgm pbm pnm avif heic heif hif"
 # of images and films that are not read: a class of which there is nothing else is lost
 _UNREAD = (
     "jp2 j2k jxl jxr psd xcf tga svg ico eps exr hdr pcx dcm nii dng cr2 cr3 nef arw orf raf rw2 "
@@ -42,23 +57,30 @@ _OF_THE_SYSTEM = (
     "__macosx/__pycache__/@eadir/@tmp/@recycle/@recently-snapshot/#recycle/#snapshot/$recycle.bin/"
     "system volume information/lost+found"
 )
-SUFFIXES, UNREAD_SUFFIXES = frozenset(_READ.split()), frozenset(_UNREAD.split())
+UNREAD_SUFFIXES = frozenset(_UNREAD.split())
 SYSTEM_FOLDERS = frozenset(_OF_THE_SYSTEM.split("/"))
 _MOST_KINDS = 20  # of files, told one by one
 
 _TABLES = (".csv", ".tsv", ".parquet")
+# these would have to be unpacked up to an image
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".7z", ".rar")
+# shards that are listed beside each other, and objects that are looked into for what they are
+_AT_ONCE, _MOST_LOOKED_INTO = 8, 100
+# of objects that are not looked into
+_NO_IMAGES = (*_TABLES, ".tar", *_COMPRESSED, *(f".{one}" for one in _UNREAD.split()))
 _LAYOUTS = (
     "give a folder of class folders, train/, val/ and test/ with class folders in each, "
-    "a .csv or .parquet table with a path column, a folder of images, or one image"
+    "a .csv or .parquet table with a path column, tars or .parquet files that hold images, "
+    "a folder of images, or one image"
 )
 
 
-def find_images(images: str | Path, reading: Reading | None = None) -> ImageSource:
-    """List the images of a folder or a table.
+def find_images(images: str | Place, reading: Reading | None = None) -> ImageSource:
+    """List the images of a folder, a table or shards, on a disk or on object storage.
 
     Parameters
     ----------
-    images : str or Path
+    images : str, Path or ObjectPath
         A folder of class folders: the label is the name of the first folder, however deep the
         image lies in it, and images beside the class folders have none. Or train/, val/ and test/
         with class folders in each, if all folders with images are called so, or in another usual
@@ -66,6 +88,9 @@ def find_images(images: str | Path, reading: Reading | None = None) -> ImageSour
         table with a column path, relative to the table's folder or absolute, and, if there, label,
         split and group; empty cells say nothing. Or a folder of images without labels, or one
         image.
+        Or shards, which are never unpacked: a tar as WebDataset writes it, or a Parquet file that
+        holds the images' bytes, or a folder of these and of nothing else that is an image, or
+        several as in ``train-{000..012}.tar``. See ``extract.images.shards``.
         Labels and groups are in composed Unicode form (NFC), whatever the folders' or cells' is.
 
         Of folders, those files are listed whose names end like an image's (`SUFFIXES`, in either
@@ -87,38 +112,176 @@ def find_images(images: str | Path, reading: Reading | None = None) -> ImageSour
         `reading` does not suit it, or if its folders may be splits and may be classes.
     """
     reading = reading or Reading()
-    return replace(
-        _listed(Path(images), reading),
-        max_image_mb=reading.max_image_mb,
-        min_images=reading.min_images,
-    )
+    where = place(images)
+    try:
+        found = _listed(where, reading)
+    except OSError as error:
+        # of a storage it names the object
+        at = error.filename or where
+        raise FxError(f"{str(at)!r} cannot be read: {one_line(error)}") from error
+    return replace(found, max_image_mb=reading.max_image_mb, min_images=reading.min_images)
 
 
-def _listed(path: Path, reading: Reading) -> ImageSource:
+def _listed(path: Place, reading: Reading) -> ImageSource:
+    if reading.root is not None:
+        reading = replace(reading, root=place(reading.root))
+    if shards := expand_pattern(path):
+        return _from_shards(*shards, reading)
+    if isinstance(path, ObjectPath):
+        return _listed_objects(path, reading)
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         raise NoImages(_nothing_at(path), path) from None
-    except OSError as error:
-        raise FxError(f"{shown(path)} cannot be read: {error.strerror}") from error
-    if stat.S_ISREG(mode) and path.suffix.lower() in _TABLES:
+    if stat.S_ISREG(mode):
+        return _from_file(path, reading)
+    if stat.S_ISDIR(mode):
+        return _from_folder(path, _walk(path), reading)
+    raise _not_understood(path)
+
+
+def _listed_objects(path: ObjectPath, reading: Reading) -> ImageSource:
+    """List what lies on object storage, where a folder is what begins a name."""
+    known = path.suffix.lower() in (*_TABLES, *SHARDS) or _named_like_image(path.name)
+    known = known or path.name.lower().endswith(_COMPRESSED)
+    if known and path.is_file():
+        return _from_file(path, reading)
+    if path.base.startswith("http"):
+        raise FxError(
+            f"{shown(path)} is no image, table or shard, and folders cannot be listed over HTTP; "
+            "give one of those by its whole address, a pattern such as train-{000..012}.tar, "
+            "or the folder by s3://"
+        )
+    return _from_folder(path, _walk_objects(path), reading)
+
+
+def _from_file(path: Place, reading: Reading) -> ImageSource:
+    suffix = path.suffix.lower()
+    if suffix in SHARDS and (suffix == ".tar" or _holds_images(path, reading)):
+        return _from_shards(path.parent, [path], reading)
+    if suffix in _TABLES:
         return from_table(path, reading)
     reading.check_is_of_folders(path)
-    if stat.S_ISDIR(mode):
-        return _from_folder(path, reading.layout)
-    if stat.S_ISREG(mode) and (_named_like_image(path.name) or is_image(path)):
+    if path.name.lower().endswith(_COMPRESSED):
+        raise FxError(_compressed(path))
+    if _named_like_image(path.name) or is_image(path):
         entry = ImageEntry(path.name, None, None, None)
         return ImageSource(path.parent.absolute(), "unlabelled", (entry,), ())
-    raise FxError(f"{shown(path)} is neither a folder nor an image nor a table; {_LAYOUTS}")
+    raise _not_understood(path)
 
 
-def _from_folder(root: Path, layout: str | None) -> ImageSource:
-    found = _walk(root)
+def _compressed(path: Place) -> str:
+    return (
+        f"{shown(path)} is compressed, so that no image in it can be read alone; "
+        "unpack it, or store it as a plain .tar: images are compressed as they are"
+    )
+
+
+def _not_understood(path: Place) -> FxError:
+    return FxError(f"{shown(path)} is neither a folder nor an image nor a table; {_LAYOUTS}")
+
+
+def _holds_images(path: Place, reading: Reading) -> bool:
+    """Whether a Parquet file holds the bytes of images; not where it cannot be read at all."""
+    try:
+        with open_shard(path, SMALL_BLOCK) as (file, _), open_parquet(file) as table:
+            return image_column(table.schema_arrow, reading.path_column) is not None
+    except (ValueError, pa.ArrowException):
+        return False
+
+
+def _from_shards(root: Place, shards: Sequence[Place], reading: Reading) -> ImageSource:
+    """List the images of shards, in their order; of what has no label, folders in them say it."""
+    if any(shard.suffix.lower() == ".tar" for shard in shards):
+        reading.check_is_of_folders(shards[0])
+    elif reading.root is not None:
+        raise FxError(f"`root` is of paths; {shown(shards[0])} holds the images; leave it out")
+    root = root.absolute()
+    # places of the root, so that they are the ones that are read by it
+    names = sorted({place(shard.absolute()).relative_to(root).as_posix() for shard in shards})  # type: ignore[arg-type]
+
+    def listing(name: str) -> Listing:
+        where = root / name
+        return list_tar(where) if where.suffix.lower() == ".tar" else list_rows(where, reading)
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        listings = dict(zip(names, pool.map(listing, names), strict=True))
+    found, columns = _Found(), dict[str, str]()
+    for name, one in listings.items():
+        found.images += [f"{name}/{image.path}" for image in one.images]
+        found.others += [f"{name}/{path}" for path in one.others]
+        found.skipped += [(f"{name}/{path}".rstrip("/"), reason) for path, reason in one.skipped]
+        found.hidden += one.hidden
+        columns |= one.columns
+    if not found.images:
+        raise NoImages(_no_images_below(root, found.skipped, found.others), root)
+    folders = _Folders("unlabelled")
+    inside = [image.path for one in listings.values() for image in one.images]
+    if all(image.label is None for one in listings.values() for image in one.images):
+        # a folder that everything lies in is the one that was packed
+        while len({path.partition("/")[0] for path in inside}) == 1 and all(
+            path.count("/") > 1 for path in inside
+        ):
+            inside = [path.partition("/")[2] for path in inside]
+        folders = _Folders.of(root, inside, reading.layout)
+    splits = _splits_of_shards(names) if reading.layout != "classes" else {}
+    entries = []
+    paths = iter(inside)
+    for name, one in listings.items():
+        for image in one.images:
+            said = folders.entry(next(paths))
+            entries.append(
+                replace(
+                    image,
+                    path=f"{name}/{image.path}",
+                    label=image.label or said.label,
+                    split=image.split or splits.get(name) or said.split,
+                )
+            )
+    kind: Literal["classes", "splits", "unlabelled"] = "unlabelled"
+    if any(entry.label is not None for entry in entries):
+        kind = "splits" if any(entry.split for entry in entries) else "classes"
+    return ImageSource(
+        root,
+        kind,
+        tuple(entries),
+        tuple(sorted(found.skipped)),
+        passed_over=_passed_over(found, entries, 0, 0),
+        columns=tuple(columns.items()),
+    )
+
+
+def _splits_of_shards(names: Sequence[str]) -> dict[str, Split]:
+    """Say which split each shard is of, by its folder's or its own name; none where one is not."""
+    found = {}
+    for name in names:
+        *folders, file = name.split("/")
+        said = (split_named(folders[0]) if folders else None) or split_within(
+            file.partition(".")[0]
+        )
+        if said is not None:
+            found[name] = said
+    return found if len(found) == len(names) and "train" in found.values() else {}
+
+
+def _from_folder(root: Place, found: _Found, reading: Reading) -> ImageSource:
     paths, skipped = sorted(found.images), sorted(found.skipped)
     if not paths:
+        if shards := [root / one for one in found.others if one.lower().endswith(SHARDS)]:
+            return _from_shards(root, shards, reading)
+        for one in found.others:
+            if one.lower().endswith(_COMPRESSED):
+                raise FxError(_compressed(root / one))
+        if isinstance(root, ObjectPath) and not (skipped or found.others or found.hidden):
+            raise NoImages(f"{shown(root)} does not exist, or is empty; {_LAYOUTS}", root)
         raise NoImages(_no_images_below(root, skipped, found.others), root)
-    folders = _Folders.of(root, paths, layout)
-    entries = tuple(folders.entry(path) for path in paths if not folders.is_outside(path))
+    reading.check_is_of_folders(root)
+    folders = _Folders.of(root, paths, reading.layout)
+    entries = tuple(
+        replace(folders.entry(path), stats=found.stats.get(path))
+        for path in paths
+        if not folders.is_outside(path)
+    )
     outside = len(paths) - len(entries)
     return ImageSource(
         root.absolute(),
@@ -146,7 +309,7 @@ class _Folders:
     doubled: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, root: Path, paths: list[str], layout: str | None) -> _Folders:
+    def of(cls, root: Place, paths: list[str], layout: str | None) -> _Folders:
         """Find out from where images lie.
 
         Raises
@@ -187,7 +350,7 @@ class _Folders:
         return ImageEntry(path, composed(folders[0]) if folders else None, split, None)
 
 
-def _splits_of(root: Path, inner: dict[str, set[str]], layout: str | None) -> dict[str, Split]:
+def _splits_of(root: Place, inner: dict[str, set[str]], layout: str | None) -> dict[str, Split]:
     """Say which first folders are splits, none where all are classes; `inner` are theirs."""
     exact = {folder: split for folder in inner if (split := split_named(folder))}
     named = {f: split for f in inner if (split := exact.get(f) or split_within(f))}
@@ -223,7 +386,7 @@ def _splits_of(root: Path, inner: dict[str, set[str]], layout: str | None) -> di
     return {}
 
 
-def _otherwise(root: Path, inner: Iterable[str], shared: Iterable[str]) -> str:
+def _otherwise(root: Place, inner: Iterable[str], shared: Iterable[str]) -> str:
     """Say what to do where folders in folders are not meant as parts of classes."""
     if any(map(split_named, shared)):
         return "where the inner ones are splits, make them the outer ones"
@@ -286,6 +449,7 @@ class _Found:
     Attributes
     ----------
     images : paths of files that are named, or begin, like images
+    stats : of those that lie on object storage
     others : paths of other files
     folders : paths of all folders that were entered
     skipped : what cannot be opened, with the reason
@@ -293,6 +457,7 @@ class _Found:
     """
 
     images: list[str] = field(default_factory=list)
+    stats: dict[str, FileStats] = field(default_factory=dict)
     others: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
@@ -346,6 +511,45 @@ def _walk(root: Path) -> _Found:
     return found
 
 
+def _walk_objects(root: ObjectPath) -> _Found:
+    """Find what lies below a place on object storage: one request for a thousand objects."""
+    found = _Found()
+    folders: set[str] = set()
+    passed_over: set[str] = set()
+    for where, stats in root.walk():
+        path = where.relative_to(root).as_posix()
+        parts = path.split("/")
+        bad = next((i for i, part in enumerate(parts) if part.startswith(".")), len(parts))
+        inside = [part.lower() in SYSTEM_FOLDERS for part in parts[:-1]]
+        systems = inside.index(True) if True in inside else len(parts)
+        if min(bad, systems) < len(parts):
+            folder = "/".join(parts[: min(bad, systems) + 1])
+            if folder not in passed_over:
+                passed_over.add(folder)
+                found.hidden += bad < systems
+                found.of_the_system += systems < bad
+            parts = parts[: min(bad, systems) + 1]
+        elif _named_like_image(path):
+            found.images.append(path)
+            found.stats[path] = FileStats.of(stats)
+        elif stats.st_size:
+            found.others.append(path)
+            found.stats[path] = FileStats.of(stats)
+        else:  # what some programs write for a folder
+            folders.add(path)
+        folders |= {"/".join(parts[:n]) for n in range(1, len(parts))}
+    found.folders = sorted(folders)
+    unknown = [path for path in found.others if not path.lower().endswith(_NO_IMAGES)]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        some = unknown[:_MOST_LOOKED_INTO]
+        looked_into = dict(
+            zip(some, pool.map(lambda path: is_image(root / path), some), strict=True)
+        )
+    found.images += [path for path, yes in looked_into.items() if yes]
+    found.others = [path for path in found.others if not looked_into.get(path)]
+    return found
+
+
 def _identity(folder: str) -> tuple[int, int]:
     status = Path(folder).stat()
     return status.st_dev, status.st_ino
@@ -369,7 +573,7 @@ def _nothing_at(path: Path) -> str:
     return f"{message}; {_LAYOUTS}"
 
 
-def _no_images_below(root: Path, skipped: list[tuple[str, str]], others: list[str]) -> str:
+def _no_images_below(root: Place, skipped: list[tuple[str, str]], others: list[str]) -> str:
     message = f"no images below {shown(root)}"
     if skipped:
         path, reason = skipped[0]

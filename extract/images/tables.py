@@ -7,32 +7,50 @@ Windows, macOS and pandas; what each writes is read alike, or refused.
 import codecs
 import csv
 import io
+import json
 import math
 import os
 import re
 import stat
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path, PurePath
 from typing import Any
 
 import pyarrow as pa
 
 from extract.errors import FxError, listed, one_line
+from extract.files import ObjectPath, Place, place
 from extract.images.entries import (
+    FileStats,
     ImageEntry,
     ImageSource,
+    Listing,
     Reading,
     composed,
     shown,
     split_named,
 )
-from extract.images.parquet import MOST_ROWS, cells, check_size, open_parquet
+from extract.images.shards import (
+    MOST_ROWS,
+    SMALL_BLOCK,
+    cells,
+    check_size,
+    forget_files,
+    image_column,
+    image_place,
+    open_parquet,
+    open_shard,
+)
 
 _COLUMNS = ("path", "label", "split", "group")
 # names of columns in an error
 SHOWN = 20
+# of other objects that are listed for each one that a table names
+MOST_BESIDE = 20
 # bytes, of which only those of known columns are in memory
 LARGEST_CSV = 2**29
 # characters of a CSV
@@ -49,9 +67,11 @@ _AS_UTF_8 = "save the table as UTF-8 (in Excel: CSV UTF-8)"
 # what the known columns are called in a table, and their cells
 _Cells = tuple[dict[str, str], dict[str, list[str | None]]]
 _Readings = dict[str, Callable[[Any], str | None]]
+# a file's path, what is wrong with it, and what is known of it
+_FileAt = Callable[[str], tuple[str, str, FileStats | None]]
 
 
-def from_table(table: Path, reading: Reading) -> ImageSource:
+def from_table(table: Place, reading: Reading) -> ImageSource:
     """List the images of a table; what it may hold is said at ``find_images``."""
     if reading.layout is not None:
         raise FxError(f"`layout` is of folders; got {shown(table)}; leave it out")
@@ -61,7 +81,17 @@ def from_table(table: Path, reading: Reading) -> ImageSource:
     skipped: set[tuple[str, str]] = set()
     lost: dict[str, tuple[str, str]] = {}
     unlabelled = listed = 0
-    file_at, split_of = cache(_files_below(root)), cache(split_named)
+    split_of = cache(split_named)
+    paths = {path for path in columns["path"] if path is not None}
+    places = {
+        path: where for path in paths if not isinstance(where := image_place(root, path), Path)
+    }
+    objects = _objects(places)
+    on_disk = cache(_files_below(root)) if isinstance(root, Path) else objects
+
+    def file_at(path: str) -> tuple[str, str, FileStats | None]:
+        return objects(path) if path in places else on_disk(path)
+
     rows = zip(*(columns[name] for name in _COLUMNS), strict=True)
     for number, (path, label, side, group) in enumerate(rows, start=1):
         if path is None:
@@ -71,18 +101,15 @@ def from_table(table: Path, reading: Reading) -> ImageSource:
         listed += 1
         known = split_of(side) if side is not None else None
         if side is not None and known is None:
-            raise FxError(
-                f"{shown(table)}: unknown split {side[:80]!r} in row {number}; "
-                "it must be train, val or test, or empty"
-            )
-        path, reason = file_at(path)
+            raise FxError(_unknown_split(table, side, number))
+        path, reason, stats = file_at(path)
         if reason:
             skipped.add((path, reason))
             if label is not None:
                 lost[label] = min((path, reason), lost.get(label, (path, reason)))
             continue
         unlabelled += label is None
-        entries.add(ImageEntry(path, label, known, group))
+        entries.add(ImageEntry(path, label, known, group, stats))
     if not listed:
         raise FxError(f"{shown(table)} lists no images; fill it in: a row an image")
     if not entries:
@@ -106,7 +133,100 @@ def from_table(table: Path, reading: Reading) -> ImageSource:
     )
 
 
-def _read_table(table: Path, root: Path, reading: Reading) -> _Cells:
+def list_rows(shard: Place, reading: Reading) -> Listing:
+    """List the images whose bytes stand in a Parquet file: of other columns, those that are known.
+
+    Numbers of labels have the names that Hugging Face's datasets writes into the schema.
+
+    Raises
+    ------
+    FxError
+        If no column holds bytes, a split is unknown, or the file is damaged.
+    """
+    forget_files()
+    try:
+        with open_shard(shard, SMALL_BLOCK) as (source, stats), open_parquet(source) as file:
+            schema = file.schema_arrow
+            column = image_column(schema, reading.path_column)
+            if column is None:
+                raise FxError(
+                    f"{shown(shard)} has no column with the bytes of images; it has "
+                    f"{listed(map(repr, schema.names), SHOWN)}; name one of them by `path_column`, "
+                    "or give the table itself where it holds paths"
+                )
+            names = _known_columns(shard, schema.names, replace(reading, path_column=column))
+            others = {name: called for name, called in names.items() if name != "path"}
+            check_size(file, others.values())
+            for name, called in others.items():
+                _check_type(shard, name, schema.field(called).type)
+            part = file.read(columns=list(dict.fromkeys(others.values())))
+            count = file.metadata.num_rows
+            found = {
+                name: cells(_plain(part.column(called)), _named(schema, called))
+                for name, called in others.items()
+            }
+    except (FxError, OSError):
+        raise
+    except Exception as error:  # damaged files fail in as many ways as there are bytes
+        raise FxError(f"{shown(shard)} cannot be read as Parquet: {one_line(error)}") from error
+    labels, sides, groups = (found.get(name) or [None] * count for name in _COLUMNS[1:])
+    listing = Listing(columns=names)
+    default = image_column(schema) == column
+    for number, (label, side, group) in enumerate(zip(labels, sides, groups, strict=True)):
+        split = split_named(side) if side is not None else None
+        if side is not None and split is None:
+            raise FxError(_unknown_split(shard, side, number))
+        path = str(number) if default else f"{column}/{number}"
+        part_stats = FileStats.of_part(stats, number, 0)
+        listing.images.append(ImageEntry(path, label, split, group, part_stats))
+    return listing
+
+
+def _named(schema: pa.Schema, column: str) -> Callable[[Any], str | None]:
+    """Give what reads a cell, a class's number as its name."""
+    try:
+        about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        names = about["info"]["features"][column]["names"]
+        known = {number: _text(name) for number, name in enumerate(names)}
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return _text
+    # -1 stands for no label
+    return lambda cell: known.get(cell) if isinstance(cell, int) else _text(cell)
+
+
+def _unknown_split(table: Place, side: str, number: int) -> str:
+    return (
+        f"{shown(table)}: unknown split {side[:80]!r} in row {number}; "
+        "it must be train, val or test, or empty"
+    )
+
+
+def _objects(places: dict[str, ObjectPath]) -> _FileAt:
+    """Look for a table's objects in few requests, where the storage can be listed at all."""
+    wanted = defaultdict(list)
+    for where in places.values():
+        if not where.base.startswith("http"):
+            wanted[where.base].append(where.parent.key)
+    known: dict[ObjectPath, FileStats] = {}
+    listed_whole = set()
+    for base, folders in wanted.items():
+        # a table may name a few of the many objects of a folder
+        most = 1000 + MOST_BESIDE * len(folders)
+        objects = list(islice(ObjectPath(base, os.path.commonpath(folders)).walk(), most))
+        known |= {where: FileStats.of(stats) for where, stats in objects}
+        if len(objects) < most:
+            listed_whole.add(base)
+
+    def file_at(path: str) -> tuple[str, str, FileStats | None]:
+        where = places[path]
+        if where in known or where.base not in listed_whole:
+            return path, "", known.get(where)
+        return path, "no such object", None
+
+    return file_at
+
+
+def _read_table(table: Place, root: Place, reading: Reading) -> _Cells:
     """Return the cells of the known columns, a list of None for each that is not there."""
     readings: _Readings = dict.fromkeys(_COLUMNS, _text)
     readings["path"] = lambda cell: _path_in_table(cell, root)
@@ -123,8 +243,8 @@ def _read_table(table: Path, root: Path, reading: Reading) -> _Cells:
     return names, {name: found.get(name) or [None] * count for name in _COLUMNS}
 
 
-def _parquet(table: Path, root: Path, reading: Reading, readings: _Readings) -> _Cells:
-    with open_parquet(table) as file:
+def _parquet(table: Place, root: Place, reading: Reading, readings: _Readings) -> _Cells:
+    with open_shard(table) as (source, _), open_parquet(source) as file:
         known = _known_columns(table, file.schema_arrow.names, reading)
         check_size(file, known.values())
         for name, column in known.items():
@@ -135,19 +255,21 @@ def _parquet(table: Path, root: Path, reading: Reading, readings: _Readings) -> 
     }
 
 
-def _csv(table: Path, root: Path, reading: Reading, readings: _Readings) -> _Cells:
+def _csv(table: Place, root: Place, reading: Reading, readings: _Readings) -> _Cells:
     """Read a CSV line by line: what else is in it takes no memory."""
-    size = table.stat().st_size
-    if size > LARGEST_CSV:
-        raise ValueError(f"{size:,} bytes, where {LARGEST_CSV:,} are most; keep known columns")
-    with table.open("rb") as file:
-        encoding = _encoding(file.read(2**16))
-    # bytes that are no UTF-8 may be a file's name
-    errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
     largest_before = csv.field_size_limit(LONGEST_CELL)
     try:
-        with table.open(encoding=encoding, errors=errors, newline="") as file:
-            return _cells_of_csv(table, _lines(file), root, reading, readings)
+        with open_shard(table) as (file, status):
+            if (size := status.st_size) > LARGEST_CSV:
+                raise ValueError(
+                    f"{size:,} bytes, where {LARGEST_CSV:,} are most; keep known columns"
+                )
+            encoding = _encoding(file.read(2**16))
+            file.seek(0)
+            # bytes that are no UTF-8 may be a file's name
+            errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
+            with io.TextIOWrapper(file, encoding, errors, newline="") as text:
+                return _cells_of_csv(table, _lines(text), root, reading, readings)
     finally:
         csv.field_size_limit(largest_before)
 
@@ -170,7 +292,7 @@ def _lines(file: io.TextIOBase) -> Iterator[str]:
 
 
 def _cells_of_csv(
-    table: Path, lines: Iterator[str], root: Path, reading: Reading, readings: _Readings
+    table: Place, lines: Iterator[str], root: Place, reading: Reading, readings: _Readings
 ) -> _Cells:
     first = next((line for line in lines if line.strip()), "")
     if not first:
@@ -204,8 +326,8 @@ def _cells_of_csv(
                 )
             if any("\n" in cell or "\r" in cell for cell in row):
                 _check_no_rows_inside(row, separator, places["path"], root, number)
-            for name, place in places.items():
-                cell = row[place]
+            for name, column in places.items():
+                cell = row[column]
                 if name != "path" and not cell.isascii() and _is_no_text(cell):
                     raise ValueError(f"{name} in row {number} is not UTF-8; {_AS_UTF_8}")
                 found[name].append(converted[name](cell))
@@ -231,11 +353,14 @@ def _separator(header: str, path_column: str) -> str:
 
 
 def _check_no_rows_inside(
-    row: list[str], separator: str, place: int, root: Path, number: int
+    row: list[str], separator: str, column: int, root: Place, number: int
 ) -> None:
     """Refuse a cell that an opening quote too many has made of several rows."""
     inside = [line.split(separator) for cell in row for line in cell.splitlines()[1:]]
-    if any(len(one) > place and not _why_no_file(root, one[place]) for one in inside):
+    # on a storage, every one would take a request
+    if isinstance(root, Path) and any(
+        len(one) > column and not _why_no_file(root, one[column]) for one in inside
+    ):
         raise ValueError(f"row {number} holds other rows in a cell; a quote is not closed there")
 
 
@@ -243,7 +368,7 @@ def _is_no_text(cell: str) -> bool:
     return any("\ud800" <= character <= "\udfff" for character in cell)
 
 
-def _check_type(table: Path, name: str, kind: pa.DataType) -> None:
+def _check_type(table: Place, name: str, kind: pa.DataType) -> None:
     """Refuse a column of what is neither text nor a number."""
     inner = kind.value_type if pa.types.is_dictionary(kind) else kind
     others = [pa.types.is_nested, pa.types.is_duration, pa.types.is_interval]
@@ -262,7 +387,7 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(pa.string()) if pa.types.is_temporal(kind) else column
 
 
-def _known_columns(table: Path, names: list[str], reading: Reading) -> dict[str, str]:
+def _known_columns(table: Place, names: list[str], reading: Reading) -> dict[str, str]:
     """Return what the columns that mean something are called in the table."""
     tidy = [_tidy(name) for name in names]
     has = f"it has {listed((repr(name[:80]) for name in names), SHOWN)}"
@@ -286,13 +411,19 @@ def _tidy(name: str) -> str:
     return composed(name).strip().lower()
 
 
-def _path_in_table(cell: Any, root: Path) -> str | None:
-    """Return a cell as the path of an entry, without ``.`` and doubled slashes."""
+def _path_in_table(cell: Any, root: Place) -> str | None:
+    """Return a cell as the path of an entry, without ``.`` and doubled slashes; or as a URL."""
     # blanks may belong to a file's name
     text = os.fsdecode(cell) if isinstance(cell, bytes | str) else _text(cell)
     if not text or not text.strip():
         return None
+    where = place(text) if "://" in text else None
+    if isinstance(where, ObjectPath):
+        inside = isinstance(root, ObjectPath) and f"{where}".startswith(f"{root}".rstrip("/") + "/")
+        return where.relative_to(root).as_posix() if inside else str(where)  # type: ignore[arg-type]
     path = PurePath(text)
+    if isinstance(root, ObjectPath):
+        return path.as_posix()
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
@@ -306,7 +437,7 @@ def _text(cell: Any) -> str | None:
     return composed(text).strip() or None
 
 
-def _files_below(root: Path) -> Callable[[str], tuple[str, str]]:
+def _files_below(root: Path) -> _FileAt:
     """Give a function from a path in a table to the file's own, and why there is no such file."""
 
     @cache
@@ -326,15 +457,15 @@ def _files_below(root: Path) -> Callable[[str], tuple[str, str]]:
             found /= names.get(composed(part), part)
         return found.as_posix()
 
-    def file_at(path: str) -> tuple[str, str]:
+    def file_at(path: str) -> tuple[str, str, FileStats | None]:
         reason = _why_no_file(root, path)
         if not reason:
-            return path, ""
+            return path, "", None
         for other in _spellings(path):
             one = other if other.isascii() else as_on_disk(other)
             if not _why_no_file(root, one):
-                return one, ""
-        return path, reason
+                return one, "", None
+        return path, reason, None
 
     return file_at
 

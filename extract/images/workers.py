@@ -35,13 +35,21 @@ FEW_IMAGES = 500
 # Processes: this share of the cores, and no more than this process can keep busy, which takes in
 # 5,000 images a second where each of them reads 300.
 CORE_FRACTION, MAX_WORKERS = 0.75, 16
+# Threads that read what lies on object storage: an answer takes longer than decoding.
+REQUESTS = 16
 # Images that a process is given at once.
 CHUNK_SIZE = 4
 PR_SET_PDEATHSIG = 1  # Linux, sys/prctl.h
 
 
 def readers(
-    work: Work, cores: int, ahead: int, shape: tuple[int, ...], images: int
+    work: Work,
+    cores: int,
+    ahead: int,
+    shape: tuple[int, ...],
+    images: int,
+    *,
+    streamed: bool = False,
 ) -> AbstractContextManager[Read]:
     """Begin threads or processes that read images.
 
@@ -52,7 +60,11 @@ def readers(
     ahead : most images that are begun and not waited for; they are waited for in order
     shape : of an image's pixels, uint8
     images : that there are
+    streamed : whether they lie on object storage or in shards: threads wait for it, and share what
+        neighbours have read
     """
+    if streamed:
+        return _threads(work, max(cores, REQUESTS))
     # elsewhere a process would have to import everything anew
     if sys.platform != "linux" or cores <= FEW_CORES or images <= FEW_IMAGES:
         return _threads(work, cores)

@@ -5,7 +5,6 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -97,7 +96,7 @@ def near_leaks(snapshot: Snapshot, features: FeatureSet) -> list[Leak]:
     }
     if features.spec.size >= LEAST_SIZE:
         rest = [i for i in range(len(test)) if i not in found]
-        parts = find_parts(features, Path(snapshot.root), [test[i] for i in rest], train)
+        parts = find_parts(features, snapshot.root, [test[i] for i in rest], train)
         for i, (copy, turned) in parts.items():
             found[rest[i]] = copy, "mirrored crop" if turned else "crop"
     return [

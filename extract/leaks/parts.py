@@ -9,7 +9,6 @@ from coarse to fine, has the perceptual hash of the whole other one: by the rule
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,8 +17,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
-from extract.files import read_regular
-from extract.images import ImageRow, UnreadableImage, are_mirrored, decode, hash_of_thumbnail
+from extract.files import Place
+from extract.images import (
+    ImageRow,
+    UnreadableImage,
+    are_mirrored,
+    decode,
+    hash_of_thumbnail,
+    read_image,
+)
 from extract.store import FeatureSet
 
 # Pixels a side that a network must see: features of smaller images propose too little.
@@ -42,7 +48,7 @@ LARGEST_FILE, ANY_MB = 2**32, 2**20  # these very bytes have been let in before
 
 
 def find_parts(
-    features: FeatureSet, root: Path, rows: Sequence[ImageRow], others: Sequence[ImageRow]
+    features: FeatureSet, root: str | Place, rows: Sequence[ImageRow], others: Sequence[ImageRow]
 ) -> dict[int, tuple[int, bool]]:
     """Find images of which another one is a part, or the other way round, mirrored or not.
 
@@ -54,7 +60,7 @@ def find_parts(
     Parameters
     ----------
     features : of all images
-    root : folder that paths are relative to
+    root : folder, or place on object storage, that paths are relative to
     rows : n images
     others : m images that they are compared with
 
@@ -123,10 +129,10 @@ def _directions(features: FeatureSet, keys: Sequence[bytes]) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.cat(read))
 
 
-def _thumbnail(root: Path, row: ImageRow) -> NDArray[np.uint8] | None:
+def _thumbnail(root: str | Place, row: ImageRow) -> NDArray[np.uint8] | None:
     """Read an image as ``is_part`` takes it; None where it is no longer what the row says."""
     try:
-        data = read_regular(root / row.path, LARGEST_FILE)
+        data = read_image(root, row.path, LARGEST_FILE)
         if hashlib.sha256(data).digest() != row.key:
             return None
         image = decode(data, at_least=SIDE, max_image_mb=ANY_MB)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from extract.engines import Engine
 from extract.errors import FxError
-from extract.files import check_room, free_bytes, in_units, is_regular, reserve, whole_file
+from extract.files import Place, check_room, free_bytes, in_units, is_regular, reserve, whole_file
 from extract.images import (
     MAX_IMAGE_MB,
     ImageEntry,
@@ -23,6 +23,7 @@ from extract.images import (
     ImageSource,
     Preprocessing,
     batched,
+    image_place,
     load_images,
 )
 from finetune.data.augmentation import augmented, is_mirrored, mirrored, seed_of
@@ -100,7 +101,7 @@ class Activations:
 
 def load_activations(
     rows: Sequence[ImageRow],
-    root: Path,
+    root: Place,
     *,
     preprocessing: Preprocessing,
     trunk: Engine | None,
@@ -190,7 +191,7 @@ def _fill(
 
 
 def pixels_of(
-    rows: Sequence[ImageRow], root: Path, preprocessing: Preprocessing, max_image_mb: int
+    rows: Sequence[ImageRow], root: Place, preprocessing: Preprocessing, max_image_mb: int
 ) -> Iterator[NDArray[np.uint8]]:
     """Decode the images of rows: each a uint8 array of shape (1, size, size, 3).
 
@@ -204,7 +205,8 @@ def pixels_of(
     for row, one in zip(rows, load_images(source, preprocessing), strict=True):
         if one.pixels is None or one.row.key != row.key:
             what = one.row.note or "its bytes changed"
-            raise FxError(f"{root / row.path}: {what} since the snapshot; extract the images again")
+            where = image_place(root, row.path)
+            raise FxError(f"{where}: {what} since the snapshot; extract the images again")
         yield one.pixels
 
 

@@ -245,12 +245,14 @@ def _shorter_side(source: ImageSource) -> Sides | None:
     """Pixels of the images' shorter sides: least, median and greatest."""
     import numpy as np
 
-    from extract.images import UnreadableImage, image_size
+    from extract.images import UnreadableImage, image_size, largest_file, open_image
 
     sides = []
     for entry in source.entries[:HEADERS]:
         with suppress(OSError, UnreadableImage):
-            sides.append(min(image_size(source.root / entry.path)))
+            largest = largest_file(source.max_image_mb)
+            with open_image(source.root, entry.path, largest) as (file, _):
+                sides.append(min(image_size(file)))
     if not sides:
         return None
     least, median, greatest = np.quantile(sides, [0, 0.5, 1], method="inverted_cdf")

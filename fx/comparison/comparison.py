@@ -212,7 +212,7 @@ def _heat_maps(
             folders.setdefault(one.strategy, folder)
 
     def draw(strategy: str, images: Sequence[tuple[ImageRow, str]]) -> list[str]:
-        return small_heat_maps(folders[strategy], Path(snapshot.root), images, options)
+        return small_heat_maps(folders[strategy], snapshot.root, images, options)
 
     return draw
 

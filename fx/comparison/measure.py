@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from extract.backbones import FAMILIES
 from extract.errors import CannotWrite, FxError
 from extract.files import check_room, disk_full_as_fx_error, write_whole
-from extract.images import ImageRow, group_numbers
+from extract.images import ImageRow, group_numbers, image_place
 from extract.registry import Registry
 from fx.comparison.context import (
     TIMED,
@@ -117,8 +117,8 @@ def measure_network(context: ComparisonContext, *, begin: Begin) -> NetworkCost:
     """
     opened = open_context(context, begin)
     begin("timing the network")
-    root = Path(opened.snapshot.root)
-    files = [root / row.path for row in opened.tested_rows[:TIMED]]
+    root = opened.snapshot.root
+    files = [image_place(root, row.path) for row in opened.tested_rows[:TIMED]]
     source = source_of(files, context.options.max_image_mb)
     backbone = open_backbone(context.options)
     seconds, _ = seconds_per_image(open_engine(context.options, backbone), source, 1)
@@ -232,8 +232,8 @@ def _measured(
         record["deployed_mb"] = (used + below) / 1e6
         record["predict_ms"] = fitted.milliseconds + network.milliseconds
     elif fitted.milliseconds is None and fitted.files:
-        root, timed = Path(opened.snapshot.root), parts[0].snapshot.split("test")[:TIMED]
-        files = [root / row.path for row in timed]
+        root, timed = opened.snapshot.root, parts[0].snapshot.split("test")[:TIMED]
+        files = [image_place(root, row.path) for row in timed]
         record["deployed_mb"] = used / 1e6
         record["predict_ms"] = milliseconds_per_image(subset.directory, files, context.options)
     # what is measured on some of the images is not used: it would only fill the disk

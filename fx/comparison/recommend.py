@@ -10,10 +10,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 
 from extract.backbones import Backbone
 from extract.domain_shift import domain_distance
+from extract.files import place
 from extract.images import ImageEntry, ImageSource, Snapshot, batched, load_images
 from fx.comparison.plan import REPEATED
 from fx.comparison.statistics import Mean, Scores, shared_level
@@ -102,8 +102,8 @@ def choose(scores: Scores, seconds: Mapping[str, float], prefer: str = "cheap") 
     sign = 1 if scores.metric.higher_is_better else -1
     means = {name: sign * float(table.mean()) for name, table in scores.at(size).items()}
     order = _by_cost(means, seconds)
-    for place, strategy in enumerate(order):
-        dearer = order[place + 1 :]
+    for position, strategy in enumerate(order):
+        dearer = order[position + 1 :]
         level = shared_level(len(dearer))
         if not any(scores.gain_of(other, strategy, size).is_positive(level) for other in dearer):
             break
@@ -286,7 +286,7 @@ def quadrant_of(
     # keys are hashes: the first of them are a sample, and the same one every time
     some = sorted(train, key=lambda row: row.key)[:SAMPLED_IMAGES]
     entries = tuple(ImageEntry(row.path, None, None, None) for row in some)
-    source = ImageSource(Path(snapshot.root), "unlabelled", entries, (), max_image_mb)
+    source = ImageSource(place(snapshot.root), "unlabelled", entries, (), max_image_mb)
     distance = distance_of_source(backbone, source)
     return describe_quadrant(len(train), distance, recommended, _beaten(scores, recommended))
 

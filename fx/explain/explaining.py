@@ -16,7 +16,7 @@ import numpy as np
 
 from extract.errors import FxError
 from extract.files import Place, write_whole
-from extract.images import FailedImage, ImageEntry, ImageSource, LoadedImage, Reading
+from extract.images import FailedImage, ImageEntry, ImageSource, LoadedImage, Reading, image_place
 from fx.explain.explainer import Explainer
 from fx.explain.heat_maps import MISSING
 from fx.explain.nearest import NearestImage
@@ -153,13 +153,18 @@ def _explained(
 def _images(paths: Sequence[Path], reading: Reading) -> ImageSource:
     """Join the images of several files, folders and tables, each once."""
     found = [images_to_label(path, reading) for path in paths]
-    places = [os.path.relpath(one.root / entry.path) for one in found for entry in one.entries]
+    places = [_named(one.root, entry.path) for one in found for entry in one.entries]
     names = dict.fromkeys(places)
     if len(names) > MOST_IMAGES:
         raise FxError(f"{len(names):,} images are too many for one page of {MOST_IMAGES}")
     entries = tuple(ImageEntry(name, None, None, None) for name in names)
     skipped = tuple(each for one in found for each in one.skipped)
     return ImageSource(Path.cwd(), "unlabelled", entries, skipped, reading.max_image_mb)
+
+
+def _named(root: Place, path: str) -> str:
+    where = image_place(root, path)
+    return os.path.relpath(where) if isinstance(where, Path) else str(where)
 
 
 def _number(label: str, classes: Sequence[str]) -> int:

@@ -17,7 +17,7 @@ from extract.backbones import Backbone
 from extract.errors import FxError
 from extract.extraction import extract_files
 from extract.files import disk_full_as_fx_error
-from extract.images import ImageRow, Snapshot
+from extract.images import ImageRow, Snapshot, image_place
 from extract.records import Record
 from extract.store import FeatureStore, Spec
 from fx.options import Options
@@ -58,7 +58,7 @@ class NearestImage(Record, frozen=True):
 
     def thumbnail(self, pixels: int) -> str:
         """Make a data URI of it; an empty one where the file is gone or another."""
-        return thumbnail(Path(self.path), bytes.fromhex(self.key), pixels)
+        return thumbnail("/", self.path, bytes.fromhex(self.key), pixels)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class TrainingImages:
     by : the distance and the space, in words
     """
 
-    root: Path
+    root: str
     rows: Sequence[ImageRow]
     space: Callable[[Features], Features]
     index: NearestNeighbors
@@ -94,14 +94,14 @@ class TrainingImages:
         """Index rows by their features, float32 array of shape (n, d)."""
         index = NearestNeighbors(algorithm="brute", metric=metric.lower()).fit(space(features))
         by = f"{metric} distance of {of}, among {len(rows):,} training images"
-        return cls(Path(snapshot.root), rows, space, index, by)
+        return cls(snapshot.root, rows, space, index, by)
 
     def nearest(self, features: Features, count: int) -> list[NearestImage]:
         """Find the rows nearest to one of features (d,), the nearest first."""
         found = self.index.kneighbors(self.space(features[None]), min(count, len(self.rows)))
         return [
             NearestImage(
-                str(self.root / self.rows[i].path),
+                str(image_place(self.root, self.rows[i].path)),
                 str(self.rows[i].label),
                 float(distance),
                 self.rows[i].key.hex(),
@@ -193,7 +193,7 @@ def _features_of_network(
         layers={"pool": dim},
         channels=record.channels,
     )
-    files = [Path(snapshot.root) / row.path for row in rows]
+    files = [image_place(snapshot.root, row.path) for row in rows]
     progress = begin("training images, once")
     with disk_full_as_fx_error(path.parent):
         store = FeatureStore.create(path)

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from extract.errors import FxError
+from extract.files import place
 from extract.images import ImageEntry, ImageRow, ImageSource, load_images
 from fx.explain.explainer import Explainer
 from fx.explain.pictures import data_uri, overlay
@@ -20,7 +21,7 @@ PIXELS = 128
 
 
 def small_heat_maps(
-    folder: Path, root: Path, images: Sequence[tuple[ImageRow, str]], options: Options
+    folder: Path, root: str, images: Sequence[tuple[ImageRow, str]], options: Options
 ) -> list[str]:
     """Draw what speaks for a class in each of some images, as data URIs.
 
@@ -45,7 +46,7 @@ def small_heat_maps(
         return [""] * len(images)
     ((engine, crops),) = opened.engines
     entries = tuple(ImageEntry(row.path, None, None, None) for row, _ in images)
-    source = ImageSource(root, "unlabelled", entries, (), options.max_image_mb)
+    source = ImageSource(place(root), "unlabelled", entries, (), options.max_image_mb)
     loaded = load_images(source, engine.preprocessing, crops=crops)
     drawn = []
     for (row, label), one in zip(images, loaded, strict=True):

@@ -22,6 +22,7 @@ from extract.images import (
     UnreadableImage,
     decode,
     largest_file,
+    read_image,
 )
 from fx.options import Options
 from fx.output import Begin
@@ -157,7 +158,7 @@ def _pixels(
 ) -> tuple[str, NDArray[np.uint8] | str]:
     """Path and pixels of an image, or in their place why there are none."""
     try:
-        data = read_regular(source.root / entry.path, largest_file(source.max_image_mb))
+        data = read_image(source.root, entry.path, largest_file(source.max_image_mb))
         image = decode(data, at_least=at_least, max_image_mb=source.max_image_mb)
         return entry.path, np.asarray(image)
     except UnreadableImage as error:

@@ -1,7 +1,6 @@
 """The images behind a comparison's numbers: mistakes, disputes, and a map of the features."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,7 +90,7 @@ def gather_evidence(
         if one.n_train == largest and one.predicted and one.confidence and one.truth:
             answers = list(zip(one.predicted, one.confidence, one.truth, strict=True))
             shown.setdefault(one.strategy, answers)
-    gallery = _Gallery(Path(snapshot.root), tested, snapshot.classes)
+    gallery = _Gallery(snapshot.root, tested, snapshot.classes)
     return Evidence(
         largest,
         {name: gallery.mistakes(name, answers, heat_maps) for name, answers in shown.items()},
@@ -103,7 +102,7 @@ def gather_evidence(
 class _Gallery:
     """Test images with what was said of them."""
 
-    def __init__(self, root: Path, rows: Sequence[ImageRow], classes: Sequence[str]) -> None:
+    def __init__(self, root: str, rows: Sequence[ImageRow], classes: Sequence[str]) -> None:
         self.root, self.rows, self.classes = root, rows, classes
 
     def mistakes(
@@ -142,7 +141,7 @@ class _Gallery:
 
     def _image(self, index: int, said: str, heat_map: str = "") -> ShownImage:
         row = self.rows[index]
-        image = thumbnail(self.root / row.path, row.key, GALLERY_PIXELS)
+        image = thumbnail(self.root, row.path, row.key, GALLERY_PIXELS)
         return ShownImage(row.path, str(row.label), said, image, heat_map)
 
 
@@ -152,14 +151,13 @@ def _map(snapshot: Snapshot, features: FeatureSet) -> list[MapPoint]:
     if len(rows) < FEWEST_ON_MAP:
         return []
     places = _places(features.features([row.key for row in rows]))
-    root = Path(snapshot.root)
     return [
         MapPoint(
             round(float(x), 2),
             round(float(y), 2),
             str(row.label),
             row.path,
-            thumbnail(root / row.path, row.key, MAP_PIXELS),
+            thumbnail(snapshot.root, row.path, row.key, MAP_PIXELS),
         )
         for row, (x, y) in zip(rows, places, strict=True)
     ]

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, metadata, version
 from pathlib import Path
 
+from extract.files import place
 from extract.images import Snapshot
 from fx.output import number_of, printable
 from fx.stages.records import (
@@ -54,7 +55,7 @@ def data_used(snapshot: Snapshot) -> DataUsed:
     left_out = Counter(why_in_none(row) for row in snapshot.rows if not row.split)
     groups = len({row.group for row in used} - {None})
     return DataUsed(
-        name=Path(snapshot.root).name,
+        name=place(snapshot.root).name,
         counts=snapshot.counts(),
         test_was_given=snapshot.test_was_given,
         split_seed=snapshot.split_seed,

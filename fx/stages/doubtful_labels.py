@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from extract.files import write_whole
-from extract.images import ImageRow, Snapshot
+from extract.images import ImageRow, Snapshot, image_place
 from fx.report import render
 from fx.stages.records import DoubtfulLabel, DoubtfulLabels
 from fx.thumbnails import thumbnail
@@ -51,12 +51,11 @@ def write_doubtful_labels(
     audited = {row.path for row in rows}
     labelled = [row for row in snapshot.rows if row.label is not None and row.readable]
     rest = [_as_in_table(row, given) for row in labelled if row.path not in audited]
-    root = Path(snapshot.root)
     file = io.StringIO()
     table = csv.DictWriter(file, DoubtfulLabel.__struct_fields__, restval="")
     table.writeheader()
     for one in [*map(msgspec.structs.asdict, doubtful), *rest]:
-        table.writerow(one | {"path": str(root / str(one["path"]))})
+        table.writerow(one | {"path": str(image_place(snapshot.root, str(one["path"])))})
     # with the very bytes of the files' names
     write_whole(directory / TABLE, file.getvalue().encode(errors="surrogateescape"))
     labels = DoubtfulLabels(
@@ -73,7 +72,7 @@ def write_doubtful_labels(
         labels=labels,
         table=TABLE,
         shown=[
-            (one, thumbnail(root / one.path, rows[position].key, THUMBNAIL))
+            (one, thumbnail(snapshot.root, one.path, rows[position].key, THUMBNAIL))
             for one, position in zip(labels.first, doubts.rows, strict=False)
         ],
     )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from extract.engines import Engine
 from extract.errors import FxError, listed
+from extract.files import Place
 from extract.images import (
     FailedImage,
     ImageEntry,
@@ -177,7 +178,7 @@ def _labeller(
     return _Labeller(model, wanted, limits, farthest, least), notes
 
 
-def milliseconds_per_image(model: Path, files: Sequence[Path], options: Options) -> float:
+def milliseconds_per_image(model: Path, files: Sequence[Place], options: Options) -> float:
     """Time predictions with a model that is loaded: decoding, then the network, then the rest.
 
     Parameters
@@ -196,7 +197,7 @@ def milliseconds_per_image(model: Path, files: Sequence[Path], options: Options)
     return 1000 * (rest + sum(seconds for seconds, _ in timed))
 
 
-def source_of(files: Sequence[Path], max_image_mb: int) -> ImageSource:
+def source_of(files: Sequence[Place], max_image_mb: int) -> ImageSource:
     """Make a source of single files, wherever they are."""
     entries = tuple(ImageEntry(str(file.absolute()), None, None, None) for file in files)
     return ImageSource(Path("/"), "unlabelled", entries, (), max_image_mb)

@@ -1,7 +1,6 @@
 """Predictions put together, saved as a table, and images sorted by them; without torch."""
 
 import csv
-import filecmp
 import io
 import itertools
 import os
@@ -20,13 +19,15 @@ from msgspec.json import encode
 from numpy.typing import NDArray
 
 from extract.errors import FxError
-from extract.files import disk_full_as_fx_error, on_this_machine, write_whole
-from extract.images import ImageEntry, ImageSource, Reading, find_images
+from extract.files import Place, disk_full_as_fx_error, on_this_machine, write_whole
+from extract.images import ImageEntry, ImageSource, Reading, find_images, image_place, open_image
 from fx.stages.records import LikelyClass, Prediction, Predictions, Sorted
 
 STANDARD_INPUT = Path("-")
 TABLES = (".csv", ".jsonl", ".parquet")
 NONE_OF_THESE = "none of these"
+# bytes of an image, and of it at once
+LARGEST_FILE, AT_ONCE = 2**32, 2**20
 LONGEST_NAME = 200  # of a file, of which a number makes it longer
 
 
@@ -78,7 +79,7 @@ def images_to_label(images: Path, reading: Reading) -> ImageSource:
         If there are none.
     """
     if images != STANDARD_INPUT:
-        layout = "classes" if images.is_dir() else None
+        layout = None if images.suffix.lower() in TABLES and not images.is_dir() else "classes"
         return find_images(images, replace(reading, layout=layout))
     data = sys.stdin.buffer.read()
     lines = data.split(b"\0") if b"\0" in data else data.splitlines()
@@ -149,7 +150,7 @@ def _write(file: Path, data: bytes) -> None:
 
 
 def sort_images(
-    into: Path, root: Path, predictions: Iterable[Prediction], *, links: bool = False
+    into: Path, root: Place, predictions: Iterable[Prediction], *, links: bool = False
 ) -> Sorted:
     """Copy or link images into a folder for each label, where nothing is ever overwritten.
 
@@ -168,31 +169,39 @@ def sort_images(
     ------
     CannotWrite
         If there is no room, or nothing can be written there.
+    FxError
+        If links are asked for of what lies on object storage or in a shard.
     """
     done = there = 0
     with disk_full_as_fx_error(on_this_machine(into)):
         for one in predictions:
-            source = (root / one.path).absolute()
             folder = into / _folder_name(one.label)
             folder.mkdir(parents=True, exist_ok=True)
             names = _names(PurePosixPath(one.path))
             target = folder / next(names)
-            while os.path.lexists(target) and not _is_same(target, source):
+            while os.path.lexists(target) and not _is_same(target, root, one.path):
                 target = folder / next(names)
             if os.path.lexists(target):
                 there += 1
                 continue
             if links:
-                target.symlink_to(source)
+                target.symlink_to(_linked(root, one.path))
             else:
-                _copy(source, target)
+                _copy(root, one.path, target)
             done += 1
     return Sorted(str(into), done, there)
 
 
-def _copy(source: Path, target: Path) -> None:
-    """Copy a file to where there is none, all of it or nothing."""
-    with source.open("rb") as original, target.open("xb") as copy:
+def _linked(root: Place, path: str) -> Path:
+    source = image_place(root, path)
+    if isinstance(source, Path) and (source := source.absolute()).exists():
+        return source
+    raise FxError(f"{source} is no file that a link could point to; copy images instead")
+
+
+def _copy(root: Place, path: str, target: Path) -> None:
+    """Copy an image to where there is no file, all of it or nothing."""
+    with open_image(root, path, LARGEST_FILE) as (original, _), target.open("xb") as copy:
         try:
             shutil.copyfileobj(original, copy)
         except BaseException:
@@ -221,7 +230,11 @@ def _folder_name(label: str | None) -> str:
     return safe.replace(".", "%2E").replace(" ", "%20") or "%20"
 
 
-def _is_same(target: Path, source: Path) -> bool:
+def _is_same(target: Path, root: Place, path: str) -> bool:
     if target.is_symlink():
-        return target.readlink() == source
-    return target.is_file() and filecmp.cmp(target, source, shallow=False)
+        return bool(target.readlink() == image_place(root, path).absolute())
+    if not target.is_file():
+        return False
+    with open_image(root, path, LARGEST_FILE) as (source, _), target.open("rb") as copy:
+        pairs = iter(lambda: (source.read(AT_ONCE), copy.read(AT_ONCE)), (b"", b""))
+        return all(one == other for one, other in pairs)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extract.errors import FxError, listed
+from extract.files import place
 from extract.images import ImageRow, NearCopies, Snapshot, units_of_classes
 from fx.options import NEAR_COPIES
 
@@ -131,7 +131,7 @@ def training_data(snapshot: Snapshot, rows: Sequence[ImageRow]) -> TrainingData:
     from finetune.finetuning import TrainingData
 
     validation, test = snapshot.split("val"), snapshot.split("test")
-    return TrainingData(Path(snapshot.root), rows, validation, test, snapshot.fingerprint)
+    return TrainingData(place(snapshot.root), rows, validation, test, snapshot.fingerprint)
 
 
 def near_copies_among(

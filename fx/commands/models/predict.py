@@ -76,6 +76,7 @@ def predict(
 ) -> Any:
     """Label new images with a head or a fine-tuned network."""
     options = options_in(locals())
+    from extract.files import place
     from fx.stages.predictions import Wanted, check_table, save_predictions, sort_images
 
     if save:
@@ -106,7 +107,7 @@ def predict(
         save_predictions(save, found)
         found = replace(found, saved=str(save))
     if sort_into is not None:
-        done = sort_images(sort_into, Path(found.root), found.predictions, links=links)
+        done = sort_images(sort_into, place(found.root), found.predictions, links=links)
         found = replace(found, sorted=done)
     return show(found, json_, lambda: _print(found))
 

@@ -6,10 +6,10 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from extract.errors import CannotWrite, FxError
+from extract.files import place
 from fx.comparison.strategies._training import TrainingStrategy, resources
 from fx.options import open_backbone
 from fx.output import Begin
@@ -99,7 +99,7 @@ class _Finetune(TrainingStrategy):
             self.network(opened.context, 0),
             used_rows(opened.snapshot),
             opened.trainable_rows,
-            Path(opened.snapshot.root),
+            place(opened.snapshot.root),
             settings=self.settings(opened.context, 0),
             resources=resources(opened),
         )
@@ -147,7 +147,7 @@ def decide_flips(context: ComparisonContext, *, begin: Begin) -> FlipDecision:
         features,
         rows,
         validation,
-        Path(opened.snapshot.root),
+        place(opened.snapshot.root),
         resources(opened),
     )
     decision = FlipDecision(

@@ -799,7 +799,7 @@ def test_listed_files_that_are_not_there_are_told(tmp_path: Path) -> None:
 
 
 def test_addresses_and_an_empty_table_are_told_as_such(tmp_path: Path) -> None:
-    for text, told in (("path\nhttps://x.org/1.png\n", "an address"), ("\n", "it is empty")):
+    for text, told in (("path\nftp://x.org/1.png\n", "an address"), ("\n", "it is empty")):
         with pytest.raises(FxError, match=told):
             find_images(table(tmp_path, text))
 

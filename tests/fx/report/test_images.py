@@ -106,10 +106,10 @@ def test_a_file_that_is_another_by_now_is_not_shown(stored: FeatureStore) -> Non
     snapshot = Snapshot.from_parquet(*stored.read_snapshot(None))
     row, other = snapshot.rows[0], snapshot.rows[1]
     root = Path(snapshot.root)
-    assert thumbnail(root / row.path, row.key, 16) != NO_IMAGE
-    assert thumbnail(root / row.path, other.key, 16) == NO_IMAGE
+    assert thumbnail(root, row.path, row.key, 16) != NO_IMAGE
+    assert thumbnail(root, row.path, other.key, 16) == NO_IMAGE
     (root / row.path).unlink()
-    assert thumbnail(root / row.path, row.key, 16) == NO_IMAGE
+    assert thumbnail(root, row.path, row.key, 16) == NO_IMAGE
 
 
 def test_results_are_tables_too_and_are_logged(stored: FeatureStore, fx: Fx) -> None:

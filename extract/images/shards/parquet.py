@@ -34,7 +34,7 @@ def open_parquet(source: Path | BinaryIO) -> parquet.ParquetFile:
     ValueError
         If it has more rows than any table, or says too much of itself.
     """
-    _check_footer(source)
+    check_footer(source)
     with parquet.ParquetFile(source) as file:
         columns = [file.schema.column(number) for number in range(len(file.schema))]
         texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
@@ -46,7 +46,8 @@ def open_parquet(source: Path | BinaryIO) -> parquet.ParquetFile:
     return parquet.ParquetFile(source, read_dictionary=texts, metadata=metadata)
 
 
-def _check_footer(source: Path | BinaryIO) -> None:
+def check_footer(source: Path | BinaryIO) -> None:
+    """Raise ValueError where a Parquet file says too much of itself."""
     with source.open("rb") if isinstance(source, Path) else nullcontext(source) as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 8))
         length = int.from_bytes(file.read(4), "little")
