@@ -12,9 +12,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.agreement import find_stale_sets
 from extract.backbones import Backbone, make_spec
-from extract.engines import Engine
+from extract.engines import Engine, find_stale_sets
 from extract.errors import FxError
 from extract.images import (
     CROPS,
