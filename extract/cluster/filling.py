@@ -146,6 +146,8 @@ def _chunks_of_features(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # a new one, without what an engine keeps while it runs
+    shared = ray.put(replace(engine))
     dataset = (
         ray.data.from_arrow(tables)
         .map_batches(
@@ -159,8 +161,7 @@ def _chunks_of_features(
             Network,
             batch_size=None,
             batch_format="pyarrow",
-            # a new one: what an engine keeps while it runs stays here
-            fn_constructor_args=(ray.put(replace(engine)), crops, threads),
+            fn_constructor_args=(shared, crops, threads),
             compute=ray.data.ActorPoolStrategy(min_size=1),
             num_cpus=CORES_PER_THREAD * threads,
             num_gpus=1 if engine.device.type == "cuda" else 0,
@@ -392,8 +393,10 @@ def _connected(cluster: str) -> Iterator[None]:
         yield
         return
     address = (os.environ.get("RAY_ADDRESS") or "local") if cluster == HERE else cluster
-    # it reports to a server of Ray's makers
+    # it reports to a server of Ray's makers; and of what its C++ code logs a user needs nothing
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    _be_quiet()
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         ray.init(
@@ -410,9 +413,14 @@ def _connected(cluster: str) -> Iterator[None]:
         # it sets its own
         for number, handler in signals.items():
             signal.signal(number, handler)
-    # its warnings of slow steps are for who wrote them
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    _be_quiet()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _be_quiet() -> None:
+    """Have Ray say what fails alone; it sets its levels anew when it begins."""
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -51,7 +51,8 @@ class ShardForm:
         """Take it from a set."""
         array = feature_set.arrays["features"]
         return cls(
-            store=feature_set.path.parent,
+            # a machine elsewhere has another working directory
+            store=feature_set.path.parent.absolute(),
             name=feature_set.name,
             shape=array.shards or array.chunks,
             chunks=array.chunks,
