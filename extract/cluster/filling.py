@@ -146,6 +146,7 @@ def _chunks_of_features(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True
     # a new one, without what an engine keeps while it runs
     shared = ray.put(replace(engine))
     dataset = (
