@@ -143,31 +143,32 @@ def _chunks_of_features(
         crops=crops,
         stored=ray.put(committer.stored),
     )
-    context = ray.data.DataContext.get_current()
+    context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.raise_original_map_exception = True
     # a new one, without what an engine keeps while it runs
     shared = ray.put(replace(engine))
-    dataset = (
-        ray.data.from_arrow(tables)
-        .map_batches(
-            read_images,
-            batch_size=None,
-            batch_format="pyarrow",
-            fn_kwargs={"reading": reading},
-            num_cpus=CORES_TO_READ,
+    with ray.data.DataContext.current(context):
+        dataset = (
+            ray.data.from_arrow(tables)
+            .map_batches(
+                read_images,
+                batch_size=None,
+                batch_format="pyarrow",
+                fn_kwargs={"reading": reading},
+                num_cpus=CORES_TO_READ,
+            )
+            .map_batches(
+                Network,
+                batch_size=None,
+                batch_format="pyarrow",
+                fn_constructor_args=(shared, crops, threads),
+                compute=ray.data.ActorPoolStrategy(min_size=1),
+                num_cpus=CORES_PER_THREAD * threads,
+                num_gpus=1 if engine.device.type == "cuda" else 0,
+            )
         )
-        .map_batches(
-            Network,
-            batch_size=None,
-            batch_format="pyarrow",
-            fn_constructor_args=(shared, crops, threads),
-            compute=ray.data.ActorPoolStrategy(min_size=1),
-            num_cpus=CORES_PER_THREAD * threads,
-            num_gpus=1 if engine.device.type == "cuda" else 0,
-        )
-    )
     for bundle in dataset.iter_internal_ref_bundles():
         yield from bundle.block_refs
 
@@ -301,7 +302,8 @@ class _SetOnItsWay:
             self._keys.update(new)
             self._count += len(new)
             positions = np.array([record.position for record in new.values()])
-            hashes = np.stack([record.image.perceptual for record in new.values()])
+            found = [record.image.perceptual for record in new.values()]
+            hashes = np.stack([one for one in found if one is not None])
             self._waiting.append(_Rows(block, positions, list(new), hashes))
         self.settle()
 
@@ -373,6 +375,9 @@ def _expected(error: BaseException) -> Exception:
     first = error
     while found := getattr(first, "cause", None) or first.__cause__:
         first = found
+    if first.args and isinstance(first.args[0], str):
+        # Ray appends what one might do
+        first.args = (first.args[0].partition("\nFailed to apply UDF")[0], *first.args[1:])
     if isinstance(first, FxError):
         # not Ray's, whose text has the traceback
         raise type(first)(*first.args) from error
@@ -402,9 +407,9 @@ def _connected(cluster: str) -> Iterator[None]:
     try:
         ray.init(
             address,
+            include_dashboard=False if address == "local" else None,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            **({"include_dashboard": False} if address == "local" else {}),
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise FxError(
