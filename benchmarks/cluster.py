@@ -38,8 +38,7 @@ if TYPE_CHECKING:
 
 OBJECT_STORE = 300 * 2**20
 TOLERANCE = 1e-3
-# Seconds between two blows, at least and at most, and images that begin the processes.
-CALM = 2.0, 25.0
+# Images that begin the processes.
 FIRST_IMAGES = 8
 
 
@@ -115,7 +114,7 @@ def chaos(arguments: argparse.Namespace) -> None:
         running = begin(command)
         while True:
             try:
-                running.wait(generator.uniform(*CALM))
+                running.wait(generator.uniform(*arguments.calm))
             except subprocess.TimeoutExpired:
                 kind = generator.choice(sorted(blows))
                 blows[kind] += 1
@@ -181,6 +180,13 @@ if __name__ == "__main__":
     parser.add_argument("--size", type=int)
     parser.add_argument("--cores", type=int, default=os.cpu_count(), help="of each machine")
     parser.add_argument("--times", type=int, default=1)
+    parser.add_argument(
+        "--calm",
+        type=float,
+        nargs=2,
+        default=(5.0, 60.0),
+        help="seconds between two blows, at least and at most; a start takes some",
+    )
     parser.add_argument("--seed", type=int, default=0)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     given = parser.parse_args()

@@ -96,8 +96,8 @@ def _compute(
     source: ImageSource,
     engine: Engine,
     crops: int,
-) -> Exception | None:
-    """Look at some images once; return the last failure, if there was one.
+) -> Exception:
+    """Look at some images once; return why some may be missing afterwards.
 
     Raises
     ------
@@ -113,7 +113,7 @@ def _compute(
             committer.commit()
     except Exception as error:
         return _expected(error)
-    return committer.failure
+    return committer.failure or RuntimeError("machines were lost")
 
 
 def _chunks_of_features(
@@ -373,7 +373,7 @@ def _expected(error: BaseException) -> Exception:
         Where it would not.
     """
     first = error
-    while found := getattr(first, "cause", None) or first.__cause__:
+    while isinstance(found := getattr(first, "cause", None) or first.__cause__, BaseException):
         first = found
     if first.args and isinstance(first.args[0], str):
         # Ray appends what one might do
