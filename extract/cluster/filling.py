@@ -124,7 +124,8 @@ def _chunks_of_features(
     crops: int,
 ) -> Iterator[ray.ObjectRef[pa.Table]]:
     """Have chunks of images read and computed, and give them as they are done."""
-    cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    machines: Any = ray.nodes()  # type: ignore[no-untyped-call]
+    cores = [int(one["Resources"].get("CPU", 0)) for one in machines if one["Alive"]]
     threads = min([THREADS, *(one for one in cores if one)])
     size = engine.preprocessing.size
     count = min(CHUNK_IMAGES, CHUNK_BYTES // (3 * crops * size**2))
@@ -153,7 +154,7 @@ def _chunks_of_features(
         dataset = (
             ray.data.from_arrow(tables)
             .map_batches(
-                read_images,
+                read_images,  # type: ignore[arg-type]  # it has an argument of its own
                 batch_size=None,
                 batch_format="pyarrow",
                 fn_kwargs={"reading": reading},

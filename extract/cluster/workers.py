@@ -89,7 +89,8 @@ def read_images(table: pa.Table, *, reading: Reading) -> pa.Table:
         )
     os.environ["LOKY_MAX_CPU_COUNT"] = str(READERS)
     source = replace(reading.source, entries=tuple(entries))
-    records, pixels = [], []
+    records: list[Record] = []
+    pixels: list[NDArray[np.uint8]] = []
     loading = load_images(
         source,
         reading.preprocessing,
@@ -168,6 +169,6 @@ def values(table: pa.Table, name: str, dtype: type, shape: tuple[int, ...]) -> N
 
 
 def _table(records: bytes, name: str, arrays: Sequence[NDArray[Any]]) -> pa.Table:
-    joined = np.concatenate(arrays) if arrays else np.empty(0, np.uint8)
-    column = pa.array([memoryview(joined).cast("B")], pa.large_binary())
-    return pa.table({"records": pa.array([records], pa.large_binary()), name: column})
+    joined = b"".join(array.tobytes() for array in arrays)
+    columns = {"records": records, name: joined}
+    return pa.table({key: pa.array([value], pa.large_binary()) for key, value in columns.items()})

@@ -95,7 +95,7 @@ def move_shard(staged: StagedShard, file: Place) -> None:
     remove(file.parent)
     file.parent.parent.mkdir(parents=True, exist_ok=True)
     # the folder: an object's place is replaced with all that lies below it
-    staged.folder.replace(file.parent)
+    staged.folder.replace(file.parent)  # type: ignore[arg-type]  # both are of one kind
     sync(file, file.parent)
     remove(staged.folder.parent.parent)
 
