@@ -20,12 +20,14 @@ from collections import deque
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+import ray.util.client
 from numpy.typing import NDArray
 
 from extract.backbones import Backbone
@@ -144,12 +146,41 @@ def _chunks_of_features(
         crops=crops,
         stored=ray.put(committer.stored),
     )
+    gpus = 1 if engine.device.type == "cuda" else 0
+    # a new engine, without what it keeps while it runs
+    arguments = tables, reading, ray.put(replace(engine)), threads, gpus
+    if not ray.util.client.ray.is_connected():  # type: ignore[no-untyped-call]
+        yield from _computed(*arguments)
+        return
+    # in one: Ray would replace what it finds among the arguments themselves by what it refers to
+    stream: Any = ray.remote(num_cpus=0)(_Stream).remote(arguments)
+    while blocks := ray.get(stream.some.remote()):
+        yield from blocks
+
+
+class _Stream:
+    """Chunks of features, given from within the cluster: a client of it cannot run Ray Data."""
+
+    def __init__(self, arguments: tuple[Any, ...]) -> None:
+        self._blocks = _computed(*arguments)
+
+    def some(self) -> list[ray.ObjectRef[pa.Table]]:
+        """Give the next one; none at the end."""
+        return list(islice(self._blocks, 1))
+
+
+def _computed(
+    tables: list[pa.Table],
+    reading: Reading,
+    engine: ray.ObjectRef[Engine],
+    threads: int,
+    gpus: int,
+) -> Iterator[ray.ObjectRef[pa.Table]]:
+    """Have Ray Data stream chunks of images through the machines."""
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.raise_original_map_exception = True
-    # a new one, without what an engine keeps while it runs
-    shared = ray.put(replace(engine))
     with ray.data.DataContext.current(context):
         dataset = (
             ray.data.from_arrow(tables)
@@ -164,10 +195,10 @@ def _chunks_of_features(
                 Network,
                 batch_size=None,
                 batch_format="pyarrow",
-                fn_constructor_args=(shared, crops, threads),
+                fn_constructor_args=(engine, reading.crops, threads),
                 compute=ray.data.ActorPoolStrategy(min_size=1),
                 num_cpus=CORES_PER_THREAD * threads,
-                num_gpus=1 if engine.device.type == "cuda" else 0,
+                num_gpus=gpus,
             )
         )
     for bundle in dataset.iter_internal_ref_bundles():
@@ -390,6 +421,9 @@ def _expected(error: BaseException) -> Exception:
             f"a machine of the cluster cannot import what is run there ({one_line(first)}); "
             "install fx there, in the same version: pip install 'fx-images[ray]'"
         ) from error
+    if isinstance(first, ray.exceptions.RayError):
+        # above it stands a traceback
+        return RuntimeError(str(first).strip().splitlines()[-1])
     return first
 
 
