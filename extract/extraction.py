@@ -3,7 +3,7 @@
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +12,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.agreement import find_stale_sets
 from extract.backbones import Backbone, make_spec
-from extract.engines import Engine
+from extract.engines import Engine, find_stale_sets
 from extract.errors import FxError
 from extract.files import Place
 from extract.images import (
@@ -25,6 +24,7 @@ from extract.images import (
     ImageEntry,
     ImageRow,
     ImageSource,
+    LoadedImage,
     Preprocessing,
     Snapshot,
     assign_splits,
@@ -64,6 +64,21 @@ class OddImage(msgspec.Struct, frozen=True):
     path: str
     width: int
     height: int
+
+
+# Parameters and results are those of ``fill_here``.
+Fill = Callable[
+    [
+        FeatureWriter,
+        ImageSource,
+        Backbone,
+        Engine,
+        dict[str, tuple[FileStats, bytes]],
+        int,
+        Progress | None,
+    ],
+    tuple[list[ImageRow], list[OddImage]],
+]
 
 
 class ExtractResult(Record, frozen=True, kw_only=True):
@@ -135,6 +150,7 @@ def extract(
     snapshot: str | None = None,
     rehash: bool = False,
     progress: Progress | None = None,
+    fill: Fill | None = None,
 ) -> ExtractResult:
     """Compute the features that the store lacks, and keep a snapshot of the images.
 
@@ -150,6 +166,7 @@ def extract(
     snapshot : name of the snapshot; by default made of the folder's name and a hash
     rehash : read every file, also those that look unchanged
     progress : called with images done and images in all
+    fill : reads the images and appends their rows, where this process does not; see ``fill_here``
 
     Raises
     ------
@@ -160,6 +177,7 @@ def extract(
     """
     begun = time.perf_counter()
     taken_ns = time.time_ns()
+    fill = fill or fill_here
     check_snapshot_name(snapshot)
     _check_classes(source, ())
     _check_choice("crops", crops, CROPS)
@@ -167,8 +185,7 @@ def extract(
     with store.lock():
         known = known_file_stats(store, source) if not rehash else {}
         writer = _start(store, source, backbone, engine, taken_ns, crops=crops, dtype=dtype)
-        odd: list[OddImage] = []
-        rows = _fill(writer, source, backbone, engine, known, crops, progress, odd)
+        rows, odd = fill(writer, source, backbone, engine, known, crops, progress)
         taken = _keep_snapshot(store, source, rows, split_seed, taken_ns, snapshot)
         leaks = leaked_copies(rows) + leaked_groups(taken.rows)
         leaks += kept_near_leaks(store, taken, writer.sets[0])
@@ -239,7 +256,8 @@ def extract_files(
     # a search of scikit-learn's asks from several processes at once
     with store.lock(wait=True):
         writer = _start(store, source, backbone, engine, time.time_ns())
-        rows = {row.path: row for row in _fill(writer, source, backbone, engine, {}, 1, None)}
+        filled, _ = fill_here(writer, source, backbone, engine, {}, 1, None)
+    rows = {row.path: row for row in filled}
     for name in names:
         if not rows[name].readable:
             raise FxError(f"{name} cannot be read: {rows[name].note}; leave it out")
@@ -361,7 +379,7 @@ def classes_too_small(snapshot: Snapshot) -> dict[str, int]:
     return {label: training[label] for label in snapshot.classes if training[label] < 2}
 
 
-def _fill(
+def fill_here(
     writer: FeatureWriter,
     source: ImageSource,
     backbone: Backbone,
@@ -369,13 +387,21 @@ def _fill(
     known: dict[str, tuple[FileStats, bytes]],
     crops: int,
     progress: Progress | None,
-    odd: list[OddImage] | None = None,
-) -> list[ImageRow]:
+) -> tuple[list[ImageRow], list[OddImage]]:
     """Read every image and append the rows that are missing; finished work is never lost.
 
-    Images of odd sizes are added to ``odd``.
+    Parameters
+    ----------
+    writer : of the sets to fill, which are committed at the end
+    source, backbone, engine, crops, progress : as of ``extract``
+    known : as of ``load_images``
+
+    Returns
+    -------
+    rows of all entries, in their order, and the odd ones of the images that were decoded
     """
     rows: list[ImageRow] = []
+    odd: list[OddImage] = []
     waiting: deque[tuple[bytes, NDArray[np.uint8] | None]] = deque()
     asked: set[bytes] = set()
     total = len(source.entries)
@@ -390,8 +416,7 @@ def _fill(
             rows.append(loaded.row)
             if progress:
                 progress(len(rows), total)
-            if odd is not None and loaded.size is not None and _is_odd(*loaded.size):
-                odd.append(OddImage(loaded.row.path, *loaded.size))
+            odd.extend(odd_images([loaded]))
             key = loaded.row.key
             if loaded.pixels is not None and key not in asked and key not in writer.known:
                 asked.add(key)
@@ -412,12 +437,16 @@ def _fill(
         # the readers hold the store's lock, too, and a kept exception would keep them
         loading.close()
     writer.commit()
-    return rows
+    return rows, odd
 
 
-def _is_odd(width: int, height: int) -> bool:
-    shorter, longer = sorted((width, height))
-    return shorter < SMALL or longer > NARROW * shorter
+def odd_images(images: Iterable[LoadedImage]) -> Iterator[OddImage]:
+    """Find the images, of those that were decoded, of which a network sees little."""
+    for image in images:
+        if image.size is not None:
+            shorter, longer = sorted(image.size)
+            if shorter < SMALL or longer > NARROW * shorter:
+                yield OddImage(image.row.path, *image.size)
 
 
 def known_file_stats(

@@ -1,5 +1,6 @@
 """Inference engines: a backbone run over batches of pixels, on a CPU or a GPU."""
 
+from extract.engines.agreement import find_stale_sets
 from extract.engines.base import Engine, normalise
 from extract.engines.choice import default_batch_size, make_engine
 from extract.engines.devices import resolve_device, training_precision, without_tf32

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
+from typing import Self
 
 import numpy as np
 import torch
@@ -63,6 +64,11 @@ class Engine(ABC):
     def resident(self) -> Run:
         """Return ``run`` that keeps what it has prepared from call to call; for one thread."""
         return self.run
+
+    def with_threads(self, threads: int) -> Self:
+        """Return the same engine with so many threads of a CPU, in a process of its own."""
+        torch.set_num_threads(threads)
+        return self
 
     @property
     def tolerance(self) -> float:

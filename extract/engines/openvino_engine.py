@@ -11,11 +11,11 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -51,9 +51,11 @@ class OpenVINOEngine(Engine):
     Attributes
     ----------
     identity : names the network's tensors; where given, the converted graph is kept on disk
+    threads : of the CPU; None for as many as it has cores
     """
 
     identity: str | None = None
+    threads: int | None = None
 
     @property
     def name(self) -> str:
@@ -71,12 +73,18 @@ class OpenVINOEngine(Engine):
         for first in batches:
             yield from self.resident()(itertools.chain([first], batches))
 
+    def with_threads(self, threads: int) -> Self:
+        """Return the same engine with so many threads; see ``Engine.with_threads``."""
+        return replace(self, threads=threads)
+
     def resident(self) -> Run:
         """Compile the network; see ``Engine.resident``."""
-        hints = {
+        hints: dict[str, str | int] = {
             "PERFORMANCE_HINT": "THROUGHPUT",
             "INFERENCE_PRECISION_HINT": HINTS.get(self.precision, "f32"),
         }
+        if self.threads is not None:
+            hints["INFERENCE_NUM_THREADS"] = self.threads
         compiled = import_openvino().Core().compile_model(self.graph(), "CPU", hints)
         count = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") + WAITING
         return partial(self._run, [compiled.create_infer_request() for _ in range(count)])

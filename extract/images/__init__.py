@@ -11,7 +11,7 @@ from extract.images.entries import (
     LoadedImage,
     Reading,
 )
-from extract.images.loader import batched, largest_file, load_images, mean_of_crops
+from extract.images.loader import batched, largest_file, load_images, mean_of_crops, unchanged
 from extract.images.near_duplicates import (
     NearCopies,
     are_mirrored,

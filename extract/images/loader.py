@@ -67,7 +67,7 @@ def load_images(
     with readers(work, cores, most + 1, shape, len(source.entries), streamed=streamed) as read:
         for entry in source.entries:
             # at once: handing it to another thread would take longer than looking
-            ahead.append(_unchanged(entry, source.root, stored, known) or read(entry))
+            ahead.append(unchanged(entry, source.root, stored, known) or read(entry))
             if len(ahead) > most:
                 yield _of(ahead.popleft())
         while ahead:
@@ -78,12 +78,16 @@ def _of(one: LoadedImage | Callable[[], LoadedImage]) -> LoadedImage:
     return one if isinstance(one, LoadedImage) else one()
 
 
-def _unchanged(
+def unchanged(
     entry: ImageEntry,
     root: Place,
     stored: Container[bytes],
     known: dict[str, tuple[FileStats, bytes]],
 ) -> LoadedImage | None:
+    """Give the row of an image that need not be read; None of others.
+
+    Parameters are those of ``load_images``.
+    """
     before = known.get(entry.path)
     if before is None or before[1] not in stored:
         return None

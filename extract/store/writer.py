@@ -13,11 +13,11 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 
-from extract.errors import FxError
 from extract.files import Place, disk_full_as_fx_error, remote, sync
 from extract.store.feature_set import ROW_ARRAYS, FeatureSet, checksum_of
-from extract.store.key_index import KEY_BYTES, GrowingKeys, KeyIndex, as_key_rows
+from extract.store.key_index import KEY_BYTES, GrowingKeys, KeyIndex, KeyRows, as_key_rows
 from extract.store.records import Commit, ExtractionRun, Spec
+from extract.store.staging import StagedShard, move_shard, narrowed
 from extract.store.zarr_files import open_group
 
 # A killed run may lose this much work, in seconds.
@@ -74,16 +74,57 @@ class FeatureWriter:
         FxError
             If a number is too large for a set that keeps float16.
         """
-        key_rows = as_key_rows(keys)
-        for number, (feature_set, features) in enumerate(zip(self.sets, parts, strict=True)):
-            lacking = self._have[number].add(keys)
-            if lacking:
-                kept = _narrowed(features[lacking], feature_set)
-                self._waiting[number].append(kept, key_rows[lacking], hashes[lacking])
+        for number, features in enumerate(parts):
+            self._add(number, keys, features, hashes)
         if len(self.sets) > 1:
             self.known.add(keys)
         if time.monotonic() - self._since > COMMIT_INTERVAL:
             self.commit()
+
+    def append_to(
+        self,
+        number: int,
+        keys: Sequence[bytes],
+        features: NDArray[np.float32],
+        hashes: NDArray[np.uint8],
+    ) -> None:
+        """Add rows to one set alone, those that it lacks; raises as ``append`` does."""
+        self._add(number, keys, features, hashes)
+        self._find_known(keys)
+
+    def _add(
+        self,
+        number: int,
+        keys: Sequence[bytes],
+        features: NDArray[np.float32],
+        hashes: NDArray[np.uint8],
+    ) -> None:
+        lacking = self._have[number].add(keys)
+        if lacking:
+            one = self.sets[number]
+            kept = narrowed(features[lacking], one.dtype, one.name)
+            self._waiting[number].append(kept, as_key_rows(keys)[lacking], hashes[lacking])
+
+    def adopt(
+        self, number: int, keys: Sequence[bytes], staged: StagedShard, hashes: NDArray[np.uint8]
+    ) -> None:
+        """Add a shard of rows to one set, which lacks them all and ends with a whole shard."""
+        self._waiting[number].adopt(staged, as_key_rows(keys), hashes)
+        self._have[number].add(keys)
+        self._find_known(keys)
+
+    def _find_known(self, keys: Sequence[bytes]) -> None:
+        if len(self.sets) > 1:
+            self.known.add([key for key in keys if not self.lacks(key)])
+
+    def room(self, number: int) -> int:
+        """Rows that one set takes until its last shard is full: at least one."""
+        return self._waiting[number].room
+
+    def lacks(self, key: bytes, number: int | None = None) -> bool:
+        """Whether a set, one or any, has no row of a key and is not about to have one."""
+        asked = self._have if number is None else [self._have[number]]
+        return any(key not in have for have in asked)
 
     def commit(self) -> None:
         """Write what waits, until it is on the disk, then count it as committed."""
@@ -125,11 +166,16 @@ class RowBuffer:
         self.written = feature_set.committed
         self.checksums = feature_set.checksums or {name: [] for name in ROW_ARRAYS}
 
-    def append(self, *rows: NDArray[Any]) -> None:
-        """Add rows: arrays of shape (n, columns), in the order of ``ROW_ARRAYS``."""
+    @property
+    def room(self) -> int:
+        """Rows that fill the last shard up, behind those that wait: at least one."""
         shard = self._set.rows_per_chunk("features")
         waiting = sum(len(features) for features, *_ in self._waiting)
-        room = shard - (self.written + waiting) % shard
+        return shard - (self.written + waiting) % shard
+
+    def append(self, *rows: NDArray[Any]) -> None:
+        """Add rows: arrays of shape (n, columns), in the order of ``ROW_ARRAYS``."""
+        room = self.room
         # to all arrays at once: an interruption comes before or after
         self._waiting.append(tuple(part[:room] for part in rows))
         if len(rows[0]) >= room:
@@ -144,8 +190,30 @@ class RowBuffer:
         joined = tuple(np.concatenate(parts) for parts in zip(*self._waiting, strict=True))
         self._waiting = [joined]
         stop = self.written + len(joined[0])
+        self._resize(stop)
+        found = [self._write_array(*each) for each in zip(ROW_ARRAYS, joined, strict=True)]
+        checksums = dict(zip(ROW_ARRAYS, found, strict=True))
+        self.written, self.checksums, self._waiting = stop, checksums, []
+
+    def adopt(self, staged: StagedShard, keys: KeyRows, hashes: NDArray[np.uint8]) -> None:
+        """Move a shard of features to its place; nothing waits, and whole shards are written."""
+        number, rest = divmod(self.written, self._set.rows_per_chunk("features"))
+        if rest or self._waiting:
+            raise ValueError(f"{self.written} rows of {self._set.name} are no whole shards")
+        stop = self.written + len(keys)
+        self._resize(stop)
+        with disk_full_as_fx_error(self._set.path.parent):
+            move_shard(staged, self._set.chunk_file("features", number))
+        found = [
+            [*self.checksums["features"], staged.checksum],
+            self._write_array("keys", keys),
+            self._write_array("hashes", hashes),
+        ]
+        self.written, self.checksums = stop, dict(zip(ROW_ARRAYS, found, strict=True))
+
+    def _resize(self, stop: int) -> None:
         self._check()
-        # first all of them: where they differ in length, xarray refuses to open the set
+        # all of them, before any is written: where they differ in length, xarray refuses the set
         for name in ROW_ARRAYS:
             with disk_full_as_fx_error(self._set.path.parent):
                 array = self._set.array_as_it_is(name)
@@ -154,9 +222,6 @@ class RowBuffer:
                     continue
                 array.resize((stop, array.shape[1]))
                 sync(self._set.path / name / "zarr.json")
-        found = [self._write_array(*each) for each in zip(ROW_ARRAYS, joined, strict=True)]
-        checksums = dict(zip(ROW_ARRAYS, found, strict=True))
-        self.written, self.checksums, self._waiting = stop, checksums, []
 
     def _write_array(self, name: str, rows: NDArray[Any]) -> list[int]:
         """Write rows behind those of one array, and return the checksums of its chunks."""
@@ -183,18 +248,6 @@ def _common_keys(indices: Sequence[KeyIndex]) -> KeyIndex:
     keys = list(first)
     common = np.logical_and.reduce([other.find(keys) >= 0 for other in others])
     return KeyIndex(as_key_rows(keys), common)
-
-
-def _narrowed(features: NDArray[np.float32], feature_set: FeatureSet) -> NDArray[Any]:
-    if feature_set.dtype == np.float32:
-        return np.ascontiguousarray(features)
-    largest = float(np.abs(features).max(initial=0))
-    if largest > float(np.finfo(feature_set.dtype).max):
-        raise FxError(
-            f"features of {feature_set.name} reach {largest:.3g}, more than {feature_set.dtype} "
-            "holds; extract with `dtype=float32`"
-        )
-    return features.astype(feature_set.dtype)
 
 
 def create_set(

@@ -67,6 +67,15 @@ def extract(
     rehash: Annotated[
         bool, typer.Option("--rehash", help="Read files that look unchanged, too.")
     ] = False,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ray|ADDRESS",
+            help="Compute on a Ray cluster: ray://HOST:PORT, or ray for that of RAY_ADDRESS or, "
+            "without it, one on this machine. The images and the store lie where all machines see "
+            "them.",
+        ),
+    ] = None,
     json_: arguments.Json = False,
     debug: arguments.Debug = False,
 ) -> Any:
@@ -79,7 +88,13 @@ def extract(
 
     with progress_bars(quiet=json_) as begin:
         result = extract_images(
-            images, options, strict=strict, rehash=rehash, dtype=dtype, begin=begin
+            images,
+            options,
+            strict=strict,
+            rehash=rehash,
+            dtype=dtype,
+            cluster=cluster,
+            begin=begin,
         )
     return show(result, json_, lambda: _print(result))
 

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from extract.backbones import Backbone
+from extract.cluster import fill_on
 from extract.engines import Engine, quantised_network
 from extract.errors import FxError
-from extract.extraction import ExtractResult, classes_left_out, extract
+from extract.extraction import ExtractResult, Fill, classes_left_out, extract
 from extract.images import ImageSource, Snapshot, find_images
 from extract.store import FeatureStore, StoredNetwork
 from fx.options import Options, open_backbone, open_engine
@@ -19,6 +20,7 @@ def extract_images(
     strict: bool = False,
     rehash: bool = False,
     dtype: str | None = None,
+    cluster: str | None = None,
     begin: Begin,
 ) -> ExtractResult:
     """Extract the features of a folder or table of images into the store.
@@ -30,6 +32,7 @@ def extract_images(
     dtype : that features are kept in; None for what the store has
     strict : fail when an image cannot be read, after all others are done
     rehash : read files that look unchanged, too
+    cluster : of Ray, that computes them; as of ``extract.cluster.fill_on``
     begin : given what is being done, returns a progress callback
 
     Raises
@@ -50,6 +53,7 @@ def extract_images(
         options,
         dtype=dtype,
         rehash=rehash,
+        fill=None if cluster is None else fill_on(cluster),
         begin=begin,
     )
     if strict and result.failed:
@@ -90,6 +94,7 @@ def fill_store(
     *,
     dtype: str | None = None,
     rehash: bool = False,
+    fill: Fill | None = None,
     begin: Begin,
 ) -> ExtractResult:
     """Extract the features that the store lacks, as the options say."""
@@ -103,5 +108,6 @@ def fill_store(
         split_seed=options.split_seed,
         snapshot=options.snapshot,
         rehash=rehash,
+        fill=fill,
         progress=begin("extracting"),
     )

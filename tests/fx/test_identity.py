@@ -94,6 +94,7 @@ COMMANDS: dict[str, dict[str, Option]] = {
         "--snapshot": Option("--snapshot mine", "names it"),
         "--strict": Option("--strict", "only fails"),
         "--rehash": Option("--rehash", "looks at files again that are the same"),
+        "--cluster": Option("--cluster ray", "is where they are computed, by the same engine"),
     },
     "fit-head": {
         **KEPT,

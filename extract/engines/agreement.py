@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extract.backbones import Backbone
-from extract.engines import Engine
+from extract.engines.base import Engine
 from extract.errors import FxError
 from extract.images import (
     ImageSource,

@@ -1,0 +1,193 @@
+"""Stage one on a Ray cluster: what it costs beside the plain run, and what it survives.
+
+The cost is CPU time, of this process and all below it, on one machine whose cluster runs already;
+a first extraction of a few images has begun its processes. Both do the same work:
+
+    python benchmarks/cluster.py cost ../shared/data/photos /tmp/stores --backbone resnet50
+
+Chaos: two machines are pretended here, and the command runs on them. At random moments a machine
+is killed and another comes, or the command is killed and given again, until it ends. Then each key
+must have exactly one row, the plain run's. Images and stores may lie on s3://.
+
+    python benchmarks/cluster.py chaos ../shared/data/photos /tmp/stores --times 20 --seed 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+
+from extract.engines import make_engine
+from extract.extraction import extract
+from extract.files import place
+from extract.images import Reading, find_images
+from extract.store import FeatureStore
+from fx.options import Options, open_backbone
+
+if TYPE_CHECKING:
+    from extract.extraction import ExtractResult
+
+OBJECT_STORE = 300 * 2**20
+TOLERANCE = 1e-3
+# Images that begin the processes.
+FIRST_IMAGES = 8
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and all below it, those that have ended included."""
+    found = 0.0
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        try:
+            found += sum(process.cpu_times()[:4])
+        except psutil.Error:
+            continue
+    return found
+
+
+def cost(arguments: argparse.Namespace) -> None:
+    import ray
+
+    from extract.cluster import fill_on
+
+    backbone = open_backbone(options(arguments))
+    source = find_images(place(arguments.images), Reading())
+    few = replace(source, entries=source.entries[:FIRST_IMAGES], min_images=1)
+    taken = {}
+    for kind in ("plain", "cluster"):
+        if kind == "cluster":
+            ray.init(
+                "local",
+                num_cpus=arguments.cores,
+                object_store_memory=OBJECT_STORE,
+                include_dashboard=False,
+                log_to_driver=False,
+            )
+        for images in (few, source):
+            engine = make_engine(
+                backbone.module, backbone.preprocessing, identity=backbone.identity
+            )
+            before, begun = cpu_seconds(), time.perf_counter()
+            store = new_store(arguments, f"{kind}-{len(images.entries)}")
+            fill = fill_on("ray") if kind == "cluster" else None
+            done = extract(images, backbone=backbone, engine=engine, store=store, fill=fill)
+            seconds, cpu = time.perf_counter() - begun, cpu_seconds() - before
+            print(f"{kind}: {done.new:,} images, {cpu:.1f} s of CPU, {seconds:.1f} s", flush=True)
+            taken[kind] = cpu
+    print(f"the cluster takes {taken['cluster'] / taken['plain'] - 1:+.1%} CPU time")
+
+
+def chaos(arguments: argparse.Namespace) -> None:
+    from ray.cluster_utils import Cluster
+
+    backbone = open_backbone(options(arguments))
+    engine = make_engine(backbone.module, backbone.preprocessing, identity=backbone.identity)
+    plain = new_store(arguments, "plain")
+    expected = extract(
+        find_images(place(arguments.images), Reading()),
+        backbone=backbone,
+        engine=engine,
+        store=plain,
+    )
+    generator = random.Random(arguments.seed)
+    machine = {"num_cpus": arguments.cores, "object_store_memory": OBJECT_STORE}
+    for number in range(arguments.times):
+        name = f"chaos-{arguments.seed}-{number}"
+        machines = Cluster(initialize_head=True, head_node_args=machine)
+        others = [machines.add_node(**machine)]
+        command = [
+            *(sys.executable, "-m", "fx", "extract", arguments.images, "--json"),
+            *("--store", str(place(arguments.stores) / name), "--cluster", machines.address),
+            *("--backbone", arguments.backbone, "--weights", arguments.weights),
+            *(("--size", str(arguments.size)) if arguments.size else ()),
+        ]
+        blows = {"machine": 0, "command": 0}
+        begun = time.perf_counter()
+        running = begin(command)
+        while True:
+            try:
+                running.wait(generator.uniform(*arguments.calm))
+            except subprocess.TimeoutExpired:
+                kind = generator.choice(sorted(blows))
+                blows[kind] += 1
+                if kind == "machine":
+                    machines.remove_node(others.pop(), allow_graceful=False)
+                    others.append(machines.add_node(**machine))
+                else:
+                    running.kill()
+                    running.wait()
+                    running = begin(command)
+                continue
+            break
+        wrong = differences(plain, FeatureStore(place(arguments.stores) / name), expected)
+        print(
+            f"{name}: status {running.returncode} after {time.perf_counter() - begun:.0f} s, "
+            f"killed: {blows['machine']} machines, {blows['command']} commands; "
+            f"{wrong or 'all rows are there once, and right'}",
+            flush=True,
+        )
+        machines.shutdown()
+
+
+def begin(command: list[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+
+def differences(plain: FeatureStore, store: FeatureStore, expected: ExtractResult) -> str:
+    """Say what is lost, doubled or wrong; nothing if nothing is."""
+    found = [str(damage) for damage in store.verify()]
+    for layer in expected.layers:
+        right, ours = plain.open_set(layer.spec), store.open_set(layer.spec)
+        keys = sorted(right.rows)
+        if sorted(ours.rows) != keys or ours.committed != len(keys):
+            found.append(f"{layer.layer}: {len(ours.rows)} keys in {ours.committed} rows")
+            continue
+        distance = np.linalg.norm(ours.features(keys) - right.features(keys), axis=1)
+        wrong = distance > TOLERANCE * np.linalg.norm(right.features(keys), axis=1)
+        if wrong.any():
+            found.append(f"{layer.layer}: {wrong.sum()} rows are others")
+        if (ours.hashes(keys) != right.hashes(keys)).any():
+            found.append(f"{layer.layer}: perceptual hashes are others")
+    return "; ".join(found)
+
+
+def options(arguments: argparse.Namespace) -> Options:
+    chosen: dict[str, Any] = {
+        name: getattr(arguments, name) for name in ("backbone", "weights", "size")
+    }
+    return Options(store=place(arguments.stores) / "none", **chosen)
+
+
+def new_store(arguments: argparse.Namespace, name: str) -> FeatureStore:
+    return FeatureStore.create(place(arguments.stores) / f"{name}-{os.getpid()}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("cost", "chaos"))
+    parser.add_argument("images", help="folder or table, here or on s3://")
+    parser.add_argument("stores", help="folder of new stores, here or on s3://")
+    parser.add_argument("--backbone", default="resnet50")
+    parser.add_argument("--weights", default="random")
+    parser.add_argument("--size", type=int)
+    parser.add_argument("--cores", type=int, default=os.cpu_count(), help="of each machine")
+    parser.add_argument("--times", type=int, default=1)
+    parser.add_argument(
+        "--calm",
+        type=float,
+        nargs=2,
+        default=(5.0, 60.0),
+        help="seconds between two blows, at least and at most; a start takes some",
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    given = parser.parse_args()
+    {"cost": cost, "chaos": chaos}[given.what](given)
