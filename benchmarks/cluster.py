@@ -7,9 +7,11 @@ a first extraction of a few images has begun its processes. Both do the same wor
 
 Chaos: two machines are pretended here, and the command runs on them. At random moments a machine
 is killed and another comes, or the command is killed and given again, until it ends. Then each key
-must have exactly one row, the plain run's. Images and stores may lie on s3://.
+must have exactly one row, the plain run's. Images and stores may lie on s3://; with ``--s3`` they
+lie on a server of this process, to which the images are copied first, and which refuses a tenth of
+all requests and is gone for ten seconds in every run.
 
-    python benchmarks/cluster.py chaos ../shared/data/photos /tmp/stores --times 20 --seed 1
+    python benchmarks/cluster.py chaos ../shared/data/photos stores --s3 --times 10 --seed 1
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +32,7 @@ import psutil
 
 from extract.engines import make_engine
 from extract.extraction import extract
-from extract.files import place
+from extract.files import place, write_whole
 from extract.images import Reading, find_images
 from extract.store import FeatureStore
 from fx.options import Options, open_backbone
@@ -40,6 +44,8 @@ OBJECT_STORE = 300 * 2**20
 TOLERANCE = 1e-3
 # Images that begin the processes.
 FIRST_IMAGES = 8
+# Share of requests that the server of chaos refuses, and seconds for which it is gone.
+REFUSED, GONE = 0.1, 10.0
 
 
 def cpu_seconds() -> float:
@@ -85,9 +91,32 @@ def cost(arguments: argparse.Namespace) -> None:
     print(f"the cluster takes {taken['cluster'] / taken['plain'] - 1:+.1%} CPU time")
 
 
+def on_s3(arguments: argparse.Namespace) -> Any:
+    """Begin a server, and have images and stores lie there."""
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    from s3_server import S3Server
+
+    server = S3Server()
+    os.environ.update(server.environment)
+    bucket = server.new_bucket()
+    for file in Path(arguments.images).rglob("*"):
+        if file.is_file():
+            there = place(bucket) / "images" / str(file.relative_to(arguments.images))
+            write_whole(there, file.read_bytes())
+    arguments.images, arguments.stores = f"{bucket}/images", f"{bucket}/stores"
+    return server
+
+
+def be_gone(server: Any) -> None:
+    server.stop()
+    time.sleep(GONE)
+    server.start()
+
+
 def chaos(arguments: argparse.Namespace) -> None:
     from ray.cluster_utils import Cluster
 
+    server = on_s3(arguments) if arguments.s3 else None
     backbone = open_backbone(options(arguments))
     engine = make_engine(backbone.module, backbone.preprocessing, identity=backbone.identity)
     plain = new_store(arguments, "plain")
@@ -98,6 +127,8 @@ def chaos(arguments: argparse.Namespace) -> None:
         store=plain,
     )
     generator = random.Random(arguments.seed)
+    if arguments.s3:
+        server.refuse = lambda _: 503 if generator.random() < REFUSED else None
     machine = {"num_cpus": arguments.cores, "object_store_memory": OBJECT_STORE}
     for number in range(arguments.times):
         name = f"chaos-{arguments.seed}-{number}"
@@ -112,6 +143,8 @@ def chaos(arguments: argparse.Namespace) -> None:
         blows = {"machine": 0, "command": 0}
         begun = time.perf_counter()
         running = begin(command)
+        if arguments.s3:
+            threading.Timer(generator.uniform(*arguments.calm), be_gone, [server]).start()
         while True:
             try:
                 running.wait(generator.uniform(*arguments.calm))
@@ -188,6 +221,7 @@ if __name__ == "__main__":
         help="seconds between two blows, at least and at most; a start takes some",
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--s3", action="store_true", help="chaos on a server that fails, too")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     given = parser.parse_args()
     {"cost": cost, "chaos": chaos}[given.what](given)
