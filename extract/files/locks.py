@@ -136,7 +136,7 @@ class Lease:
     def close(self) -> None:
         """Let go of it."""
         self._ended.set()
-        self._thread.join()
+        self._thread.join(1)
         # where it is lost, it is another's; and who waits for it finds out that nobody renews it
         with suppress(OSError):
             if not self._lost and self._tag_there() == self._tag:

@@ -28,8 +28,8 @@ from extract.errors import FxError
 
 # tried here with s3 and http(s); the others are obstore's
 SCHEMES = ("s3", "gs", "az", "http", "https")
-# a request is repeated for so long
-RETRY = timedelta(seconds=40)
+# a request is repeated for so long, and may take so long, with all that it brings
+RETRY, TIMEOUT = timedelta(seconds=40), timedelta(minutes=3)
 
 
 @dataclass(frozen=True)
@@ -286,11 +286,12 @@ class ObjectPath:
         from obstore.exceptions import AlreadyExistsError, NotModifiedError, PreconditionError
 
         mode: Any = "create" if new else {"e_tag": e_tag} if e_tag else "overwrite"
+        # parts cannot be written on a condition
+        parts = False if new or e_tag else None
         try:
             with as_os_error(self):
-                # in one request: parts could not be written on a condition
                 put = obstore.put(
-                    storage_of(self.base), self.key, data, mode=mode, use_multipart=False
+                    storage_of(self.base), self.key, data, mode=mode, use_multipart=parts
                 )
         except (AlreadyExistsError, NotModifiedError, PreconditionError):
             there, stats = self.read_with_stats(sys.maxsize)
@@ -388,10 +389,10 @@ def storage_of(base: str, key: str = "") -> Any:
             f"{base} is read with obstore, which is not installed; "
             "install the extra: pip install 'fx-images[s3]'"
         ) from error
-    # a server of one's own may speak HTTP alone
     return from_url(
         f"{base}/{quote(key)}",
-        client_options={"allow_http": True},
+        # a server of one's own may speak HTTP alone
+        client_options={"allow_http": True, "timeout": TIMEOUT},
         retry_config={"retry_timeout": RETRY},
     )
 

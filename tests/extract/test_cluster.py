@@ -1,10 +1,12 @@
 """Extraction on a Ray cluster: the result is the single machine's, whatever fails on the way."""
 
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import make_image, write_classes
+from conftest import make_image, upload, write_classes
+from s3_server import S3Server
 
 from extract.backbones import Backbone
 from extract.cluster import fill_on
@@ -56,7 +59,11 @@ def images(tmp_path: Path) -> Path:
 
 
 def run(
-    images: Path, store: Path, backbone: Backbone, fill: Fill | None = ON_RAY, **options: object
+    images: Path | str,
+    store: Path | str,
+    backbone: Backbone,
+    fill: Fill | None = ON_RAY,
+    **options: object,
 ) -> ExtractResult:
     engine = make_engine(backbone.module, backbone.preprocessing, device="cpu", batch_size=4)
     return extract(
@@ -69,11 +76,13 @@ def run(
     )
 
 
-def contents(store: Path, result: ExtractResult) -> list[Any]:
+def contents(store: Path | str, result: ExtractResult) -> list[Any]:
     """All that an extraction leaves, without the order of the rows and times."""
     opened = FeatureStore(store)
     assert not opened.verify()
-    assert not list(store.rglob("*.partial"))
+    where = opened.path
+    files = where.rglob("*") if isinstance(where, Path) else [path for path, _ in where.walk()]
+    assert not [file for file in files if ".partial" in str(file)]
     rows = Snapshot.from_parquet(*opened.read_snapshot()).rows
     found: list[Any] = [rows, result.odd, result.failed, result.duplicates]
     for layer in result.layers:
@@ -313,14 +322,24 @@ def _committed(store: Path) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("on_s3", [False, True])
 def test_a_machine_that_is_lost_costs_nothing(
-    tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    backbone: Backbone,
+    monkeypatch: pytest.MonkeyPatch,
+    s3: str,
+    s3_server: S3Server,
+    on_s3: bool,
 ) -> None:
     from ray.cluster_utils import Cluster
 
     ray.shutdown()  # of other tests
     monkeypatch.setattr(filling, "CHUNK_IMAGES", 4)
     images = write_classes(tmp_path / "data", per_class=200)
+    store = tmp_path / "spread"
+    if on_s3:
+        images, store = upload(images, s3), f"{s3}/spread.zarr"
     plain = run(images, tmp_path / "plain", backbone, None)
     machine = {"num_cpus": 1, "object_store_memory": SETTINGS["object_store_memory"]}
     machines = Cluster(initialize_head=True, head_node_args=machine)
@@ -333,10 +352,17 @@ def test_a_machine_that_is_lost_costs_nothing(
             if done > total // 4 and not lost:
                 lost.append(done)
                 machines.remove_node(second, allow_graceful=False)
+                if on_s3:
+                    s3_server.stop()
+                    threading.Timer(5, s3_server.start).start()
 
-        spread = run(images, tmp_path / "spread", backbone, progress=lose)
+        chance = random.Random(0)
+        s3_server.refuse = lambda _: 503 if chance.random() < 0.1 else None
+        spread = run(images, store, backbone, progress=lose)
+        s3_server.refuse = lambda _: None
         assert lost
-        assert contents(tmp_path / "spread", spread) == contents(tmp_path / "plain", plain)
+        assert contents(store, spread) == contents(tmp_path / "plain", plain)
     finally:
+        s3_server.refuse = lambda _: None
         ray.shutdown()
         machines.shutdown()
