@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from extract.errors import FxError, one_line
-from extract.files import Place, read_record, upload, working_folder, write_whole
+from extract.files import Place, delete, read_record, upload, working_folder, write_whole
 from extract.records import Record
 from fx.output import to_json
 
@@ -92,7 +92,7 @@ class Run(msgspec.Struct, frozen=True):
     def forget(self) -> None:
         """Make it unfinished, and have a training begin anew."""
         for name in (RESULT, "training.safetensors"):
-            (self.directory / name).unlink(missing_ok=True)
+            delete(self.directory / name)
 
     def result(self, kind: type[Result]) -> Result:
         """Read the result of a finished run.

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from extract.backbones import Backbone
 from extract.engines.base import Engine
 from extract.errors import FxError
+from extract.files import StorageFailure
 from extract.images import (
     ImageSource,
     Preprocessing,
@@ -69,12 +70,20 @@ def _some_stored_images(
 ) -> tuple[list[bytes], list[NDArray[np.uint8]]]:
     """Read a few images that have rows: their keys and pixels."""
     found: dict[bytes, NDArray[np.uint8]] = {}
+    silent = set[str]()
     for root, path in _where_stored_images_may_be(store, source):
-        with suppress(OSError, UnreadableImage):
+        if root in silent:
+            continue
+        try:
             data = read_image(root, path, largest_file(source.max_image_mb))
             key = hashlib.sha256(data).digest()
             if key in current.rows and key not in found:
                 found[key] = read_pixels(data, preprocessing, crops, source.max_image_mb)
+        except StorageFailure:
+            # each of its images would be asked for as long again
+            silent.add(root)
+        except (OSError, UnreadableImage):
+            continue
         if len(found) == ROWS_COMPARED:
             break
     return list(found), list(found.values())

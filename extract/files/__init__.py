@@ -21,7 +21,7 @@ from extract.files.durable import (
 )
 from extract.files.json_records import LARGEST_RECORD, check_depth, decoded, read_record
 from extract.files.locks import Lease, lock_folder
-from extract.files.mirror import fetched, kept_at, upload, working_folder
+from extract.files.mirror import delete, fetched, kept_at, upload, working_folder
 from extract.files.objects import (
     ObjectPath,
     ObjectStats,

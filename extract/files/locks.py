@@ -1,8 +1,8 @@
 """Locks: of one writer, or of any number of readers; they end with their holder.
 
 The operating system ends the lock on a folder. On object storage a lock is an object that its
-holder writes anew every ten seconds; where it has not been for a minute, the holder is dead, or no
-longer writes, and another may take its place.
+holder writes anew every ten seconds; where it has not been for a minute and a half, the holder is
+dead, or no longer writes, and another may take its place.
 """
 
 import json
@@ -14,10 +14,14 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 
-from extract.files.objects import ObjectPath, StorageFailure
+from extract.files.objects import RETRY, TIMEOUT, ObjectPath, StorageFailure
 
 # seconds after which a holder that has not renewed its lease has lost it; and between renewals
-LEASE, RENEWAL = 60.0, 10.0
+LEASE, RENEWAL = 90.0, 10.0
+# seconds that a write may be under way: so long before the end of its lease a holder stops
+UNDER_WAY = (RETRY + TIMEOUT).total_seconds()
+# that goes on while the machine sleeps, where there is one
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def lock_folder(folder: Path, *, shared: bool, wait: bool = False) -> int:
@@ -78,12 +82,12 @@ class Lease:
         self._thread.start()
 
     def _take(self, wait: bool) -> None:
-        seen, since = None, time.monotonic()
+        seen, since = None, _now()
         while True:
             # it may be let go, or taken by yet another process, at any moment
             with suppress(FileExistsError, FileNotFoundError):
                 tag = self._tag_there()
-                if tag is None or (tag == seen and time.monotonic() - since > LEASE):
+                if tag is None or (tag == seen and _now() - since > LEASE):
                     self._write(tag)
                     return
                 if seen is None:
@@ -95,7 +99,7 @@ class Lease:
                 elif tag != seen and not wait:
                     raise BlockingIOError
                 if tag != seen:
-                    seen, since = tag, time.monotonic()
+                    seen, since = tag, _now()
             time.sleep(min(1.0, RENEWAL / 4))
 
     def _tag_there(self) -> str | None:
@@ -105,7 +109,7 @@ class Lease:
             return None
 
     def _write(self, tag: str | None) -> None:
-        begun = time.monotonic()
+        begun = _now()
         self._count += 1
         content = json.dumps({"holder": self._token, "count": self._count}).encode()
         self._tag = self._file.write_bytes(content, e_tag=tag, new=tag is None)
@@ -130,7 +134,7 @@ class Lease:
         OSError
             If another process may have taken it.
         """
-        if self._lost or time.monotonic() - self._renewed > LEASE - RENEWAL:
+        if self._lost or _now() - self._renewed > LEASE - UNDER_WAY:
             raise StorageFailure(f"the lock {self._file} was lost: the storage was out of reach")
 
     def close(self) -> None:
@@ -141,3 +145,7 @@ class Lease:
         with suppress(OSError):
             if not self._lost and self._tag_there() == self._tag:
                 self._file.unlink()
+
+
+def _now() -> float:
+    return time.clock_gettime(_CLOCK)

@@ -8,16 +8,20 @@ locks it: of two machines that do the same work at the same time, the last one's
 import hashlib
 import json
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
-from extract.files.durable import UNFINISHED, cache_directory, write_whole
+from extract.errors import FxError
+from extract.files.durable import UNFINISHED, cache_directory, remove, write_whole
 from extract.files.objects import ObjectPath, Place
 
 # seconds between two uploads
 INTERVAL = 30.0
 # what can be made again, and is large
 NOT_KEPT = "cache"
+# of which a run has one
+RUN_FILES = ("result.json", "head.json", "model.json")
 _mirrors: dict[Path, "Mirror"] = {}
 
 
@@ -27,15 +31,16 @@ class Mirror:
     Parameters
     ----------
     there : on object storage
+    kind : of folder
 
     Attributes
     ----------
     folder : of this machine, below ``cache_directory()``
     """
 
-    def __init__(self, there: ObjectPath) -> None:
+    def __init__(self, there: ObjectPath, kind: str) -> None:
         digest = hashlib.sha256(str(there).encode()).hexdigest()[:16]
-        self.there, self.folder = there, cache_directory() / "runs" / digest / there.name
+        self.there, self.folder = there, cache_directory() / kind / digest / there.name
         self._index = self.folder.parent / "index.json"
         self._lock = threading.Lock()
         # of each file: the tag of its object, and size and time of the file then
@@ -67,6 +72,8 @@ class Mirror:
     def upload(self) -> None:
         """Write what has changed here; a result comes last, and with it all that it is of.
 
+        Nothing is deleted there: what is missing here may have been cleared away as a cache.
+
         Raises
         ------
         OSError
@@ -82,21 +89,17 @@ class Mirror:
                     if self._known.get(name, ("", 0, 0))[1:] != seen:
                         tag = (self.there / name).write_bytes(here[name].read_bytes())
                         self._known[name] = (tag, *seen)
-            for name in [name for name in self._known if name not in here]:
-                (self.there / name).unlink(missing_ok=True)
-                del self._known[name]
             self._write_index()
 
-    def keep(self) -> None:
-        """Write it there now and then, for as long as this process lives."""
-
-        def keep() -> None:
-            while True:
-                threading.Event().wait(INTERVAL)
-                with suppress(OSError):  # the last upload tells
-                    self.upload()
-
-        threading.Thread(target=keep, daemon=True).start()
+    def delete(self, file: Path) -> None:
+        """Delete a file here and there; raises OSError where the storage does not answer."""
+        name = str(file.relative_to(self.folder))
+        with self._lock:
+            file.unlink(missing_ok=True)
+            if name in self._known:
+                (self.there / name).unlink(missing_ok=True)
+                del self._known[name]
+                self._write_index()
 
     def _files(self) -> list[Path]:
         return [
@@ -115,20 +118,37 @@ def working_folder(where: Place) -> Path:
     """Give the folder in which a run is worked on: where it is, or its mirror, kept from now on."""
     if isinstance(where, Path):
         return where
-    mirror = Mirror(where)
+    mirror = Mirror(where, "runs")
     if mirror.folder not in _mirrors:
         mirror.download()
-        mirror.keep()
+        # what an earlier command could not write there
+        mirror.upload()
+        if not _mirrors:
+            threading.Thread(target=_keep, daemon=True).start()
         _mirrors[mirror.folder] = mirror
     return mirror.folder
 
 
+def _keep() -> None:
+    while True:
+        time.sleep(INTERVAL)
+        for mirror in list(_mirrors.values()):
+            # the last upload tells
+            with suppress(OSError, FxError):
+                mirror.upload()
+
+
 def fetched(where: Place) -> Path:
-    """Give a folder to read: where it is, or what lies there, fetched where it has changed."""
+    """Give a folder to read: where it is, or what lies there, fetched where it has changed.
+
+    Of a place that is no run nothing is fetched. The folder is another one than that in which a
+    run is worked on.
+    """
     if isinstance(where, Path):
         return where
-    mirror = Mirror(where)
-    mirror.download()
+    mirror = Mirror(where, "fetched")
+    if any((where / name).is_file() for name in RUN_FILES):
+        mirror.download()
     return mirror.folder
 
 
@@ -138,6 +158,16 @@ def kept_at(path: Path) -> str:
         if path.is_relative_to(folder):
             return str(mirror.there / str(path.relative_to(folder)))
     return str(path)
+
+
+def delete(path: Path) -> None:
+    """Delete a file, or a folder, of a run, here and where it is kept; as ``Mirror.delete``."""
+    for folder, mirror in _mirrors.items():
+        if path.is_relative_to(folder):
+            for file in [*path.rglob("*")] if path.is_dir() else [path]:
+                if not file.is_dir():
+                    mirror.delete(file)
+    remove(path)
 
 
 def upload(folder: Path) -> None:

@@ -1,8 +1,8 @@
 """Places on object storage: what fx uses of ``pathlib.Path``, over obstore.
 
-An object is written by one request, whole or not at all, and is on the storage once that is
+An object is written whole or not at all, a large one in parts, and is on the storage once that is
 answered. Folders are prefixes: they are there while something lies in them. Requests are repeated
-by obstore, which waits longer each time, for 40 seconds; what fails then is an OSError.
+by obstore, which waits longer each time, for 20 seconds; what fails then is an OSError.
 Credentials come from where obstore finds them (environment, instance metadata); none is kept.
 """
 
@@ -29,7 +29,7 @@ from extract.errors import FxError
 # tried here with s3 and http(s); the others are obstore's
 SCHEMES = ("s3", "gs", "az", "http", "https")
 # a request is repeated for so long, and may take so long, with all that it brings
-RETRY, TIMEOUT = timedelta(seconds=40), timedelta(minutes=3)
+RETRY, TIMEOUT = timedelta(seconds=20), timedelta(seconds=20)
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,17 @@ class ObjectStats:
     @classmethod
     def of(cls, meta: Any) -> ObjectStats:
         """Take them out of what obstore says."""
-        written = int(meta["last_modified"].timestamp() * 1e9)
+        # a listing may say milliseconds where a header says seconds
+        written = int(meta["last_modified"].timestamp()) * 10**9
         return cls(meta["size"], written, written, _number(str(meta["e_tag"])), meta["e_tag"])
 
 
 class StorageFailure(OSError):
     """Object storage does not answer, or not as it should: nothing is known of what lies there."""
+
+
+class StorageDenied(StorageFailure, PermissionError):
+    """Object storage gives no access."""
 
 
 @dataclass(frozen=True)
@@ -233,6 +238,9 @@ class ObjectPath:
         import obstore
         from obstore.exceptions import PreconditionError
 
+        if start is not None and start == stop:
+            # no range says that
+            return b""
         options: Any = {} if start is None else {"range": (start, stop)}
         options |= {"if_match": e_tag} if e_tag else {}
         try:
@@ -370,7 +378,13 @@ def remote(where: object) -> bool:
 
 
 def _tidy(key: str) -> str:
-    return "/".join(part for part in key.split("/") if part not in ("", "."))
+    parts: list[str] = []
+    for part in key.split("/"):
+        if part == "..":
+            del parts[-1:]
+        elif part not in ("", "."):
+            parts.append(part)
+    return "/".join(parts)
 
 
 @lru_cache(256)
@@ -415,13 +429,13 @@ def as_os_error(where: object) -> Iterator[None]:
             errno.ENOENT, "no such object, or no such bucket", str(where)
         ) from None
     except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
-        raise PermissionError(errno.EACCES, "the storage denies access", str(where)) from error
+        raise StorageDenied(errno.EACCES, "the storage denies access", str(where)) from error
     except (exceptions.BaseError, ValueError) as error:
         # behind it stands obstore's record of the request
         said = " ".join(str(error).partition("Debug source")[0].split())
         # of a listing, obstore does not tell them apart
         if "403 Forbidden" in said:
-            raise PermissionError(errno.EACCES, "the storage denies access", str(where)) from error
+            raise StorageDenied(errno.EACCES, "the storage denies access", str(where)) from error
         if "NoSuchBucket" in said:
             raise FileNotFoundError(errno.ENOENT, "no such bucket", str(where)) from None
         failed = f"the storage does not answer as it should ({said[-200:]})"

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extract.errors import one_line
-from extract.files import Place
+from extract.files import ObjectPath, Place, StorageFailure
 from extract.images.decoding import MB, UnreadableImage, read_pixels_and_size
 from extract.images.decoding_memory import BYTES_AT_ONCE, memory_for
 from extract.images.entries import FileStats, ImageEntry, ImageRow, ImageSource, LoadedImage
@@ -128,6 +128,10 @@ def _load_image(
                     memory.enter_context(memory_for(BYTES_AT_ONCE))
                 data = file.read(largest)
         except OSError as error:
+            silent = isinstance(error, StorageFailure) and not isinstance(error, PermissionError)
+            # of all images, most likely: a snapshot without them would look like a whole one
+            if silent and isinstance(source.root, ObjectPath) and "://" not in entry.path:
+                raise
             return LoadedImage(_row(entry, b"", one_line(error), None))
         except MemoryError:
             return LoadedImage(_row(entry, b"", "not enough memory to read it", None))

@@ -212,7 +212,11 @@ def _objects(places: dict[str, ObjectPath]) -> _FileAt:
     for base, folders in wanted.items():
         # a table may name a few of the many objects of a folder
         most = 1000 + MOST_BESIDE * len(folders)
-        objects = list(islice(ObjectPath(base, os.path.commonpath(folders)).walk(), most))
+        try:
+            objects = list(islice(ObjectPath(base, os.path.commonpath(folders)).walk(), most))
+        except PermissionError:
+            # to list is another right than to read
+            continue
         known |= {where: FileStats.of(stats) for where, stats in objects}
         if len(objects) < most:
             listed_whole.add(base)

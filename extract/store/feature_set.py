@@ -15,10 +15,10 @@ import zarr
 from numpy.typing import NDArray
 
 from extract.errors import FxError
-from extract.files import ObjectPath, Place, StorageFailure, lock_folder, remote
+from extract.files import ObjectPath, Place, StorageFailure, lock_folder, sync
 from extract.store.key_index import KEY_BYTES, KeyIndex
 from extract.store.records import Checksums, Commit, Damage, SetAttributes, split_generation
-from extract.store.zarr_files import LARGEST, in_short, open_group
+from extract.store.zarr_files import LARGEST, in_short, lengthen, open_group
 
 ROW_ARRAYS = ("features", "keys", "hashes")
 DTYPES = ("float32", "float16")
@@ -103,11 +103,14 @@ class FeatureSet:
                 raise FileNotFoundError(f"{path} was deleted")
         self.close = weakref.finalize(self, held.close)
 
-    def array_as_it_is(self, name: str) -> zarr.Array[Any]:
-        """Give an array to write to: on object storage another process may have made it longer."""
-        if remote(self.path):
+    def resize(self, name: str, rows: int) -> None:
+        """Give an array so many rows, of which none count yet."""
+        if isinstance(self.path, ObjectPath):
+            lengthen(self.path / name, rows)
             self.arrays[name] = _row_array(open_group(self.path, "r+"), name)
-        return self.arrays[name]
+        else:
+            self.arrays[name].resize((rows, self.arrays[name].shape[1]))
+            sync(self.path / name / "zarr.json")
 
     def rows_per_chunk(self, name: str) -> int:
         """Rows that an array keeps in one file: a shard, or a chunk where it has no shards."""

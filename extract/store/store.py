@@ -61,7 +61,7 @@ from extract.store.blobs import (
     write_blob,
 )
 from extract.store.catalogue import Catalogue
-from extract.store.feature_set import DTYPES, FeatureSet
+from extract.store.feature_set import DTYPES, ROW_ARRAYS, FeatureSet
 from extract.store.metadata import LAYOUT, StoreMetadata, as_last_extracted
 from extract.store.networks import SUFFIXES, StoredNetwork
 from extract.store.records import Damage, ExtractionRun, Spec
@@ -381,10 +381,14 @@ def unfinished_below(path: Place) -> list[Place]:
     # an object is whole or not there, and to list all of them would take long
     names = [*Catalogue(path).names(), SNAPSHOTS, LEAKS, NETWORKS]
     below: list[Place] = [one for name in names for one in (path / name).iterdir()]
-    # a set, or a blob, that was moved or deleted in part has no metadata
-    groups: list[Place] = [path / name for name in names[:-3]]
-    groups += [one for one in below if one.parent.name in names[-3:] and one.name != "zarr.json"]
-    cut = [one for one in groups if not (one / "zarr.json").is_file()]
+    # a set, or a blob, that was moved or deleted in part has no metadata; what else may lie here is
+    # the user's
+    blobs = [one for one in below if one.parent.name in names[-3:]]
+    cut = [one for one in blobs if [part.name for part in one.iterdir()] == ["c"]]
+    for name in names[:-3]:
+        parts = {part.name for part in (path / name).iterdir()}
+        if parts and parts <= {*ROW_ARRAYS}:
+            cut.append(path / name)
     return cut + [one for one in [*path.iterdir(), *below] if one.name.endswith(UNFINISHED)]
 
 

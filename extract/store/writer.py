@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 
-from extract.files import Place, disk_full_as_fx_error, remote, sync
+from extract.files import Place, disk_full_as_fx_error, sync
 from extract.store.feature_set import ROW_ARRAYS, FeatureSet, checksum_of
 from extract.store.key_index import KEY_BYTES, GrowingKeys, KeyIndex, KeyRows, as_key_rows
 from extract.store.records import Commit, ExtractionRun, Spec
@@ -216,12 +216,7 @@ class RowBuffer:
         # all of them, before any is written: where they differ in length, xarray refuses the set
         for name in ROW_ARRAYS:
             with disk_full_as_fx_error(self._set.path.parent):
-                array = self._set.array_as_it_is(name)
-                if remote(self._set.path) and array.shape[0] >= stop:
-                    # of a writer that has lost its lock, nothing makes a set shorter
-                    continue
-                array.resize((stop, array.shape[1]))
-                sync(self._set.path / name / "zarr.json")
+                self._set.resize(name, stop)
 
     def _write_array(self, name: str, rows: NDArray[Any]) -> list[int]:
         """Write rows behind those of one array, and return the checksums of its chunks."""

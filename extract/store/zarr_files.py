@@ -177,6 +177,24 @@ def set_attributes_at(
     return file.write_bytes(json.dumps(metadata).encode(), e_tag=e_tag or stats.e_tag)
 
 
+def lengthen(path: ObjectPath, rows: int) -> None:
+    """Give an array on object storage at least so many rows.
+
+    A writer that has lost its lock, and whose request comes late, makes none shorter.
+
+    Raises
+    ------
+    FileExistsError
+        If another process has changed it meanwhile.
+    """
+    file = path / "zarr.json"
+    data, stats = file.read_with_stats(LARGEST)
+    metadata = json.loads(data)
+    if metadata["shape"][0] < rows:
+        metadata["shape"][0] = rows
+        file.write_bytes(json.dumps(metadata).encode(), e_tag=stats.e_tag)
+
+
 def metadata_damage(folder: Place) -> str:
     """Say what is wrong with the metadata of a group or an array; nothing if nothing is."""
     file = folder / "zarr.json"

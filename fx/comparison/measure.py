@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from extract.backbones import FAMILIES
 from extract.errors import CannotWrite, FxError
-from extract.files import check_room, disk_full_as_fx_error, write_whole
+from extract.files import check_room, delete, disk_full_as_fx_error, write_whole
 from extract.images import ImageRow, group_numbers, image_place
 from extract.registry import Registry
 from fx.comparison.context import (
@@ -239,9 +239,9 @@ def _measured(
     # what is measured on some of the images is not used: it would only fill the disk
     whole = len(fits) == 1 and len(subset.rows) == len(opened.trainable_rows)
     for name in ("training.safetensors", *(() if whole else fitted.files)):
-        (directory / name).unlink(missing_ok=True)
+        delete(directory / name)
     for folder in (one.directory for one, _ in fits if one.directory != directory):
-        shutil.rmtree(folder, ignore_errors=True)
+        delete(folder)
     return Measurement.from_json(record)
 
 

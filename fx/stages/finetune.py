@@ -14,7 +14,7 @@ from extract.backbones import Backbone
 from extract.engines import resolve_device, training_precision
 from extract.errors import FxError
 from extract.extraction import take_snapshot
-from extract.files import kept_at, upload, write_whole
+from extract.files import delete, kept_at, write_whole
 from extract.images import Snapshot, find_images
 from extract.store import FeatureSet, FeatureStore
 from finetune.finetuning import finetune, identity_of
@@ -149,7 +149,6 @@ def finetune_images(
         write_whole(run.directory / CARD, model_card(result))
         run.finish(result)
         _drop_what_going_on_needs(run.directory)
-        upload(run.directory)
     return result
 
 
@@ -166,7 +165,7 @@ def _few_tested(snapshot: Snapshot) -> list[str]:
 
 def _drop_what_going_on_needs(directory: Path) -> None:
     shutil.rmtree(directory / "cache", ignore_errors=True)
-    (directory / "training.safetensors").unlink(missing_ok=True)
+    delete(directory / "training.safetensors")
 
 
 def _prepared(

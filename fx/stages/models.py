@@ -57,7 +57,9 @@ def open_model(model: Path, options: Options) -> OpenModel:
     """
     folder = folder_of(model)
     if not folder.exists():
-        raise FxError(f"no model at {model}; give the folder of a head or of a fine-tuned network")
+        raise FxError(
+            f"no model at {place(model)}; give the folder of a head or of a fine-tuned network"
+        )
     if (folder / "head.json").exists():
         return _open_head(folder, options)
     if (folder / "model.json").exists():

@@ -24,7 +24,8 @@ from extract.images import ImageEntry, ImageSource, Reading, find_images, image_
 from fx.stages.records import LikelyClass, Prediction, Predictions, Sorted
 
 STANDARD_INPUT = Path("-")
-TABLES = (".csv", ".jsonl", ".parquet")
+TABLES = (".csv", ".jsonl", ".parquet")  # to write
+READ_TABLES = (".csv", ".tsv", ".parquet")
 NONE_OF_THESE = "none of these"
 # bytes of an image, and of it at once
 LARGEST_FILE, AT_ONCE = 2**32, 2**20
@@ -79,7 +80,11 @@ def images_to_label(images: Path, reading: Reading) -> ImageSource:
         If there are none.
     """
     if images != STANDARD_INPUT:
-        layout = None if images.suffix.lower() in TABLES and not images.is_dir() else "classes"
+        layout = (
+            None
+            if images.suffix.lower() in (*TABLES, ".tsv") and not images.is_dir()
+            else "classes"
+        )
         return find_images(images, replace(reading, layout=layout))
     data = sys.stdin.buffer.read()
     lines = data.split(b"\0") if b"\0" in data else data.splitlines()

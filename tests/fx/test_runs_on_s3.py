@@ -8,9 +8,10 @@ import pytest
 from conftest import answered
 from s3_server import S3Server
 
-from extract.files import cache_directory, mirror, place, working_folder
+from extract.files import cache_directory, delete, mirror, place, working_folder
 from finetune.training import checkpoint as loop
 from fx.options import Options
+from fx.runs import Run
 from fx.stages.load import load
 
 
@@ -114,7 +115,12 @@ def test_only_what_changed_is_written_and_fetched(s3: str, s3_server: S3Server) 
     s3_server.requests.clear()
     one.upload()
     assert s3_server.requests == {}
-    (folder / "a.json").unlink()
+    # whoever clears a cache away deletes nothing but that
+    shutil.move(folder / "a.json", folder.parent / "a.json")
+    one.upload()
+    assert names_in(f"{s3}/runs") == {"a.json", "result.json"}
+    shutil.move(folder.parent / "a.json", folder / "a.json")
+    delete(folder / "a.json")
     one.upload()
     assert names_in(f"{s3}/runs") == {"result.json"}
     (place(f"{s3}/runs/one") / "c.json").write_bytes(b"{}")
@@ -122,8 +128,38 @@ def test_only_what_changed_is_written_and_fetched(s3: str, s3_server: S3Server) 
     mirror._mirrors.clear()
     s3_server.requests.clear()
     assert working_folder(place(f"{s3}/runs/one")) == folder
-    assert s3_server.requests == {"GET": 2}
+    # a listing, what is new there, and what is new here
+    assert s3_server.requests == {"GET": 2, "PUT": 1}
     assert {file.name for file in folder.rglob("*.json")} == {"c.json", "d.json", "result.json"}
+    assert names_in(f"{s3}/runs") == {"c.json", "d.json", "result.json"}
+
+
+def test_a_result_that_could_not_be_written_there_is_the_next_time(
+    images: Path, s3: str, s3_server: S3Server, fx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, out = f"{s3}/f.zarr", f"{s3}/runs"
+    answered(fx, "extract", images, "--store", store, "--size", 32)
+    with monkeypatch.context() as patch:
+
+        def refused(run: Run, result: object) -> None:
+            s3_server.refuse = lambda method: 403 if method == "PUT" else None
+            Run.finish(run, result)
+
+        patch.setattr("fx.stages.fit_head.Run", type("Refused", (Run,), {"finish": refused}))
+        assert fx("fit-head", "centroid", store, "--out", out).status == 1
+    s3_server.refuse = lambda _: None
+    assert names_in(out) == set()
+    mirror._mirrors.clear()
+    head = answered(fx, "fit-head", "centroid", store, "--out", out)
+    assert {"head.json", "result.json"} <= names_in(head["path"])
+
+
+def test_of_a_place_that_is_no_model_nothing_is_fetched(s3: str, fx, images: Path) -> None:
+    (place(s3) / "photos" / "a.jpg").write_bytes(b"1")
+    said = fx("predict", f"{s3}/photos", images)
+    assert said.status == 1
+    assert f"no model at {s3}/photos" in said.err
+    assert not list(cache_directory().rglob("a.jpg"))
 
 
 @pytest.mark.parametrize("command", [["sample", "digits"], ["demo"]])

@@ -28,6 +28,7 @@ def short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a dead writer's place taken over at once."""
     monkeypatch.setattr("extract.files.locks.LEASE", 0.6)
     monkeypatch.setattr("extract.files.locks.RENEWAL", 0.1)
+    monkeypatch.setattr("extract.files.locks.UNDER_WAY", 0.1)
 
 
 @pytest.fixture
