@@ -15,6 +15,7 @@ import math
 import os
 import pickle
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Container, Iterator, Sequence
@@ -44,7 +45,7 @@ from extract.cluster.workers import (
 from extract.engines import Engine
 from extract.errors import FxError, one_line
 from extract.extraction import OddImage, Progress, odd_images
-from extract.images import FileStats, ImageRow, ImageSource, unchanged
+from extract.images import FileStats, ImageRow, ImageSource, load_images, unchanged
 from extract.store import COMMIT_INTERVAL, FeatureWriter, ShardForm
 
 # A cluster on this machine, or the one that RAY_ADDRESS names.
@@ -89,7 +90,21 @@ def fill(
                     f"the cluster fails at {before:,} images: {one_line(error)}; what was "
                     "computed is stored, and the same command goes on from there"
                 ) from error
-    return committer.rows(), committer.odd()
+    rows = committer.rows()
+    _check_seen_by_all(source, engine, rows)
+    return rows, committer.odd()
+
+
+def _check_seen_by_all(source: ImageSource, engine: Engine, rows: Sequence[ImageRow]) -> None:
+    """Refuse images that a machine could not open, and this one can: all must see the same."""
+    entries = [entry for entry, row in zip(source.entries, rows, strict=True) if not row.key]
+    again = replace(source, entries=tuple(entries))
+    for image in load_images(again, engine.preprocessing):
+        if image.row.key:
+            raise FxError(
+                f"{image.row.path} in {source.root} can be opened here, and not on a machine of the "
+                "cluster; the images must lie where all of them see them"
+            )
 
 
 def _compute(
@@ -148,12 +163,14 @@ def _chunks_of_features(
     )
     gpus = 1 if engine.device.type == "cuda" else 0
     # a new engine, without what it keeps while it runs
-    arguments = tables, reading, ray.put(replace(engine)), threads, gpus
+    arguments = tables, reading, ray.put(replace(engine)), threads, gpus, engine.versions()
     if not ray.util.client.ray.is_connected():  # type: ignore[no-untyped-call]
         yield from _computed(*arguments)
         return
     # in one: Ray would replace what it finds among the arguments themselves by what it refers to
     stream: Any = ray.remote(num_cpus=0)(_Stream).remote(arguments)
+    # what it has given is lost with it
+    committer.source_of_blocks = stream
     while blocks := ray.get(stream.some.remote()):
         yield from blocks
 
@@ -175,6 +192,7 @@ def _computed(
     engine: ray.ObjectRef[Engine],
     threads: int,
     gpus: int,
+    versions: dict[str, str],
 ) -> Iterator[ray.ObjectRef[pa.Table]]:
     """Have Ray Data stream chunks of images through the machines."""
     context = ray.data.DataContext.get_current().copy()
@@ -195,7 +213,7 @@ def _computed(
                 Network,
                 batch_size=None,
                 batch_format="pyarrow",
-                fn_constructor_args=(engine, reading.crops, threads),
+                fn_constructor_args=(engine, reading.crops, threads, versions),
                 compute=ray.data.ActorPoolStrategy(min_size=1),
                 num_cpus=CORES_PER_THREAD * threads,
                 num_gpus=gpus,
@@ -235,6 +253,7 @@ class _Committer:
         self._since = time.monotonic()
         self._records_of = ray.remote(num_cpus=0)(records_of)
         self.failure: Exception | None = None
+        self.source_of_blocks: Any = None
 
     @property
     def stored(self) -> Container[bytes]:
@@ -453,7 +472,8 @@ def _connected(cluster: str) -> Iterator[None]:
     finally:
         # it sets its own
         for number, handler in signals.items():
-            signal.signal(number, handler)
+            if handler is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(number, handler)
     _be_quiet()
     try:
         yield

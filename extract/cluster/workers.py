@@ -116,10 +116,20 @@ class Network:
     engine : in Ray's object store
     crops : squares of each image that are averaged
     threads : of a CPU
+    versions : of the libraries of the process that commits, which records them with the rows
     """
 
-    def __init__(self, engine: ray.ObjectRef[Any], crops: int, threads: int) -> None:
+    def __init__(
+        self, engine: ray.ObjectRef[Any], crops: int, threads: int, versions: dict[str, str]
+    ) -> None:
         self._engine: Engine = ray.get(engine).with_threads(threads)
+        ours = self._engine.versions()
+        others = [f"{k} {ours[k]} instead of {v}" for k, v in versions.items() if ours[k] != v]
+        if others:
+            raise FxError(
+                f"{socket.gethostname()} has {', '.join(others)}; install the same versions on "
+                "all machines of the cluster"
+            )
         self._crops = crops
         self._run = self._engine.resident()
 
