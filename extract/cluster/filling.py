@@ -102,8 +102,8 @@ def _check_seen_by_all(source: ImageSource, engine: Engine, rows: Sequence[Image
     for image in load_images(again, engine.preprocessing):
         if image.row.key:
             raise FxError(
-                f"{image.row.path} in {source.root} can be opened here, and not on a machine of the "
-                "cluster; the images must lie where all of them see them"
+                f"{image.row.path} in {source.root} can be opened here, and not on a machine of "
+                "the cluster; the images must lie where all of them see them"
             )
 
 
