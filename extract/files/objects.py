@@ -30,6 +30,11 @@ from extract.errors import FxError
 SCHEMES = ("s3", "gs", "az", "http", "https")
 # a request is repeated for so long, and may take so long, with all that it brings
 RETRY, TIMEOUT = timedelta(seconds=20), timedelta(seconds=20)
+BACKOFF: Any = {
+    "init_backoff": timedelta(seconds=0.1),
+    "max_backoff": timedelta(seconds=3),
+    "base": 2,
+}
 
 
 @dataclass(frozen=True)
@@ -407,7 +412,8 @@ def storage_of(base: str, key: str = "") -> Any:
         f"{base}/{quote(key)}",
         # a server of one's own may speak HTTP alone
         client_options={"allow_http": True, "timeout": TIMEOUT},
-        retry_config={"retry_timeout": RETRY},
+        # the time decides: ten repetitions, as many as there are by default, may take two seconds
+        retry_config={"retry_timeout": RETRY, "max_retries": 1000, "backoff": BACKOFF},
     )
 
 

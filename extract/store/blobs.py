@@ -37,6 +37,7 @@ def write_blob(store: Place, kind: str, name: str, data: bytes, **attributes: An
     with disk_full_as_fx_error(store, needs=len(data)):
         if kind_damage(store, kind):
             remove(store / kind / "zarr.json")
+        remove(new)
         try:
             open_group(store, "r+").require_group(kind).create_array(
                 new.name,
@@ -44,7 +45,6 @@ def write_blob(store: Place, kind: str, name: str, data: bytes, **attributes: An
                 chunks=(max(1, len(values)),),
                 compressors=[Crc32cCodec()],
                 attributes={**attributes, "checksum": checksum_of(values)},
-                overwrite=True,
                 config={"write_empty_chunks": True},
             )
             if isinstance(new, Path):

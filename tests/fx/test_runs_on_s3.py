@@ -148,7 +148,7 @@ def test_a_result_that_could_not_be_written_there_is_the_next_time(
         patch.setattr("fx.stages.fit_head.Run", type("Refused", (Run,), {"finish": refused}))
         assert fx("fit-head", "centroid", store, "--out", out).status == 1
     s3_server.refuse = lambda _: None
-    assert names_in(out) == set()
+    assert "result.json" not in names_in(out)
     mirror._mirrors.clear()
     head = answered(fx, "fit-head", "centroid", store, "--out", out)
     assert {"head.json", "result.json"} <= names_in(head["path"])
