@@ -124,16 +124,21 @@ class Network:
     ) -> None:
         self._engine: Engine = ray.get(engine).with_threads(threads)
         ours = self._engine.versions()
-        others = [f"{k} {ours[k]} instead of {v}" for k, v in versions.items() if ours[k] != v]
-        if others:
-            raise FxError(
-                f"{socket.gethostname()} has {', '.join(others)}; install the same versions on "
-                "all machines of the cluster"
-            )
+        self._others = [
+            f"{name} {ours[name]} instead of {version}"
+            for name, version in versions.items()
+            if ours[name] != version
+        ]
         self._crops = crops
         self._run = self._engine.resident()
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        # not when it begins: of that Ray tells no reason
+        if self._others:
+            raise FxError(
+                f"{socket.gethostname()} has {', '.join(self._others)}; install the same versions "
+                "on all machines of the cluster"
+            )
         size = self._engine.preprocessing.size
         pixels = values(table, "pixels", np.uint8, (self._crops, size, size, 3))
         batches = self._run(batched(pixels, self._engine.batch_size))

@@ -1,9 +1,12 @@
 """Extraction on a Ray cluster: the result is the single machine's, whatever fails on the way."""
 
+import contextlib
+import json
 import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,10 +23,10 @@ from s3_server import S3Server
 
 from extract.backbones import Backbone
 from extract.cluster import fill_on
-from extract.engines import make_engine
+from extract.engines import Engine, make_engine
 from extract.errors import FxError
 from extract.extraction import ExtractResult, Fill, extract
-from extract.images import Snapshot, find_images
+from extract.images import ImageRow, Snapshot, find_images
 from extract.store import FeatureStore
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
@@ -265,11 +268,79 @@ def test_a_cluster_that_is_not_there_is_told(
         run(images, tmp_path / "store", backbone, fill_on("ray://far:10001"))
 
 
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.slow
+def test_a_machine_of_other_versions_is_told(
+    images: Path, tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = Engine.versions
+    monkeypatch.setattr(Engine, "versions", lambda self: versions(self) | {"torch": "0.1"})
+    with pytest.raises(FxError, match=r"has torch .* instead of 0\.1; install the same"):
+        run(images, tmp_path / "store", backbone)
+
+
+def test_images_that_only_this_machine_sees_are_told(images: Path, backbone: Backbone) -> None:
+    engine = make_engine(backbone.module, backbone.preprocessing, device="cpu")
+    source = find_images(images)
+    rows = [
+        ImageRow(e.path, b"", e.label, None, None, "No such file", False, None)
+        for e in source.entries
+    ]
+    with pytest.raises(FxError, match="can be opened here, and not on a machine of the cluster"):
+        filling._check_seen_by_all(source, engine, rows)
+    shutil.rmtree(images)
+    filling._check_seen_by_all(source, engine, rows)
+
+
 def test_without_ray_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "extract.cluster.filling")
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(FxError, match=r"`cluster` takes Ray, .*fx-images\[ray\]"):
         fill_on("ray")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_a_client_of_a_cluster_leaves_what_one_machine_leaves(images: Path, tmp_path: Path) -> None:
+    client = free_port()
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+    begun = f"start --head --block --port {free_port()} --ray-client-server-port {client}"
+    settings = "--num-cpus 2 --object-store-memory 200000000 --include-dashboard false"
+    head = subprocess.Popen(
+        [Path(sys.executable).with_name("ray"), *begun.split(), *settings.split()],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        for _ in range(240):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", client)):
+                break
+            time.sleep(0.5)
+        results = []
+        for name, more in (("plain", []), ("client", ["--cluster", f"ray://127.0.0.1:{client}"])):
+            command = [sys.executable, "-m", "fx", "extract", images, "--size", "32", "--json"]
+            done = subprocess.run(
+                [*command, "--store", tmp_path / name, *more],
+                env=environment,
+                capture_output=True,
+                check=True,
+            )
+            results.append(json.loads(done.stdout))
+        plain, spread = (FeatureStore(tmp_path / name) for name in ("plain", "client"))
+        keys = sorted(plain.last_extracted().rows)
+        assert sorted(spread.last_extracted().rows) == keys
+        features = [one.last_extracted().features(keys) for one in (plain, spread)]
+        np.testing.assert_array_equal(*features)
+        for name in ("images", "new", "failed", "duplicates", "odd", "splits"):
+            assert results[0][name] == results[1][name]
+    finally:
+        os.killpg(head.pid, signal.SIGTERM)
+        head.wait()
 
 
 DRIVER = """
