@@ -1038,9 +1038,11 @@ def test_large_images_are_few_at_a_time(folder: Path, monkeypatch: pytest.Monkey
     ahead = []
     readers_ = reading.readers
 
-    def watched(work: Any, cores: int, ahead_: int, shape: tuple[int, ...], images: int) -> Any:
+    def watched(
+        work: Any, cores: int, ahead_: int, shape: tuple[int, ...], *more: Any, **options: Any
+    ) -> Any:
         ahead.append(ahead_ * math.prod(shape))
-        return readers_(work, cores, ahead_, shape, images)
+        return readers_(work, cores, ahead_, shape, *more, **options)
 
     monkeypatch.setattr(reading, "readers", watched)
     large = Preprocessing(MAX_SIZE, MAX_SIZE, "bilinear", (0.5,) * 3, (0.5,) * 3)

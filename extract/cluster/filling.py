@@ -467,7 +467,7 @@ def _connected(cluster: str) -> Iterator[None]:
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise FxError(
-            f"no Ray cluster at {address} ({one_line(error)}); begin one by: ray start --head"
+            f"no Ray cluster at {address} ({one_line(error)}); begin one with Ray's own command"
         ) from error
     finally:
         # it sets its own

@@ -72,7 +72,7 @@ def in_own_process(work: Callable[..., Any], *arguments: object, begin: Begin) -
     of_script = b"__main__" in pickled
     receiver, sender = _context().Pipe(duplex=False)
     # typeshed's base context has no Process
-    process = _context().Process(target=_child, args=(sender, pickled))  # type: ignore[attr-defined]
+    process = _context().Process(target=_child, args=(sender, pickled, dict(os.environ)))  # type: ignore[attr-defined]
     progress: Callable[[int, int], None] | None = None
     try:
         _start_server()
@@ -166,7 +166,10 @@ def _kill_server() -> None:
             os.kill(number, signal.SIGKILL)
 
 
-def _child(sender: Connection, pickled: bytes) -> None:
+def _child(sender: Connection, pickled: bytes, environment: dict[str, str]) -> None:
+    # as it is now: the server that forked it has that of its own start, without new credentials
+    os.environ.clear()
+    os.environ.update(environment)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # a terminal interrupts all its processes; the one that began this one will end it
     signal.signal(signal.SIGINT, signal.SIG_IGN)

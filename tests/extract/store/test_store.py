@@ -112,6 +112,7 @@ def test_all_that_a_commit_counts_has_been_synced_as_it_is(tmp_path: Path, monke
         synced.update((file, file.stat().st_ino) for file in files)
 
     monkeypatch.setattr("extract.store.writer.sync", noted)
+    monkeypatch.setattr("extract.store.feature_set.sync", noted)
     append(store, range(3))
     with store.lock():
         writer = store.start([(SPEC, DIM)], RUN)
