@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote, unquote
@@ -355,14 +356,27 @@ Place = Path | ObjectPath
 
 
 def place(where: str | os.PathLike[str] | ObjectPath) -> Place:
-    """Give a path, or of a URL of object storage a place there."""
+    """Give a path, or of a URL of object storage a place there.
+
+    Raises
+    ------
+    FxError
+        If obstore is not installed, or the URL is none of a place, or has a password in it.
+    """
     if isinstance(where, ObjectPath):
         return where
     text = os.fspath(where)
     # a path has lost one of two slashes
-    if found := re.match(rf"({'|'.join(SCHEMES)}):/+(?=.)", text):
-        return ObjectPath.parse(f"{found[1]}://{text[found.end() :]}")
-    return Path(where)
+    found = re.match(rf"({'|'.join(SCHEMES)}):/+(?=.)", text)
+    if not found:
+        return Path(where)
+    there = ObjectPath.parse(f"{found[1]}://{text[found.end() :]}")
+    if find_spec("obstore") is None:
+        raise FxError(
+            f"{there} is read with obstore, which is not installed; "
+            "install the extra: pip install 'fx-images[s3]'"
+        )
+    return there
 
 
 def on_this_machine(path: Path) -> Path:
@@ -394,20 +408,9 @@ def _tidy(key: str) -> str:
 
 @lru_cache(256)
 def storage_of(base: str, key: str = "") -> Any:
-    """Open a bucket, or what lies below a key of it, with obstore.
+    """Open a bucket, or what lies below a key of it, with obstore."""
+    from obstore.store import from_url
 
-    Raises
-    ------
-    FxError
-        If obstore is not installed.
-    """
-    try:
-        from obstore.store import from_url
-    except ImportError as error:
-        raise FxError(
-            f"{base} is read with obstore, which is not installed; "
-            "install the extra: pip install 'fx-images[s3]'"
-        ) from error
     return from_url(
         f"{base}/{quote(key)}",
         # a server of one's own may speak HTTP alone

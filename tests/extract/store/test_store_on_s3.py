@@ -321,6 +321,16 @@ def test_a_place_is_a_url_in_any_of_its_forms() -> None:
     assert str(place("s3://bucket") / "a" / "b.jpg") == "s3://bucket/a/b.jpg"
 
 
+def test_without_obstore_its_extra_is_named(fx, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("extract.files.objects.find_spec", lambda name: None)
+    said = fx("store", "ls", "s3://bucket/f.zarr")
+    assert said.status == 1
+    assert said.err == (
+        "fx: error: s3://bucket/f.zarr is read with obstore, which is not installed; install the "
+        "extra: pip install 'fx-images[s3]'\n"
+    )
+
+
 def test_an_odd_name_of_an_object_is_told(s3: str, s3_server: S3Server) -> None:
     bucket = s3.removeprefix("s3://")
     for key in ("x/a b/ü#%20~.png", "x/c.png"):
