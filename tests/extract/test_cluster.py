@@ -393,7 +393,6 @@ def _committed(store: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("on_s3", [False, True])
 def test_a_machine_that_is_lost_costs_nothing(
     tmp_path: Path,
