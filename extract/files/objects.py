@@ -128,9 +128,6 @@ class ObjectPath:
             return place(other)  # type: ignore[return-value]  # of a URL
         return ObjectPath(self.base, _tidy(f"{self.key}/{other}"))
 
-    def __lt__(self, other: ObjectPath) -> bool:
-        return str(self) < str(other)
-
     @property
     def inode(self) -> int:
         """A number that another place does not have."""
@@ -159,7 +156,7 @@ class ObjectPath:
         """Itself: it always is."""
         return self
 
-    resolve = expanduser = absolute
+    resolve = absolute
 
     def relative_to(self, other: ObjectPath) -> PurePosixPath:
         """What has to be added to a folder above it."""
@@ -273,10 +270,6 @@ class ObjectPath:
                 raise OSError(f"too large: {stats.st_size:,} bytes")
             return bytes(answer.bytes()), stats
 
-    def read_text(self) -> str:
-        """Read an object's bytes as UTF-8."""
-        return self.read_bytes().decode()
-
     def write_bytes(self, data: bytes, *, e_tag: str | None = None, new: bool = False) -> str:
         """Write an object whole, and return its tag.
 
@@ -310,7 +303,8 @@ class ObjectPath:
         except (AlreadyExistsError, NotModifiedError, PreconditionError):
             there, stats = self.read_with_stats(sys.maxsize)
             if there != data:
-                raise FileExistsError(errno.EEXIST, "another object is there", str(self)) from None
+                said = "another process has written it meanwhile"
+                raise FileExistsError(errno.EEXIST, said, str(self)) from None
             return str(stats.e_tag)
         return str(put["e_tag"])
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from extract.errors import FxError
-from extract.files import UNFINISHED, Lease, ObjectPath, Place, remote, remove
+from extract.files import UNFINISHED, Lease, Place, remote, remove
 from extract.store.blobs import SNAPSHOTS, blob_names, snapshots_by_age
 from extract.store.catalogue import Catalogue, read_root
 from extract.store.feature_set import FeatureSet
@@ -20,7 +20,6 @@ from extract.store.zarr_files import (
     in_short,
     metadata_damage,
     set_attributes,
-    set_attributes_at,
 )
 
 # 2: commits name the checksums of their chunks; stores of layout 1 are read, and become of layout 2
@@ -134,13 +133,11 @@ class StoreMetadata:
             remove(self.path / "zarr.json")
             create_root(self.path, known | attributes)
             self._tag = None
-        elif isinstance(self.path, ObjectPath):
-            try:
-                self._tag = set_attributes_at(self.path, attributes, self._tag)
-            except FileExistsError:
-                raise FxError(f"{self.path} is being written by {self._read()[0].writer}") from None
-        else:
-            set_attributes(self.path, attributes)
+            return
+        try:
+            self._tag = set_attributes(self.path, attributes, self._tag)
+        except FileExistsError:
+            raise FxError(f"{self.path} is being written by {self._read()[0].writer}") from None
 
     def publish(self, changes: dict[str, Commit]) -> None:
         """Make commits of several sets count all at once: the root names them first."""

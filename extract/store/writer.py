@@ -75,9 +75,7 @@ class FeatureWriter:
             If a number is too large for a set that keeps float16.
         """
         for number, features in enumerate(parts):
-            self._add(number, keys, features, hashes)
-        if len(self.sets) > 1:
-            self.known.add(keys)
+            self.append_to(number, keys, features, hashes)
         if time.monotonic() - self._since > COMMIT_INTERVAL:
             self.commit()
 
@@ -89,21 +87,12 @@ class FeatureWriter:
         hashes: NDArray[np.uint8],
     ) -> None:
         """Add rows to one set alone, those that it lacks; raises as ``append`` does."""
-        self._add(number, keys, features, hashes)
-        self._find_known(keys)
-
-    def _add(
-        self,
-        number: int,
-        keys: Sequence[bytes],
-        features: NDArray[np.float32],
-        hashes: NDArray[np.uint8],
-    ) -> None:
         lacking = self._have[number].add(keys)
         if lacking:
             one = self.sets[number]
             kept = narrowed(features[lacking], one.dtype, one.name)
             self._waiting[number].append(kept, as_key_rows(keys)[lacking], hashes[lacking])
+        self._find_known(keys)
 
     def adopt(
         self, number: int, keys: Sequence[bytes], staged: StagedShard, hashes: NDArray[np.uint8]

@@ -1,7 +1,7 @@
 """Zarr's groups and arrays in a place: no pipe is waited for, and an update is one write."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -140,41 +140,33 @@ def _store(path: Place, mode: str) -> RegularFiles | Objects:
     return RegularFiles(path, read_only=mode == "r")
 
 
-def set_attributes(path: Place, attributes: dict[str, Any]) -> None:
-    """Set some attributes of a group by one write, and wait until it is on the disk."""
-    if isinstance(path, ObjectPath):
-        set_attributes_at(path, attributes)
-        return
-    # not attrs.update, which is a write for each of them
-    open_group(path, "r+").update_attributes(attributes)
-    sync(path / "zarr.json")
-
-
-def set_attributes_at(
-    path: ObjectPath, attributes: dict[str, Any], e_tag: str | None = None
-) -> str:
-    """Set some attributes of a group on object storage, unless another process has done so.
+def set_attributes(path: Place, attributes: dict[str, Any], e_tag: str | None = None) -> str | None:
+    """Set some attributes of a group by one write, and wait until it is on the disk.
 
     Parameters
     ----------
     path : of the group
     attributes : JSON values by name
-    e_tag : that its metadata had when they were last read, or written; None to read them now
+    e_tag : on object storage, that its metadata had when they were last written; None to read them
+        now
 
     Returns
     -------
-    the tag that they have now
+    the tag that they have now; None on a disk
 
     Raises
     ------
     FileExistsError
-        If they have been written by another process since.
+        If, on object storage, another process has written them since.
     """
-    file = path / "zarr.json"
-    data, stats = file.read_with_stats(LARGEST)
-    metadata = json.loads(data)
-    metadata["attributes"] = metadata.get("attributes", {}) | attributes
-    return file.write_bytes(json.dumps(metadata).encode(), e_tag=e_tag or stats.e_tag)
+    if isinstance(path, ObjectPath):
+        return _change_metadata(
+            path, lambda metadata: metadata.setdefault("attributes", {}).update(attributes), e_tag
+        )
+    # not attrs.update, which is a write for each of them
+    open_group(path, "r+").update_attributes(attributes)
+    sync(path / "zarr.json")
+    return None
 
 
 def lengthen(path: ObjectPath, rows: int) -> None:
@@ -187,12 +179,22 @@ def lengthen(path: ObjectPath, rows: int) -> None:
     FileExistsError
         If another process has changed it meanwhile.
     """
+
+    def lengthened(metadata: dict[str, Any]) -> None:
+        metadata["shape"][0] = max(rows, metadata["shape"][0])
+
+    _change_metadata(path, lengthened)
+
+
+def _change_metadata(
+    path: ObjectPath, change: Callable[[dict[str, Any]], None], e_tag: str | None = None
+) -> str:
+    """Write the metadata of a group or an array anew, unless another process has done so."""
     file = path / "zarr.json"
     data, stats = file.read_with_stats(LARGEST)
     metadata = json.loads(data)
-    if metadata["shape"][0] < rows:
-        metadata["shape"][0] = rows
-        file.write_bytes(json.dumps(metadata).encode(), e_tag=stats.e_tag)
+    change(metadata)
+    return file.write_bytes(json.dumps(metadata).encode(), e_tag=e_tag or stats.e_tag)
 
 
 def metadata_damage(folder: Place) -> str:

@@ -45,7 +45,10 @@ def _column(usual: str) -> Any:
 
 
 Images = Annotated[
-    Path, typer.Argument(help="Folder of class folders, CSV or Parquet table, or one image.")
+    Path,
+    typer.Argument(
+        help="Folder of class folders, CSV or Parquet table, tars, or one image; also on s3://."
+    ),
 ]
 StoreArgument = Annotated[Path, typer.Argument(help="Feature store.")]
 Backbone = Annotated[

@@ -8,6 +8,7 @@ import io
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -241,7 +242,8 @@ def _measured(
     for name in ("training.safetensors", *(() if whole else fitted.files)):
         delete(directory / name)
     for folder in (one.directory for one, _ in fits if one.directory != directory):
-        delete(folder)
+        with suppress(OSError):
+            delete(folder)
     return Measurement.from_json(record)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from extract.errors import FxError
-from extract.files import Place, write_whole
+from extract.files import Place, place, write_whole
 from extract.images import FailedImage, ImageEntry, ImageSource, LoadedImage, Reading, image_place
 from fx.explain.explainer import Explainer
 from fx.explain.heat_maps import MISSING
@@ -87,7 +87,7 @@ def explain_images(
     if nearest and explainer.why_no_nearest:
         notes.append(f"no nearest training images: {explainer.why_no_nearest}")
     result = Explanations(
-        model=str(model),
+        model=str(place(model)),
         page=str(options.out / PAGE),
         explanations=tuple(one.explanation for one in shown),
         failed=tuple(failed),

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from extract.errors import FxError
-from extract.files import check_room, disk_full_as_fx_error, write_whole
+from extract.files import check_room, disk_full_as_fx_error, place, write_whole
 from fx.export.graph import Exportable, open_as_graph
 from fx.export.runtime import load_file
 from fx.runs import Run
@@ -68,12 +68,12 @@ def export_onnx(model: Path, file: Path) -> ExportedModel:
     # README.onnx would have a card named as another's
     card = file.with_name(f"{file.name}.md")
     exported = ExportedModel(
-        path=str(file),
-        model=str(model),
+        path=str(place(file)),
+        model=str(place(model)),
         classes=opened.classes,
         megabytes=len(data) / 1e6,
         largest_difference=difference,
-        card=str(card) if measured else None,
+        card=str(place(card)) if measured else None,
     )
     with disk_full_as_fx_error(file.parent):
         write_whole(file, data)

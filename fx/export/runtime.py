@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from extract.errors import FxError, one_line
-from extract.files import read_regular
+from extract.files import place, read_regular
 from extract.images import (
     FailedImage,
     ImageEntry,
@@ -122,7 +122,7 @@ def predict_file(
         for path, row in zip(paths, classifier.probabilities(pixels), strict=True):
             predictions.append(wanted.prediction(path, row, classifier.classes))
         progress(len(predictions) + len(failed) - len(source.skipped), total)
-    return Predictions(str(file), str(source.root), tuple(predictions), tuple(failed))
+    return Predictions(str(place(file)), str(source.root), tuple(predictions), tuple(failed))
 
 
 def _batches(

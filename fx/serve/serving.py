@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from extract.errors import FxError
+from extract.files import place
 from extract.records import Record
 from fx.interruption import takes_time_to_end
 from fx.options import Options
@@ -85,10 +86,10 @@ def serve_model(
         url = f"http://{name}:{chosen}/"
         local = ipaddress.ip_address(address).is_loopback
         explains = batcher.model.explain is not None
-        record = Serving(str(model), url, local, explains, batcher.model.classes)
+        record = Serving(str(place(model)), url, local, explains, batcher.model.classes)
         # a page of another site may have its own name lead to this machine
         hosts = [host, name, *LOCAL_NAMES] if local else ["*"]
-        app = make_app(str(model), batcher, limits, hosts)
+        app = make_app(str(place(model)), batcher, limits, hosts)
         takes_time_to_end(2 * limits.timeout + SECONDS_TO_CLOSE)
         Server(app, limits, lambda: begun(record)).run([listening])
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from extract.engines import Engine
 from extract.errors import FxError, listed
-from extract.files import Place
+from extract.files import Place, place
 from extract.images import (
     FailedImage,
     ImageEntry,
@@ -90,7 +90,7 @@ def predict_images(
         sizes = [len(one.labels or ()) for one in predictions]
         mean_set_size = float(np.mean(sizes)) if sizes else None
     return Predictions(
-        str(model),
+        str(place(model)),
         str(source.root),
         tuple(predictions),
         tuple(failed),

@@ -97,7 +97,7 @@ def test_a_comparison_on_s3_is_whole_there(images: Path, s3: str, fx) -> None:
     plan = ["--strategies", "logreg", "--sizes", 40, "--seeds", 1]
     said = answered(fx, "compare", images, *options, *plan)
     assert said["report"].startswith(f"{s3}/runs/")
-    page = place(said["report"]).read_text()
+    page = place(said["report"]).read_bytes().decode()
     assert "logreg" in page
     on_another_machine()
     again = answered(fx, "compare", images, *options, *plan)
