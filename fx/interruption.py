@@ -226,12 +226,12 @@ def _see_to_the_end_of(command: int) -> NoReturn:
     if first is None and code in ended:
         # somebody has sent it to the command's own process
         first = code - 128
-    if killed and _state.told[0] == 2:
-        # on its way out, which takes a busy machine a second
-        _await_the_end_of_descendants()
-        os._exit(0)
     if first is not None and (code < 0 or code in ended):
         _await_the_end_of_descendants()
+        if _state.told[0] == 2:
+            # on its way out, which takes a busy machine a second; at the end of it Python has left
+            # and a signal ends the process by itself
+            os._exit(0)
         _tell()
         os._exit(128 + first)
     if code < 0:

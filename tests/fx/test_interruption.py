@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -249,6 +250,36 @@ def main():
         "--json",
     )
     said = printing.signalled(signal.SIGTERM)
+    assert (said.status, json.loads(said.out), said.err) == (0, {"all": "done"}, "")
+
+
+def test_a_result_stands_where_the_signal_comes_after_the_end_of_python(
+    own: Callable[..., Started],
+) -> None:
+    leaving = own(
+        """
+from fx.commands import printing
+
+def main():
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    libc.__cxa_atexit(libc.pause, None, None)
+    printing.show({"all": "done"}, True, None)
+    begun()
+""",
+        "--json",
+    )
+    (command,) = (p for p in leaving.processes() if p.pid != leaving.process.pid)
+    caught = re.compile(r"SigCgt:\s*(\w+)")
+
+    def left() -> bool:
+        found = caught.search(Path(f"/proc/{command.pid}/status").read_text())
+        assert found
+        return not int(found[1], 16) >> (signal.SIGTERM - 1) & 1
+
+    wait_for(left, leaving)
+    said = leaving.signalled(signal.SIGTERM)
     assert (said.status, json.loads(said.out), said.err) == (0, {"all": "done"}, "")
 
 
