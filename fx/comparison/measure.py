@@ -31,10 +31,10 @@ from fx.comparison.context import (
     nested_subset,
     open_context,
 )
-from fx.comparison.memory import peak_memory_mb, reset_peak_memory
 from fx.comparison.own_process import in_own_process
 from fx.comparison.plan import Cell
 from fx.comparison.strategies import STRATEGIES, Fitted, strategy_of
+from fx.memory import peak_memory_mb, reset_peak_memory
 from fx.options import open_backbone, open_engine
 from fx.output import Begin
 from fx.records import Measurement, Skipped

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from joblib import cpu_count
 from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from extract.files import check_room, kept_at, write_whole
 from extract.images import ImageRow, Snapshot, group_numbers
 from extract.store import FeatureSet, FeatureStore
+from fx.memory import free_memory
 from fx.options import Options, choose_sets, read_snapshot
 from fx.output import Begin
 from fx.runs import Run
@@ -70,8 +70,7 @@ class _Stored:
         if len(self.sets) > 1:
             return sys.maxsize
         copies = COPIES + COPIES_OF_FOLD * min(folds, cpu_count())
-        free = psutil.virtual_memory().available
-        return int(MEMORY_SHARE * free / (4 * self.sets[0].dim * copies))
+        return int(MEMORY_SHARE * free_memory() / (4 * self.sets[0].dim * copies))
 
     def tested(self, head: Head, rows: Sequence[ImageRow]) -> Head:
         """Measure a head on test rows."""

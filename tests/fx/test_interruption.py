@@ -142,6 +142,7 @@ def kill_all(one: Started) -> None:
     for process in one.processes():
         process.kill()
     one.process.communicate()
+    shutil.rmtree(one.temporary, ignore_errors=True)
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from extract.errors import FxError, NoRoom
-from fx.comparison.memory import peak_memory_mb
 from fx.comparison.own_process import in_own_process
+from fx.memory import peak_memory_mb
 
 Begin = Callable[[str], Callable[[int, int], None]]
 
