@@ -21,7 +21,11 @@ def image_place(root: str | Place, path: str) -> Place:
 
 def is_streamed(root: str | Place, path: str) -> bool:
     """Whether an image lies on object storage, or by its name in a shard."""
-    return "://" in path or isinstance(root, ObjectPath) or any(f"{end}/" in path for end in SHARDS)
+    return (
+        "://" in path
+        or isinstance(root, ObjectPath)
+        or any(f"{end}/" in path.lower() for end in SHARDS)
+    )
 
 
 @contextmanager
