@@ -45,7 +45,14 @@ from extract.cluster.workers import (
 from extract.engines import Engine
 from extract.errors import FxError, one_line
 from extract.extraction import OddImage, Progress, odd_images
-from extract.images import FileStats, ImageRow, ImageSource, load_images, unchanged
+from extract.images import (
+    FileStats,
+    ImageRow,
+    ImageSource,
+    indexes_of,
+    load_images,
+    unchanged,
+)
 from extract.store import COMMIT_INTERVAL, FeatureWriter, ShardForm
 
 # A cluster on this machine, or the one that RAY_ADDRESS names.
@@ -151,10 +158,7 @@ def _chunks_of_features(
     per_batch = max(1, engine.batch_size // crops)
     count = max(1, count // per_batch) * per_batch
     chunks = [numbers[start : start + count] for start in range(0, len(numbers), count)]
-    tables = [
-        pa.table({"entries": [pickle.dumps((some, [source.entries[n] for n in some]))]})
-        for some in chunks
-    ]
+    tables = [_chunk(source, some) for some in chunks]
     reading = Reading(
         source=replace(source, entries=(), skipped=(), lost=()),
         preprocessing=engine.preprocessing,
@@ -173,6 +177,13 @@ def _chunks_of_features(
     committer.source_of_blocks = stream
     while blocks := ray.get(stream.some.remote()):
         yield from blocks
+
+
+def _chunk(source: ImageSource, numbers: Sequence[int]) -> pa.Table:
+    """Make what ``read_images`` takes: some images, and where they lie in tars."""
+    entries = [source.entries[number] for number in numbers]
+    indexes = indexes_of(source.root, (one.path for one in entries))
+    return pa.table({"entries": [pickle.dumps((numbers, entries, indexes))]})
 
 
 class _Stream:

@@ -26,6 +26,7 @@ from extract.images import (
     LoadedImage,
     Preprocessing,
     batched,
+    learn_indexes,
     load_images,
     mean_of_crops,
 )
@@ -81,8 +82,14 @@ class Reading:
 
 
 def read_images(table: pa.Table, *, reading: Reading) -> pa.Table:
-    """Read and decode a chunk of images: a table of ``numbers`` and ``entries``, pickled."""
-    numbers, entries = pickle.loads(table["entries"][0].as_py())
+    """Read and decode a chunk of images.
+
+    Parameters
+    ----------
+    table : of one cell: their numbers, their entries, and where they lie in tars, pickled
+    """
+    numbers, entries, indexes = pickle.loads(table["entries"][0].as_py())
+    learn_indexes(indexes)
     if isinstance(reading.source.root, Path) and not reading.source.root.is_dir():
         raise FxError(
             f"{reading.source.root} is no folder on {socket.gethostname()}; the images must lie "

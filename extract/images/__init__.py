@@ -21,7 +21,13 @@ from extract.images.near_duplicates import (
     near_copy_groups,
 )
 from extract.images.preprocessing import MAX_SIZE, Preprocessing
-from extract.images.shards import image_place, open_image, read_image
+from extract.images.shards import (
+    image_place,
+    indexes_of,
+    learn_indexes,
+    open_image,
+    read_image,
+)
 from extract.images.snapshot import DuplicateImage, FailedImage, Snapshot
 from extract.images.sources import find_images
 from extract.images.splits import (

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Iterator
@@ -140,6 +141,27 @@ def test_shards_of_several_layers_are_written_by_machines(
     spread = run(images, tmp_path / "spread", two, dtype=dtype)
     # of the first, five rows were there, and three came to them
     assert sorted(adopted) == [*6 * [(0, 8)], (1, 32)]
+    assert contents(tmp_path / "spread", spread) == contents(tmp_path / "plain", plain)
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.slow
+def test_a_tar_is_listed_by_no_machine(
+    images: Path, tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        tar.add(images, "")
+    plain = run(tmp_path / "images.tar", tmp_path / "plain", backbone, None)
+
+    def read(table: Any, *, reading: Any) -> Any:
+        from extract.images.shards import tars
+
+        tars.list_tar = None  # type: ignore[assignment]
+        return workers.read_images(table, reading=reading)
+
+    monkeypatch.setattr(filling, "read_images", read)
+    spread = run(tmp_path / "images.tar", tmp_path / "spread", backbone)
+    assert spread.new == 61
     assert contents(tmp_path / "spread", spread) == contents(tmp_path / "plain", plain)
 
 

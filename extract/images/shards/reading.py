@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -11,7 +11,7 @@ from extract.files import ObjectPath, Place, open_regular, place
 from extract.images.entries import FileStats
 from extract.images.shards.patterns import SHARDS
 from extract.images.shards.rows import read_row
-from extract.images.shards.tars import read_member
+from extract.images.shards.tars import TarIndex, find_in_index, read_member
 
 
 def image_place(root: str | Place, path: str) -> Place:
@@ -64,6 +64,17 @@ def read_image(root: str | Place, path: str, largest: int) -> bytes:
         return file.read(largest)
 
 
+def indexes_of(root: str | Place, paths: Iterable[str]) -> dict[Place, TarIndex]:
+    """Say where images lie in tars that were listed here, for ``learn_indexes`` elsewhere."""
+    found: dict[Place, TarIndex] = {}
+    for path in paths:
+        for shard, member in _shards_in(image_place(root, path)):
+            if known := find_in_index(shard, member):
+                index = found.setdefault(shard, TarIndex(known[0], {}, whole=False))
+                index.members[member] = known[1]
+    return found
+
+
 def _from_shard(where: Place, largest: int) -> tuple[bytes, FileStats]:
     """Read a member of the first part of a path that is a shard.
 
@@ -72,17 +83,22 @@ def _from_shard(where: Place, largest: int) -> tuple[bytes, FileStats]:
     FileNotFoundError
         If none is, or it has no such member.
     """
-    whole = where.key if isinstance(where, ObjectPath) else str(where)
-    error = FileNotFoundError(whole)
-    for found in re.finditer(r"\.(tar|parquet)(?=/)", whole, re.IGNORECASE):
-        head, member = whole[: found.end()], whole[found.end() + 1 :]
-        shard = ObjectPath(where.base, head) if isinstance(where, ObjectPath) else Path(head)
+    error = FileNotFoundError(str(where))
+    for shard, member in _shards_in(where):
         # a folder may have such a name
         if isinstance(shard, Path) and not shard.is_file():
             continue
-        read = read_member if found[1].lower() == "tar" else read_row
+        read = read_member if shard.suffix.lower() == ".tar" else read_row
         try:
             return read(shard, member, largest)
         except FileNotFoundError as missing:
             error = missing
     raise error
+
+
+def _shards_in(where: Place) -> Iterator[tuple[Place, str]]:
+    """Take a place apart after each name of a shard, and what follows it."""
+    whole = where.key if isinstance(where, ObjectPath) else str(where)
+    for found in re.finditer(r"\.(tar|parquet)(?=/)", whole, re.IGNORECASE):
+        head, member = whole[: found.end()], whole[found.end() + 1 :]
+        yield ObjectPath(where.base, head) if isinstance(where, ObjectPath) else Path(head), member

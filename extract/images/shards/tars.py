@@ -7,9 +7,9 @@ say may be anybody's: no name leads out of the tar, and no header makes fx read 
 import errno
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from threading import Lock
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from extract.errors import one_line
 from extract.files import ObjectPath, ObjectStats, Place, open_regular
@@ -24,9 +24,23 @@ _LONGEST_LABEL = 100
 _LABEL_SUFFIXES = ("cls", "json", "txt")
 _LABEL_KEYS = ("label", "class", "cls", "category")
 
-# where members begin, and their bytes
-_Members = dict[str, tuple[int, int]]
-_indexes: dict[Place, tuple[Any, _Members]] = {}
+
+class TarIndex(NamedTuple):
+    """Where images lie in a tar.
+
+    Attributes
+    ----------
+    stats : of the tar, as a disk or a storage says them
+    members : name → where it begins, and its bytes
+    whole : whether these are all images that it has
+    """
+
+    stats: Any
+    members: dict[str, tuple[int, int]]
+    whole: bool
+
+
+_indexes: dict[Place, TarIndex] = {}
 _indexing = Lock()
 
 
@@ -38,7 +52,7 @@ def list_tar(where: Place) -> Listing:
     OSError
         If it cannot be opened or read; what is damaged is listed up to the damage.
     """
-    found, members = Listing(), _Members()
+    found, members = Listing(), dict[str, tuple[int, int]]()
     labels: dict[str, tuple[int, str]] = {}
     with open_shard(where) as (file, stats):
         try:
@@ -76,8 +90,25 @@ def list_tar(where: Place) -> Listing:
         label = labels.get(sample, (0, None))[1]
         part = FileStats.of_part(stats, offset, size)
         found.images.append(ImageEntry(path, label, None, None, part))
-    _indexes[where] = stats, members
+    _indexes[where] = TarIndex(stats, members, whole=True)
     return found
+
+
+def find_in_index(where: Place, name: str) -> tuple[Any, tuple[int, int]] | None:
+    """Give a tar's stats, and where an image lies in it; None of what was not listed here."""
+    index = _indexes.get(where)
+    return (index.stats, index.members[name]) if index and name in index.members else None
+
+
+def learn_indexes(indexes: Mapping[Place, TarIndex]) -> None:
+    """Know from another process where images lie, so that their tars are not listed again."""
+    with _indexing:
+        for where, index in indexes.items():
+            here = _indexes.get(where)
+            if here and FileStats.of(here.stats) == FileStats.of(index.stats):
+                here.members.update(index.members)
+            else:
+                _indexes[where] = index
 
 
 def read_member(where: Place, name: str, largest: int) -> tuple[bytes, FileStats]:
@@ -106,9 +137,14 @@ def _place_of(
 ) -> tuple[ObjectStats, tuple[int, int]]:
     """Give a tar's stats, and where in it a member begins and how long it is."""
     with _indexing:
-        if where not in _indexes or (now and FileStats.of(_indexes[where][0]) != now):
+        index = _indexes.get(where)
+        if (
+            index is None
+            or (name not in index.members and not index.whole)
+            or (now and FileStats.of(index.stats) != now)
+        ):
             list_tar(where)
-        stats, members = _indexes[where]
+        stats, members, _ = _indexes[where]
     if name not in members:
         raise FileNotFoundError(errno.ENOENT, "no such member of the archive", name)
     if members[name][1] > min(largest, stats.st_size):

@@ -4,6 +4,7 @@ import functools
 import http.server
 import io
 import json
+import pickle
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ from extract.images import (
     read_image,
 )
 from extract.images.entries import Reading
-from extract.images.shards import ranges
+from extract.images.shards import indexes_of, learn_indexes, ranges, tars
 from extract.images.shards.ranges import open_shard, read_range
 
 SEEN = Preprocessing(32, 36, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -333,7 +334,7 @@ def test_a_remote_tar_is_read_about_once_for_its_listing_and_once_in_order(
 def test_an_image_is_read_from_a_shard_that_nobody_has_listed(
     folder: Path, tmp_path: Path, s3: str
 ) -> None:
-    from extract.images.shards import rows, tars
+    from extract.images.shards import rows
 
     expected = (folder / "b/003.png").read_bytes()
     tar, table = in_tar(folder, tmp_path / "s.tar"), in_parquet(folder, tmp_path / "s.parquet")
@@ -349,6 +350,47 @@ def test_an_image_is_read_from_a_shard_that_nobody_has_listed(
                 read_image(root, name + "9", 2**30)
             with pytest.raises(OSError, match="too large"):
                 read_image(root, name, 10)
+
+
+def test_what_one_process_has_listed_another_one_reads(
+    folder: Path, tmp_path: Path, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tar = in_tar(folder, tmp_path / "s.tar")
+    upload(tar, s3)
+    sources = [find_images(tar), find_images(place(s3) / "s.tar")]
+    names = [one.path for one in sources[0].entries]
+    known = [pickle.dumps(indexes_of(one.root, names[:4])) for one in sources]
+    listed: list[Any] = []
+    list_tar = tars.list_tar
+    monkeypatch.setattr(tars, "list_tar", lambda where: listed.append(where) or list_tar(where))
+    tars._indexes.clear()
+    for source, indexes in zip(sources, known, strict=True):
+        learn_indexes(pickle.loads(indexes))
+        for name in names[:4]:
+            assert read_image(source.root, name, 2**30) == read_image(
+                folder, name.removeprefix("s.tar/"), 2**30
+            )
+        assert not listed
+        # of the others nothing was told
+        for name in names[4:]:
+            assert read_image(source.root, name, 2**30)
+        with pytest.raises(FileNotFoundError):
+            read_image(source.root, "s.tar/none.png", 2**30)
+        assert len(listed) == 1
+        listed.clear()
+    # learnt in parts
+    tars._indexes.clear()
+    for some in (names[:2], names[2:4]):
+        tars_here = pickle.loads(known[0])
+        index = tars_here[tar]
+        few = {one: index.members[one] for one in (name.removeprefix("s.tar/") for name in some)}
+        learn_indexes({tar: index._replace(members=few)})
+    assert all(read_image(tmp_path, name, 2**30) for name in names[:4])
+    assert not listed
+    # and of another tar than is there now
+    write_tar(tar, {"b/003.png": (folder / "a/001.png").read_bytes()})
+    assert read_image(tmp_path, "s.tar/b/003.png", 2**30) == (folder / "a/001.png").read_bytes()
+    assert listed
 
 
 def test_folders_may_be_named_like_shards(folder: Path, tmp_path: Path, s3: str) -> None:
