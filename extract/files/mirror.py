@@ -57,7 +57,12 @@ class Mirror:
         OSError
             If the storage does not answer.
         """
-        found = {str(path.relative_to(self.there)): (path, s) for path, s in self.there.walk()}
+        # an empty one is what some programs write for a folder
+        found = {
+            str(path.relative_to(self.there)): (path, stats)
+            for path, stats in self.there.walk()
+            if stats.st_size
+        }
         for name, (path, stats) in found.items():
             file = self.folder / name
             if stats.e_tag != self._known.get(name, ("", 0, 0))[0] or not file.exists():

@@ -218,7 +218,8 @@ class ObjectPath:
     def walk(self) -> Iterator[tuple[ObjectPath, ObjectStats]]:
         """List all objects below it, however deep, in the order of their keys."""
         for meta in self._below():
-            yield ObjectPath(self.base, meta["path"]), ObjectStats.of(meta)
+            if meta["path"] != self.key:  # what some programs write for a folder: "images/"
+                yield ObjectPath(self.base, meta["path"]), ObjectStats.of(meta)
 
     def _below(self, most: int = 1000) -> Iterator[Any]:
         import obstore
@@ -441,6 +442,9 @@ def as_os_error(where: object) -> Iterator[None]:
             raise StorageDenied(errno.EACCES, "the storage denies access", str(where)) from error
         if "NoSuchBucket" in said:
             raise FileNotFoundError(errno.ENOENT, "no such bucket", str(where)) from None
+        if "invalid path: " in said:  # of a listing: it is obstore's limit
+            failed = f"{said.partition('invalid path: ')[2]}; rename or delete that object"
+            raise OSError(errno.EINVAL, failed, str(where)) from error
         failed = f"the storage does not answer as it should ({said[-200:]})"
         raise StorageFailure(errno.EIO, failed, str(where)) from error
 

@@ -134,6 +134,14 @@ def test_only_what_changed_is_written_and_fetched(s3: str, s3_server: S3Server) 
     assert names_in(f"{s3}/runs") == {"c.json", "d.json", "result.json"}
 
 
+def test_what_programs_write_for_folders_is_no_file_of_a_run(s3: str, s3_server: S3Server) -> None:
+    (place(s3) / "runs/one/cells/a.json").write_bytes(b"{}")
+    for placeholder in ("runs/", "runs/one/", "runs/one/cells/", "runs/one/cells/b/"):
+        s3_server.client.put_object(Bucket=s3.removeprefix("s3://"), Key=placeholder)
+    folder = working_folder(place(s3) / "runs" / "one")
+    assert [file.name for file in folder.rglob("*")] == ["cells", "a.json"]
+
+
 def test_a_result_that_could_not_be_written_there_is_the_next_time(
     images: Path, s3: str, s3_server: S3Server, fx, monkeypatch: pytest.MonkeyPatch
 ) -> None:

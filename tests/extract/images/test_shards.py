@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 from conftest import upload, write_classes, write_splits
 from pyarrow import parquet
+from s3_server import S3Server
 
 from extract.errors import FxError
 from extract.files import ObjectPath, place
@@ -195,7 +196,9 @@ def test_the_same_photos_are_one_source_wherever_they_lie(
 
 
 @pytest.mark.parametrize("splits", [False, True])
-def test_a_folder_on_s3_is_listed_as_one_on_a_disk(tmp_path: Path, s3: str, splits: bool) -> None:
+def test_a_folder_on_s3_is_listed_as_one_on_a_disk(
+    tmp_path: Path, s3: str, s3_server: S3Server, splits: bool
+) -> None:
     root = tmp_path / "data"
     (write_splits if splits else write_classes)(root, 3)
     (root / "beside.png").write_bytes(next(root.rglob("*.png")).read_bytes())
@@ -207,7 +210,12 @@ def test_a_folder_on_s3_is_listed_as_one_on_a_disk(tmp_path: Path, s3: str, spli
     (root / "notes.txt").write_bytes(b"notes")
     image = next(root.rglob("b/*.png"))
     image.with_name("without_suffix").write_bytes(image.read_bytes())
-    here, there = find_images(root), find_images(upload(root, s3))
+    image.with_name("1 ü+?&=%41#.png").write_bytes(image.read_bytes())
+    where = upload(root, s3)
+    # as some programs write for folders
+    for placeholder in ("data/", f"data/{image.parent.relative_to(root)}/"):
+        s3_server.client.put_object(Bucket=s3.removeprefix("s3://"), Key=placeholder)
+    here, there = find_images(root), find_images(where)
     for name in ("kind", "skipped", "passed_over", "labels", "lost"):
         assert getattr(there, name) == getattr(here, name), name
     plain = [(e.path, e.label, e.split) for e in here.entries]
@@ -651,11 +659,16 @@ def test_no_password_or_signature_is_taken_or_told(url: str, tmp_path: Path) -> 
         assert "hunter2" not in str(caught.value)
 
 
-def test_what_the_storage_fails_at_is_told_with_its_place(folder: Path, s3: str) -> None:
+def test_what_the_storage_fails_at_is_told_with_its_place(
+    folder: Path, s3: str, s3_server: S3Server
+) -> None:
     with pytest.raises(FxError, match=r"s3://nobody-has-this/x.*no such bucket"):
         find_images("s3://nobody-has-this/x")
     with pytest.raises(FxError, match="does not exist, or is empty"):
         find_images(f"{s3}/x")
+    s3_server.client.put_object(Bucket=s3.removeprefix("s3://"), Key="odd/a//1.png", Body=b"1")
+    with pytest.raises(FxError, match=r"a//1.png.*; rename or delete that object$"):
+        find_images(f"{s3}/odd")
     where = upload(folder, s3)
     source = find_images(where)
     (place(where) / "a/001.png").unlink()
