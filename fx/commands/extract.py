@@ -119,7 +119,9 @@ def _print(result: ExtractResult) -> None:
         classes = len(next(iter(result.splits.values())))
         print(f"{number_of(classes, 'class')}; {', '.join(splits)}")
     else:
-        print("no labels")
+        unnamed = result.columns and "label" not in result.columns
+        hint = ": no column of the table is called label; name it by --label-column"
+        print(f"no labels{hint if unnamed else ''}")
     if result.left_out:
         print_wrapped(f"classes left out: {counted(result.left_out)}")
     if result.too_few:

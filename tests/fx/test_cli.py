@@ -417,6 +417,11 @@ def test_the_columns_of_a_table_are_told(here: Path, fx: Fx) -> None:
     assert "columns of the table: path 'file', label 'label'\n" in said.out
     record = json.loads(fx(*words, "--path-column", "file", "--root", "data", "--json").out)
     assert record["columns"] == {"path": "file", "label": "label"}
+    (here / "data" / "u.csv").write_text("\n".join(["path;class", *rows]))
+    unnamed = "no labels: no column of the table is called label; name it by --label-column\n"
+    assert unnamed in fx("extract", "data/u.csv", "--size", 32).out
+    named = fx("extract", "data/u.csv", "--size", 32, "--label-column", "class").out
+    assert "2 classes; " in named
 
 
 def test_an_interrupted_sample_is_written_again(
