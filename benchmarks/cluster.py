@@ -5,11 +5,11 @@ a first extraction of a few images has begun its processes. Both do the same wor
 
     python benchmarks/cluster.py cost ../shared/data/photos /tmp/stores --backbone resnet50
 
-Chaos: two machines are pretended here, and the command runs on them. At random moments a machine
-is killed and another comes, or the command is killed and given again, until it ends. Then each key
-must have exactly one row, the plain run's. Images and stores may lie on s3://; with ``--s3`` they
-lie on a server of this process, to which the images are copied first, and which refuses a tenth of
-all requests and is gone for ten seconds in every run.
+Chaos: two machines are pretended here, and the command runs on them. In each run, at random moments
+and in either order, a machine is killed and another comes, and the command is killed and given
+again. Then each key must have exactly one row, the plain run's. Images and stores may lie on s3://;
+with ``--s3`` they lie on a server of this process, to which the images are copied first, and which
+refuses a tenth of all requests and is gone for ten seconds in every run.
 
     python benchmarks/cluster.py chaos ../shared/data/photos stores --s3 --times 10 --seed 1
 """
@@ -140,30 +140,29 @@ def chaos(arguments: argparse.Namespace) -> None:
             *("--backbone", arguments.backbone, "--weights", arguments.weights),
             *(("--size", str(arguments.size)) if arguments.size else ()),
         ]
-        blows = {"machine": 0, "command": 0}
+        blows = generator.sample(["machine", "command"], 2)
+        killed: list[str] = []
         begun = time.perf_counter()
         running = begin(command)
         if arguments.s3:
             threading.Timer(generator.uniform(*arguments.calm), be_gone, [server]).start()
-        while True:
+        while blows and running.poll() is None:
             try:
                 running.wait(generator.uniform(*arguments.calm))
             except subprocess.TimeoutExpired:
-                kind = generator.choice(sorted(blows))
-                blows[kind] += 1
-                if kind == "machine":
+                killed.append(blows.pop())
+                if killed[-1] == "machine":
                     machines.remove_node(others.pop(), allow_graceful=False)
                     others.append(machines.add_node(**machine))
                 else:
                     running.kill()
                     running.wait()
                     running = begin(command)
-                continue
-            break
+        running.wait()
         wrong = differences(plain, FeatureStore(place(arguments.stores) / name), expected)
         print(
             f"{name}: status {running.returncode} after {time.perf_counter() - begun:.0f} s, "
-            f"killed: {blows['machine']} machines, {blows['command']} commands; "
+            f"killed: {', '.join(killed) or 'nothing'}; "
             f"{wrong or 'all rows are there once, and right'}",
             flush=True,
         )
@@ -218,7 +217,7 @@ if __name__ == "__main__":
         type=float,
         nargs=2,
         default=(5.0, 60.0),
-        help="seconds between two blows, at least and at most; a start takes some",
+        help="seconds before each kill, at least and at most; a start takes some",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--s3", action="store_true", help="chaos on a server that fails, too")

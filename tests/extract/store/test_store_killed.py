@@ -171,7 +171,7 @@ def test_killed_at_a_step_on_the_disk(prepare, dtype, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("prepare", "dtype"), SCENES)
 def test_killed_at_many_steps_on_the_disk(prepare, dtype, tmp_path: Path) -> None:
-    kill_at_some(20, prepare, dtype, tmp_path)
+    kill_at_some(12, prepare, dtype, tmp_path)
 
 
 SIZE, PER_CLASS, INTERVAL = 32, 150, 0.1
@@ -342,5 +342,5 @@ def test_killed_at_a_few_random_moments(undisturbed, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_thirty_random_moments(undisturbed, tmp_path: Path) -> None:
-    kill_at_random(30, undisturbed, tmp_path)
+def test_killed_at_random_moments(undisturbed, tmp_path: Path) -> None:
+    kill_at_random(15, undisturbed, tmp_path)
