@@ -42,21 +42,38 @@ if TYPE_CHECKING:
 
 OBJECT_STORE = 300 * 2**20
 TOLERANCE = 1e-3
+# Seconds between two looks at the processes.
+SAMPLED = 0.3
 # Images that begin the processes.
 FIRST_IMAGES = 8
 # Share of requests that the server of chaos refuses, and seconds for which it is gone.
 REFUSED, GONE = 0.1, 10.0
 
 
-def cpu_seconds() -> float:
-    """CPU time of this process and all below it, those that have ended included."""
-    found = 0.0
-    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-        try:
-            found += sum(process.cpu_times()[:4])
-        except psutil.Error:
-            continue
-    return found
+class CPUTime(threading.Thread):
+    """CPU time of this process and all below it, those that have ended included.
+
+    What a process took is what it had when it was last seen: its parent may not have waited for it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._taken: dict[psutil.Process, float] = {}
+        self._lock = threading.Lock()
+
+    def run(self) -> None:
+        while True:
+            self.seconds()
+            time.sleep(SAMPLED)
+
+    def seconds(self) -> float:
+        with self._lock:
+            for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+                try:
+                    self._taken[process] = sum(process.cpu_times()[:2])
+                except psutil.Error:
+                    continue
+            return sum(self._taken.values())
 
 
 def cost(arguments: argparse.Namespace) -> None:
@@ -64,6 +81,8 @@ def cost(arguments: argparse.Namespace) -> None:
 
     from extract.cluster import fill_on
 
+    cpu_time = CPUTime()
+    cpu_time.start()
     backbone = open_backbone(options(arguments))
     source = find_images(place(arguments.images), Reading())
     few = replace(source, entries=source.entries[:FIRST_IMAGES], min_images=1)
@@ -81,11 +100,11 @@ def cost(arguments: argparse.Namespace) -> None:
             engine = make_engine(
                 backbone.module, backbone.preprocessing, identity=backbone.identity
             )
-            before, begun = cpu_seconds(), time.perf_counter()
+            before, begun = cpu_time.seconds(), time.perf_counter()
             store = new_store(arguments, f"{kind}-{len(images.entries)}")
             fill = fill_on("ray") if kind == "cluster" else None
             done = extract(images, backbone=backbone, engine=engine, store=store, fill=fill)
-            seconds, cpu = time.perf_counter() - begun, cpu_seconds() - before
+            seconds, cpu = time.perf_counter() - begun, cpu_time.seconds() - before
             print(f"{kind}: {done.new:,} images, {cpu:.1f} s of CPU, {seconds:.1f} s", flush=True)
             taken[kind] = cpu
     print(f"the cluster takes {taken['cluster'] / taken['plain'] - 1:+.1%} CPU time")
