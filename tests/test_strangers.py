@@ -47,9 +47,9 @@ from extract.store import StoredNetwork
 from finetune.network import Network
 from finetune.training import ModelRecord, TrainingState, save_model
 from finetune.training.checkpoint import load_training_state, save_training_state
-from fx.memory import peak_memory_mb, reset_peak_memory
 from fx.options import Options
 from fx.runs import Run
+from fx.stages.memory import peak_memory_mb, reset_peak_memory
 from fx.stages.models import open_model
 from fx.stages.records import HeadResult
 from heads.calibration import Calibration

@@ -34,11 +34,11 @@ from fx.comparison.context import (
 from fx.comparison.own_process import in_own_process
 from fx.comparison.plan import Cell
 from fx.comparison.strategies import STRATEGIES, Fitted, strategy_of
-from fx.memory import peak_memory_mb, reset_peak_memory
 from fx.options import open_backbone, open_engine
 from fx.output import Begin
 from fx.records import Measurement, Skipped
 from fx.runs import Run
+from fx.stages.memory import peak_memory_mb, reset_peak_memory
 from fx.stages.predict import milliseconds_per_image, seconds_per_image, source_of
 from fx.stages.rows import labels_of
 from heads.evaluation import evaluate

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from extract.files import check_room, kept_at, write_whole
 from extract.images import ImageRow, Snapshot, group_numbers
 from extract.store import FeatureSet, FeatureStore
-from fx.memory import free_memory
 from fx.options import Options, choose_sets, read_snapshot
 from fx.output import Begin
 from fx.runs import Run
 from fx.stages.card import CARD, data_used, model_card
+from fx.stages.memory import free_memory
 from fx.stages.records import DoubtfulLabels, HeadResult, NetworkUsed
 from fx.stages.rows import (
     check_labelled,

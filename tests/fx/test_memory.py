@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from fx import memory
+from fx.stages import memory
 
 MIB = 2**20
 

@@ -532,7 +532,7 @@ import torch
 from PIL import Image
 from extract.images.decoding import UnreadableImage, read_pixels
 from extract.images import Preprocessing
-from fx.memory import peak_memory_mb, reset_peak_memory
+from fx.stages.memory import peak_memory_mb, reset_peak_memory
 torch.set_num_threads(1)
 small = Preprocessing(32, 36, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 for file in [sys.argv[1], *sys.argv[1:]]:
@@ -567,7 +567,7 @@ def test_an_image_takes_no_more_memory_than_is_said(tmp_path: Path) -> None:
 
 WHOLE_COMMAND = """
 import atexit, sys
-from fx.memory import peak_memory_mb
+from fx.stages.memory import peak_memory_mb
 from fx.commands.app import main
 sys.argv[0] = "fx"
 try:

@@ -15,7 +15,7 @@ import pytest
 
 from extract.errors import FxError, NoRoom
 from fx.comparison.own_process import in_own_process
-from fx.memory import peak_memory_mb
+from fx.stages.memory import peak_memory_mb
 
 Begin = Callable[[str], Callable[[int, int], None]]
 
