@@ -444,7 +444,7 @@ def as_os_error(where: object) -> Iterator[None]:
             raise FileNotFoundError(errno.ENOENT, "no such bucket", str(where)) from None
         if "invalid path: " in said:  # of a listing: it is obstore's limit
             failed = f"{said.partition('invalid path: ')[2]}; rename or delete that object"
-            raise OSError(errno.EINVAL, failed, str(where)) from error
+            raise StorageFailure(errno.EINVAL, failed, str(where)) from error
         failed = f"the storage does not answer as it should ({said[-200:]})"
         raise StorageFailure(errno.EIO, failed, str(where)) from error
 
