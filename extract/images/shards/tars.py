@@ -8,6 +8,7 @@ import errno
 import json
 import tarfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO, NamedTuple
 
@@ -107,7 +108,8 @@ def learn_indexes(indexes: Mapping[Place, TarIndex]) -> None:
             here = _indexes.get(where)
             if here and FileStats.of(here.stats) == FileStats.of(index.stats):
                 here.members.update(index.members)
-            else:
+            # a reader compares files anyway, and another machine may see other stats of the same one
+            elif not (here and here.whole and isinstance(where, Path)):
                 _indexes[where] = index
 
 
