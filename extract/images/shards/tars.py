@@ -108,7 +108,7 @@ def learn_indexes(indexes: Mapping[Place, TarIndex]) -> None:
             here = _indexes.get(where)
             if here and FileStats.of(here.stats) == FileStats.of(index.stats):
                 here.members.update(index.members)
-            # a reader compares files anyway, and another machine may see other stats of the same one
+            # readers compare files anyway, and another machine may see other stats of the same one
             elif not (here and here.whole and isinstance(where, Path)):
                 _indexes[where] = index
 
