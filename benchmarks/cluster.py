@@ -1,15 +1,15 @@
 """Stage one on a Ray cluster: what it costs beside the plain run, and what it survives.
 
-The cost is CPU time, of this process and all below it, on one machine whose cluster runs already;
-a first extraction of a few images has begun its processes. Both do the same work:
+The cost is CPU time, of this process and all below it, on one machine. What it takes to begin, the
+cluster, its processes and the network, is what a few images take, and is told apart:
 
     python benchmarks/cluster.py cost ../shared/data/photos /tmp/stores --backbone resnet50
 
-Chaos: two machines are pretended here, and the command runs on them. In each run, at random moments
-and in either order, a machine is killed and another comes, and the command is killed and given
-again. Then each key must have exactly one row, the plain run's. Images and stores may lie on s3://;
-with ``--s3`` they lie on a server of this process, to which the images are copied first, and which
-refuses a tenth of all requests and is gone for ten seconds in every run.
+Chaos: a cluster of a head and two machines is pretended here, and the command runs on them. In each
+run, at random moments and in either order, a machine is killed and another comes, and the command
+is killed and given again. Then each key must have exactly one row, the plain run's. Images and
+stores may lie on s3://; with ``--s3`` they lie on a server of this process, to which the images are
+copied first, and which refuses a tenth of all requests and is gone for ten seconds in every run.
 
     python benchmarks/cluster.py chaos ../shared/data/photos stores --s3 --times 10 --seed 1
 """
@@ -42,10 +42,11 @@ if TYPE_CHECKING:
 
 OBJECT_STORE = 300 * 2**20
 TOLERANCE = 1e-3
-# Seconds between two looks at the processes.
-SAMPLED = 0.3
-# Images that begin the processes.
-FIRST_IMAGES = 8
+# Seconds between two looks at the processes: each takes 20 ms.
+SAMPLED = 1.0
+# Images that cost next to nothing but the start.
+FEW_IMAGES = 8
+WORKERS = 2
 # Share of requests that the server of chaos refuses, and seconds for which it is gone.
 REFUSED, GONE = 0.1, 10.0
 
@@ -77,25 +78,15 @@ class CPUTime(threading.Thread):
 
 
 def cost(arguments: argparse.Namespace) -> None:
-    import ray
-
     from extract.cluster import fill_on
 
     cpu_time = CPUTime()
     cpu_time.start()
     backbone = open_backbone(options(arguments))
     source = find_images(place(arguments.images), Reading())
-    few = replace(source, entries=source.entries[:FIRST_IMAGES], min_images=1)
-    taken = {}
-    for kind in ("plain", "cluster"):
-        if kind == "cluster":
-            ray.init(
-                "local",
-                num_cpus=arguments.cores,
-                object_store_memory=OBJECT_STORE,
-                include_dashboard=False,
-                log_to_driver=False,
-            )
+    few = replace(source, entries=source.entries[:FEW_IMAGES], min_images=1)
+    taken: dict[str, list[float]] = {"plain": [], "cluster": []}
+    for kind, of_kind in taken.items():
         for images in (few, source):
             engine = make_engine(
                 backbone.module, backbone.preprocessing, identity=backbone.identity
@@ -104,10 +95,14 @@ def cost(arguments: argparse.Namespace) -> None:
             store = new_store(arguments, f"{kind}-{len(images.entries)}")
             fill = fill_on("ray") if kind == "cluster" else None
             done = extract(images, backbone=backbone, engine=engine, store=store, fill=fill)
-            seconds, cpu = time.perf_counter() - begun, cpu_time.seconds() - before
-            print(f"{kind}: {done.new:,} images, {cpu:.1f} s of CPU, {seconds:.1f} s", flush=True)
-            taken[kind] = cpu
-    print(f"the cluster takes {taken['cluster'] / taken['plain'] - 1:+.1%} CPU time")
+            seconds = time.perf_counter() - begun
+            of_kind.append(cpu_time.seconds() - before)
+            print(f"{kind}: {done.new:,} images, {of_kind[-1]:.1f} s of CPU, {seconds:.1f} s")
+    (plain_start, plain), (start, cluster) = taken.values()
+    print(
+        f"the cluster takes {(cluster - start) / (plain - plain_start) - 1:+.1%} CPU time, start "
+        f"apart ({start - plain_start:.1f} s), and {cluster / plain - 1:+.1%} with it"
+    )
 
 
 def on_s3(arguments: argparse.Namespace) -> Any:
@@ -135,6 +130,10 @@ def be_gone(server: Any) -> None:
 def chaos(arguments: argparse.Namespace) -> None:
     from ray.cluster_utils import Cluster
 
+    from extract.cluster.filling import PROCESSES_KEPT
+
+    # as where fx begins the cluster: these machines have few cores, too
+    os.environ.setdefault("RAY_num_workers_soft_limit", str(PROCESSES_KEPT))
     server = on_s3(arguments) if arguments.s3 else None
     backbone = open_backbone(options(arguments))
     engine = make_engine(backbone.module, backbone.preprocessing, identity=backbone.identity)
@@ -151,8 +150,8 @@ def chaos(arguments: argparse.Namespace) -> None:
     machine = {"num_cpus": arguments.cores, "object_store_memory": OBJECT_STORE}
     for number in range(arguments.times):
         name = f"chaos-{arguments.seed}-{number}"
-        machines = Cluster(initialize_head=True, head_node_args=machine)
-        others = [machines.add_node(**machine)]
+        machines = Cluster(initialize_head=True, head_node_args=machine | {"num_cpus": 0})
+        workers = [machines.add_node(**machine) for _ in range(WORKERS)]
         command = [
             *(sys.executable, "-m", "fx", "extract", arguments.images, "--json"),
             *("--store", str(place(arguments.stores) / name), "--cluster", machines.address),
@@ -171,8 +170,9 @@ def chaos(arguments: argparse.Namespace) -> None:
             except subprocess.TimeoutExpired:
                 killed.append(blows.pop())
                 if killed[-1] == "machine":
-                    machines.remove_node(others.pop(), allow_graceful=False)
-                    others.append(machines.add_node(**machine))
+                    lost = workers.pop(generator.randrange(WORKERS))
+                    machines.remove_node(lost, allow_graceful=False)
+                    workers.append(machines.add_node(**machine))
                 else:
                     running.kill()
                     running.wait()
