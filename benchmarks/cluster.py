@@ -5,13 +5,13 @@ cluster, its processes and the network, is what a few images take, and is told a
 
     python benchmarks/cluster.py cost ../shared/data/photos /tmp/stores --backbone resnet50
 
-Chaos: a cluster of a head and two machines is pretended here, and the command runs on them. In each
-run, at random moments and in either order, a machine is killed and another comes, and the command
-is killed and given again. Then each key must have exactly one row, the plain run's. Images and
-stores may lie on s3://; with ``--s3`` they lie on a server of this process, to which the images are
-copied first, and which refuses a tenth of all requests and is gone for ten seconds in every run.
+Chaos: a cluster of a head and two machines is pretended here, and the command runs on them. Images
+and store lie on an S3 server of this process, which refuses a tenth of all requests. In each run,
+in any order, a machine is killed and another comes, the command is killed and given again, and the
+server is gone for ten seconds: each after the cluster has read a random number of images. Then each
+key must have exactly one row, the plain run's.
 
-    python benchmarks/cluster.py chaos ../shared/data/photos stores --s3 --times 10 --seed 1
+    python benchmarks/cluster.py chaos ../shared/data/photos /tmp/stores --times 10 --seed 1
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ SAMPLED = 1.0
 # Images that cost next to nothing but the start.
 FEW_IMAGES = 8
 WORKERS = 2
+# Images that are read before the next blow, at least and at most, as a share of all.
+SHARES = 0.05, 0.3
 # Share of requests that the server of chaos refuses, and seconds for which it is gone.
 REFUSED, GONE = 0.1, 10.0
 
@@ -105,26 +107,18 @@ def cost(arguments: argparse.Namespace) -> None:
     )
 
 
-def on_s3(arguments: argparse.Namespace) -> Any:
-    """Begin a server, and have images and stores lie there."""
+def on_s3(images: str) -> tuple[Any, str]:
+    """Begin a server, have the images lie there, and give both the server and its bucket."""
     sys.path.append(str(Path(__file__).parents[1] / "tests"))
     from s3_server import S3Server
 
     server = S3Server()
     os.environ.update(server.environment)
     bucket = server.new_bucket()
-    for file in Path(arguments.images).rglob("*"):
+    for file in Path(images).rglob("*"):
         if file.is_file():
-            there = place(bucket) / "images" / str(file.relative_to(arguments.images))
-            write_whole(there, file.read_bytes())
-    arguments.images, arguments.stores = f"{bucket}/images", f"{bucket}/stores"
-    return server
-
-
-def be_gone(server: Any) -> None:
-    server.stop()
-    time.sleep(GONE)
-    server.start()
+            write_whole(place(bucket) / "images" / str(file.relative_to(images)), file.read_bytes())
+    return server, bucket
 
 
 def chaos(arguments: argparse.Namespace) -> None:
@@ -134,55 +128,58 @@ def chaos(arguments: argparse.Namespace) -> None:
 
     # as where fx begins the cluster: these machines have few cores, too
     os.environ.setdefault("RAY_num_workers_soft_limit", str(PROCESSES_KEPT))
-    server = on_s3(arguments) if arguments.s3 else None
     backbone = open_backbone(options(arguments))
-    engine = make_engine(backbone.module, backbone.preprocessing, identity=backbone.identity)
+    source = find_images(place(arguments.images), Reading())
     plain = new_store(arguments, "plain")
     expected = extract(
-        find_images(place(arguments.images), Reading()),
+        source,
         backbone=backbone,
-        engine=engine,
+        engine=make_engine(backbone.module, backbone.preprocessing, identity=backbone.identity),
         store=plain,
     )
-    generator = random.Random(arguments.seed)
-    if arguments.s3:
-        server.refuse = lambda _: 503 if generator.random() < REFUSED else None
+    server, bucket = on_s3(arguments.images)
+    generator, refusing = random.Random(arguments.seed), random.Random(arguments.seed)
+    server.refuse = lambda _: 503 if refusing.random() < REFUSED else None
     machine = {"num_cpus": arguments.cores, "object_store_memory": OBJECT_STORE}
     for number in range(arguments.times):
         name = f"chaos-{arguments.seed}-{number}"
         machines = Cluster(initialize_head=True, head_node_args=machine | {"num_cpus": 0})
         workers = [machines.add_node(**machine) for _ in range(WORKERS)]
         command = [
-            *(sys.executable, "-m", "fx", "extract", arguments.images, "--json"),
-            *("--store", str(place(arguments.stores) / name), "--cluster", machines.address),
+            *(sys.executable, "-m", "fx", "extract", f"{bucket}/images", "--json"),
+            *("--store", f"{bucket}/{name}", "--cluster", machines.address),
             *("--backbone", arguments.backbone, "--weights", arguments.weights),
             *(("--size", str(arguments.size)) if arguments.size else ()),
         ]
-        blows = generator.sample(["machine", "command"], 2)
-        killed: list[str] = []
+        coming = generator.sample(["machine", "command", "server"], 3)
+        came: list[str] = []
         begun = time.perf_counter()
         running = begin(command)
-        if arguments.s3:
-            threading.Timer(generator.uniform(*arguments.calm), be_gone, [server]).start()
-        while blows and running.poll() is None:
-            try:
-                running.wait(generator.uniform(*arguments.calm))
-            except subprocess.TimeoutExpired:
-                killed.append(blows.pop())
-                if killed[-1] == "machine":
-                    lost = workers.pop(generator.randrange(WORKERS))
-                    machines.remove_node(lost, allow_graceful=False)
-                    workers.append(machines.add_node(**machine))
-                else:
-                    running.kill()
-                    running.wait()
-                    running = begin(command)
+        while coming:
+            reads = server.requests["GET"]
+            reads += generator.uniform(*SHARES) * len(source.entries)
+            while server.requests["GET"] < reads and running.poll() is None:
+                time.sleep(0.05)
+            if running.poll() is not None:
+                break
+            came.append(coming.pop())
+            if came[-1] == "machine":
+                lost = workers.pop(generator.randrange(WORKERS))
+                machines.remove_node(lost, allow_graceful=False)
+                workers.append(machines.add_node(**machine))
+            elif came[-1] == "command":
+                running.kill()
+                running.wait()
+                running = begin(command)
+            else:
+                server.stop()
+                time.sleep(GONE)
+                server.start()
         running.wait()
-        wrong = differences(plain, FeatureStore(place(arguments.stores) / name), expected)
+        wrong = differences(plain, FeatureStore(place(bucket) / name), expected)
         print(
-            f"{name}: status {running.returncode} after {time.perf_counter() - begun:.0f} s, "
-            f"killed: {', '.join(killed) or 'nothing'}; "
-            f"{wrong or 'all rows are there once, and right'}",
+            f"{name}: status {running.returncode} after {time.perf_counter() - begun:.0f} s; "
+            f"{', '.join(came)}; {wrong or 'all rows are there once, and right'}",
             flush=True,
         )
         machines.shutdown()
@@ -224,22 +221,14 @@ def new_store(arguments: argparse.Namespace, name: str) -> FeatureStore:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("cost", "chaos"))
-    parser.add_argument("images", help="folder or table, here or on s3://")
-    parser.add_argument("stores", help="folder of new stores, here or on s3://")
+    parser.add_argument("images", help="folder")
+    parser.add_argument("stores", help="folder of new stores")
     parser.add_argument("--backbone", default="resnet50")
     parser.add_argument("--weights", default="random")
     parser.add_argument("--size", type=int)
     parser.add_argument("--cores", type=int, default=os.cpu_count(), help="of each machine")
     parser.add_argument("--times", type=int, default=1)
-    parser.add_argument(
-        "--calm",
-        type=float,
-        nargs=2,
-        default=(5.0, 60.0),
-        help="seconds before each kill, at least and at most; a start takes some",
-    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--s3", action="store_true", help="chaos on a server that fails, too")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     given = parser.parse_args()
     {"cost": cost, "chaos": chaos}[given.what](given)

@@ -103,18 +103,20 @@ def fit(path: Path, rows: int, name: str, on_disk: bool) -> dict[str, object]:
 def whole(rows: int, columns: int, ours: bool) -> dict[str, object]:
     """Fit logistic regression on rows in memory at C = 0.01, scaled alike."""
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
     from heads.kinds.logreg import Logistic
     from heads.learner import standardiser
 
-    made = [batch(number, columns) for number in range(-(-rows // BATCH))]
-    X = np.concatenate([features for features, _ in made])[:rows]
-    y = np.concatenate([labels for _, labels in made])[:rows]
-    del made
+    X, y = np.empty((rows, columns), np.float32), np.empty(rows, "U1")
+    for number in batches(rows):
+        block = slice(number * BATCH, (number + 1) * BATCH)
+        X[block], y[block] = batch(number, columns)
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begun, busy = time.perf_counter(), time.process_time()
     if ours:
-        fitted = Logistic().fit(X, y, 0.01, jobs=2)
+        with threadpool_limits(1):  # as in `fit_head`: it has threads of its own
+            fitted = Logistic().fit(X, y, 0.01, jobs=2)
     else:
         scaler = standardiser([X])
         classifier = LogisticRegression(C=0.01, max_iter=1000).fit(scaler.transform(X), y)

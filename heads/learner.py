@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 STEP = float(np.sqrt(10))  # between neighbouring values of C
+STANDARDISED_AT_ONCE = 4096  # rows
 # that may be given: beyond them, and far beyond all use, single precision overflows
 LEAST_C, MOST_C = 1e-10, 1e10
 NORMALISERS = {"standard": StandardScaler, "l2": Normalizer, "none": FunctionTransformer}
@@ -374,7 +375,11 @@ def fit_normaliser(
 
     ``standard`` is `standardiser`; ``l2`` gives every row the length 1; ``none`` changes nothing.
     """
-    return standardiser([features]) if name == "standard" else NORMALISERS[name]().fit(features)
+    if name != "standard":
+        return NORMALISERS[name]().fit(features)
+    # by parts, since each is copied in float64
+    starts = range(0, len(features), STANDARDISED_AT_ONCE)
+    return standardiser(features[at : at + STANDARDISED_AT_ONCE] for at in starts)
 
 
 def standardiser(parts: Iterable[NDArray[Any]]) -> StandardScaler:

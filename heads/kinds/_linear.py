@@ -4,10 +4,11 @@ Rows on a disk are read anew for every product with the weights: memory holds a 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -38,6 +39,7 @@ from heads.solver import (
     RowsOnDisk,
     StreamedRows,
     along_path,
+    blocks_of,
     principal_axes,
 )
 
@@ -82,16 +84,16 @@ class _Rows:
     @classmethod
     def of(cls, features: Features, normalize: str, axes: Weights | None = None) -> "_Rows":
         """Learn it, and the axes where none are given."""
+        n, d = features.shape
         normaliser = fit_normaliser(normalize, features)
-        mean, unit = np.zeros(features.shape[1], np.float32), 1.0
-        if normalize != "standard" or axes is None:
-            rows = normaliser.transform(features)
+        mean, unit = np.zeros(d, np.float32), 1.0
         if normalize != "standard":
-            mean = rows.mean(axis=0)
-            unit = max(float(np.sqrt(np.var(rows, axis=0, dtype=np.float64).mean())), 1e-12)
+            mean, unit = _mean_and_unit(normaliser, (features[one] for one in blocks_of(n, BLOCK)))
+        rows = cls(normaliser, mean, unit, np.empty((d, 0), np.float32))
         if axes is None:
-            axes = principal_axes((rows - mean) / np.float32(unit))
-        return cls(normaliser, mean, unit, axes)
+            some = features[:: -(-n // AXES_ROWS)] if n >= d else features
+            axes = principal_axes(rows.prepared(some), complete=n >= d)
+        return replace(rows, axes=axes)
 
     @classmethod
     def on_disk(cls, features: RowsOnDisk, normalize: str, axes: Weights) -> "_Rows":
@@ -100,22 +102,20 @@ class _Rows:
         if normalize == "standard":
             return cls(standardiser(parts), np.zeros(features.shape[1], np.float32), 1.0, axes)
         normaliser = fit_normaliser(normalize, features[features.chunks[0][:1]])
-        moments = StandardScaler()
-        for part in parts:
-            moments.partial_fit(normaliser.transform(part))
-        unit = max(float(np.sqrt(moments.var_.mean())), 1e-12)
-        return cls(normaliser, moments.mean_.astype(np.float32), unit, axes)
+        return cls(normaliser, *_mean_and_unit(normaliser, parts), axes)
 
     def prepared(self, features: Features) -> Weights:
         """Normalise features (n, d), centre and scale them: float32 of the same shape."""
         return np.asarray((self.normaliser.transform(features) - self.mean) / np.float32(self.unit))
 
-    def along_axes(self, features: Features) -> Weights:
+    def along_axes(self, features: Features, over: Map = map) -> Weights:
         """Make rows of features (n, d): float32 of shape (n, r + 1), the last column 1."""
         made = np.ones((len(features), self.axes.shape[1] + 1), np.float32)
-        for at in range(0, len(features), BLOCK):
-            block = slice(at, at + BLOCK)
+
+        def part(block: slice) -> None:
             made[block, :-1] = self.prepared(features[block]) @ self.axes
+
+        deque(over(part, blocks_of(len(features), BLOCK)), maxlen=0)
         return made
 
     def to_features(self, weights: Weights) -> tuple[Weights, Weights]:
@@ -324,7 +324,15 @@ class LinearLearner(StreamingLearner):
             axes = None
         rows = _Rows.of(features, self.normalize, axes)
         weights = compute_sample_weight(self.class_weight, labels)
-        return rows, self.problem.of(rows.along_axes(features), labels, weights, over=over)
+        return rows, self.problem.of(rows.along_axes(features, over), labels, weights, over=over)
+
+
+def _mean_and_unit(normaliser: BaseEstimator, parts: Iterable[Features]) -> tuple[Weights, float]:
+    """Measure the mean of rows that are given in parts, and the unit that makes them about 1."""
+    moments = StandardScaler()
+    for part in parts:
+        moments.partial_fit(normaliser.transform(part))
+    return moments.mean_.astype(np.float32), max(float(np.sqrt(moments.var_.mean())), 1e-12)
 
 
 def _up_to(c: float) -> list[float]:

@@ -32,8 +32,10 @@ Block = Any  # a slice of rows, or positions of rows that are read together
 Map = Callable[[Callable[[Block], Any], Iterable[Block]], Iterable[Any]]
 
 BLOCK = 1024  # rows of a product; fixed, so that the sum does not depend on the threads
-# as long as a product has few rows on its other side, these should stay in the processor's cache
-FEW_CLASSES, SMALL_BLOCK = 16, 128
+# OpenBLAS multiplies without copying where rows, columns and classes have no greater product, which
+# takes down to half of the time with up to so many classes, if not with too few rows. NumPy cuts
+# blocks into such parts: as blocks of their own they would keep threads waiting for each other.
+SMALL_PRODUCT, FEW_CLASSES, FEW_ROWS = 10**6, 16, 32
 # Rows of each class that the preconditioner knows singly: more take fewer iterations, and more time
 # for each; of few rows in all more cost more than they save. With 64 in the place of 16, 300
 # classes of 40 rows took 39 iterations in the place of more than 100.
@@ -53,11 +55,12 @@ class Problem:
 
     Attributes
     ----------
-    rows : float array of shape (n, r + 1), centred, along their principal axes; the last column,
+    rows : float32 array of shape (n, r + 1), centred, along their principal axes; the last column,
         of ones, is the intercept's; or rows on a disk, (n, d + 1), not along the axes
     labels : int array of shape (n,), all of 0 to k - 1
     weights : float array of shape (n,), what a row counts
-    spread : float array of shape (r + 1,), mean squares of the columns
+    spread : float array of shape (r + 1,), mean squares of the columns; in its precision all is
+        computed, of rows too, a block at a time
     over : how blocks of rows are worked on, `map` or a pool's
     axes : of rows on a disk, float array of shape (d + 1, r + 1): weights are turned, not the rows
     """
@@ -74,18 +77,17 @@ class Problem:
         cls, rows: Array, labels: NDArray[np.intp], weights: Array, *, over: Map = map
     ) -> "Problem":
         """Measure the spread of rows that are as the attribute says."""
-        return cls(rows, labels, weights, np.square(rows).mean(axis=0), over).cast(rows.dtype)
+        spread = np.einsum("ij,ij->j", rows, rows) / len(rows)
+        return cls(rows, labels, weights, spread, over).cast(rows.dtype)
 
     def cast(self, dtype: DTypeLike) -> "Problem":
         """Give the same problem in another precision."""
-        rows, weights, spread = (
-            of.astype(dtype, copy=False) for of in (self.rows, self.weights, self.spread)
-        )
-        return replace(self, rows=rows, weights=weights, spread=spread)
+        weights, spread = (of.astype(dtype, copy=False) for of in (self.weights, self.spread))
+        return replace(self, weights=weights, spread=spread)
 
     def start(self) -> Array:
         """Weights of zero: shape (k, r + 1), the intercept last."""
-        return np.zeros((int(self.labels.max()) + 1, len(self.spread)), self.rows.dtype)
+        return np.zeros((int(self.labels.max()) + 1, len(self.spread)), self.spread.dtype)
 
     @property
     def penalties(self) -> int:
@@ -98,7 +100,7 @@ class Problem:
 
     def slopes(self, weights: Array, rows: Array, labels: NDArray[np.intp]) -> tuple[Array, Array]:
         """Give the loss's first and second derivatives by the scores of rows: both (k, m)."""
-        p = np.asarray(weights @ rows.T)
+        p = _scores(weights, rows)
         p -= p.max(axis=0)
         np.exp(p, out=p)
         p /= p.sum(axis=0)
@@ -111,13 +113,13 @@ class Problem:
         turned = weights if self.axes is None else weights @ self.axes.T
 
         def part(block: Block) -> tuple[Array, Array]:
-            rows, of_rows = self.rows[block], self.weights[block]
+            rows, of_rows = self._rows(block), self.weights[block]
             slopes, curvature = self.slopes(turned, rows, self.labels[block])
             slopes *= of_rows
-            return slopes @ rows, curvature @ of_rows
+            return _sum_of_rows(slopes, rows), curvature @ of_rows
 
         gradient, curvature = np.zeros_like(turned), np.zeros(len(weights), weights.dtype)
-        for of_part, bent in self.over(part, self._blocks(len(weights))):
+        for of_part, bent in self.over(part, self._blocks()):
             gradient += of_part
             curvature += bent
         if self.axes is not None:
@@ -166,25 +168,60 @@ class Problem:
         count = min(n, max(LEAST_HEAVY, most))
 
         def part(block: slice) -> tuple[NDArray[np.intp], Array]:
-            _, curvature = self.slopes(weights, self.rows[block], self.labels[block])
+            _, curvature = self.slopes(weights, self._rows(block), self.labels[block])
             curvature *= self.weights[block]
             some = np.argpartition(curvature, -min(count, curvature.shape[1]), axis=1)[:, -count:]
             return some + block.start, np.take_along_axis(curvature, some, 1)
 
         rows, curvatures = (
-            np.concatenate(of, axis=1)
-            for of in zip(*self.over(part, self._blocks(len(weights))), strict=True)
+            np.concatenate(of, axis=1) for of in zip(*self.over(part, self._blocks()), strict=True)
         )
         some = np.argpartition(curvatures, -count, axis=1)[:, -count:]
         heaviest = np.take_along_axis(rows, some, 1)
-        return self.rows[heaviest], np.take_along_axis(curvatures, some, 1)
+        return self._rows(heaviest), np.take_along_axis(curvatures, some, 1)
 
-    def _blocks(self, classes: int) -> Sequence[Block]:
+    def _rows(self, block: Block) -> Array:
+        return np.asarray(self.rows[block].astype(self.spread.dtype, copy=False))
+
+    def _blocks(self) -> Sequence[Block]:
         if self.axes is not None:
             chunks: Sequence[Block] = self.rows.chunks
             return chunks
-        size = SMALL_BLOCK if classes <= FEW_CLASSES else BLOCK
-        return [slice(at, at + size) for at in range(0, len(self.rows), size)]
+        return blocks_of(len(self.rows), BLOCK)
+
+
+def _scores(weights: Array, rows: Array) -> Array:
+    """Multiply weights (k, d) by rows (m, d): ``weights @ rows.T``."""
+    parts, rest = _in_parts(rows, len(weights))
+    made = np.empty((len(weights), len(rows)), weights.dtype)
+    whole = len(rows) - len(rest)
+    in_parts = made[:, :whole].reshape(len(weights), *parts.shape[:2]).transpose(1, 0, 2)
+    np.matmul(weights, parts.transpose(0, 2, 1), out=in_parts)
+    np.matmul(weights, rest.T, out=made[:, whole:])
+    return made
+
+
+def _sum_of_rows(factors: Array, rows: Array) -> Array:
+    """Sum rows (m, d) by factors (k, m): ``factors @ rows``."""
+    parts, rest = _in_parts(rows, len(factors))
+    whole = len(rows) - len(rest)
+    in_parts = factors[:, :whole].reshape(len(factors), *parts.shape[:2]).transpose(1, 0, 2)
+    return np.asarray((in_parts @ parts).sum(axis=0) + factors[:, whole:] @ rest)
+
+
+def _in_parts(rows: Array, classes: int) -> tuple[Array, Array]:
+    """Cut rows (m, d) into parts that are multiplied fast, and what is left: (p, s, d), (l, d)."""
+    m, d = rows.shape
+    most = min(SMALL_PRODUCT // (classes * d), BLOCK)
+    # a power of two, so that nothing is left of a block
+    size = 1 << max(most.bit_length() - 1, 0)
+    parts = m // size if classes <= FEW_CLASSES and size >= FEW_ROWS else 0
+    return rows[: parts * size].reshape(parts, size, d), rows[parts * size :]
+
+
+def blocks_of(rows: int, size: int) -> list[slice]:
+    """Cut so many rows into blocks of a size."""
+    return [slice(at, at + size) for at in range(0, rows, size)]
 
 
 class SquaredHinge(Problem):
@@ -199,7 +236,7 @@ class SquaredHinge(Problem):
         """Give the loss's first and second derivatives by the scores of rows: both (k, m)."""
         signs = np.full((len(weights), len(rows)), -1, rows.dtype)
         signs[labels, np.arange(len(labels))] = 1
-        slack = np.maximum(1 - signs * (weights @ rows.T), 0)
+        slack = np.maximum(1 - signs * _scores(weights, rows), 0)
         return -2 * signs * slack, (2 * (slack > 0)).astype(rows.dtype)
 
     def without_common(self, step: Array) -> Array:
@@ -238,7 +275,7 @@ def along_path(
     weights : float array of shape (k, r + 1), the intercept last
     """
     zero = problem.start()
-    dtype = problem.rows.dtype
+    dtype = zero.dtype
     # probabilities are right to about epsilon, and their errors weigh as much as the rows do
     noise = np.finfo(dtype).eps * np.sqrt(len(problem.rows) * problem.spread.sum())
     solved = [weights.astype(dtype, copy=False) for weights in start]

@@ -15,21 +15,20 @@ LEAST_ENERGY = 1e-10  # of an axis that rows span, as a share of the largest
 _eigh = partial(eigh, driver="evd", check_finite=False)
 
 
-def principal_axes(rows: Array) -> Array:
-    """Find axes that span the rows: exactly the principal ones of few rows, about those of many.
+def principal_axes(rows: Array, *, complete: bool) -> Array:
+    """Find the principal axes of rows.
 
     Parameters
     ----------
     rows : float array of shape (n, d), centred
+    complete : whether to find d axes, though the rows span fewer: they are a sample of others
 
     Returns
     -------
-    basis : float array of shape (d, r), orthonormal, r < n where n < d, else d
+    basis : float array of shape (d, r), orthonormal, r < n where it is not complete, else d
     """
-    n, d = rows.shape
-    if n >= d:
-        sample = rows[:: -(-n // AXES_ROWS)]
-        return np.asarray(_eigh(sample.T @ sample)[1])
+    if complete:
+        return np.asarray(_eigh(rows.T @ rows)[1])
     # in float64, since rounding would spoil axes of little energy
     double = rows.astype(np.float64)
     energy, left = _eigh(double @ double.T)

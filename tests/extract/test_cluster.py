@@ -43,10 +43,18 @@ SETTINGS = {
 LAYERS = ("pool", "blocks.6")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def settings() -> Iterator[None]:
+    """Clusters that report to nobody, and keep their processes as those do that fx begins."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_num_workers_soft_limit", str(filling.PROCESSES_KEPT))
+        yield
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """One machine of two cores."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init("local", num_cpus=2, **SETTINGS)
     yield
     ray.shutdown()

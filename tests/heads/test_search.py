@@ -1,5 +1,7 @@
 """The search: scikit-learn's coefficients, margins and choice of C, on the same folds."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -26,6 +28,7 @@ from heads.kinds.logreg import Logistic
 from heads.kinds.svm import SupportVectors
 from heads.learner import Trial, standardiser
 from heads.solver import Problem
+from heads.solver.linear import _scores, _sum_of_rows
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -138,6 +141,38 @@ def test_axes_of_a_part_of_the_rows_span_them_all(
     head = fit_head(features, np.array(["ape", "bee", "cow"])[y], kind="logreg", c=0.1)
     theirs = reference(0.1).fit(features.astype(np.float64), y)[-1].coef_
     assert np.linalg.norm(head.pipeline[-1].coef_ - theirs) < 1e-3 * np.linalg.norm(theirs)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    rows=st.integers(1, 2500),
+    columns=st.sampled_from([1, 7, 64, 513, 2049, 70_000]),
+    classes=st.sampled_from([2, 3, 16, 17]),
+    dtype=st.sampled_from([np.float32, np.float64]),
+)
+def test_products_of_any_size_are_numpys(
+    rows: int, columns: int, classes: int, dtype: type
+) -> None:
+    rows = min(rows, 10**7 // (columns * classes))
+    rng = np.random.default_rng(rows)
+    X, W = (rng.integers(-4, 5, (n, columns)).astype(dtype) for n in (rows, classes))
+    scores = _scores(W, X)
+    # of small integers, so that both are exact
+    np.testing.assert_array_equal(scores, W @ X.T)
+    signs = np.sign(scores)
+    np.testing.assert_array_equal(_sum_of_rows(signs, X), signs @ X)
+
+
+def test_a_fit_takes_one_copy_of_the_rows() -> None:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(40_000, 256)).astype(np.float32)
+    y = (X[:, :3] + rng.normal(size=(len(X), 3))).argmax(axis=1)
+    tracemalloc.start()
+    try:
+        Logistic().fit(X, y.astype("U1"), 0.01, jobs=2)
+        assert tracemalloc.get_traced_memory()[1] < 1.6 * X.nbytes
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("data", SETS)
