@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from extract.images import Preprocessing
 from extract.store import ExtractionRun, FeatureStore, Spec
@@ -112,7 +113,7 @@ def whole(rows: int, columns: int, ours: bool) -> dict[str, object]:
     for number in batches(rows):
         block = slice(number * BATCH, (number + 1) * BATCH)
         X[block], y[block] = batch(number, columns)
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    held = psutil.Process().memory_info().rss // 1024
     begun, busy = time.perf_counter(), time.process_time()
     if ours:
         with threadpool_limits(1):  # as in `fit_head`: it has threads of its own
