@@ -2,6 +2,7 @@
 
 from extract.files.archives import stored_entries
 from extract.files.durable import (
+    OWN_FILES,
     UNFINISHED,
     cache_directory,
     check_room,

@@ -20,6 +20,7 @@ from extract.files.objects import ObjectPath, ObjectStats, Place, StorageFailure
 
 # how the names end of what zarr, or fx itself, has not finished writing
 UNFINISHED = ".partial"
+OWN_FILES = ".fx-"  # how hidden files begin that fx leaves in folders of images
 # bytes from which on a file may be refused for its holes
 LARGE = 2**26
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

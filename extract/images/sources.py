@@ -21,7 +21,7 @@ from typing import Literal
 import pyarrow as pa
 
 from extract.errors import FxError, NoImages, listed, one_line
-from extract.files import ObjectPath, Place, place
+from extract.files import OWN_FILES, ObjectPath, Place, place
 from extract.images.decoding import is_image
 from extract.images.entries import (
     SUFFIXES,
@@ -483,7 +483,7 @@ def _walk(root: Path) -> _Found:
         for child in children:
             path = prefix + child.name
             if child.name.startswith("."):
-                found.hidden += 1
+                found.hidden += not child.name.startswith(OWN_FILES)
                 continue
             try:
                 if child.is_dir():

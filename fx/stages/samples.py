@@ -9,6 +9,7 @@ from typing import Any
 
 from extract.errors import FxError
 from extract.files import (
+    OWN_FILES,
     UNFINISHED,
     check_room,
     disk_full_as_fx_error,
@@ -32,9 +33,9 @@ DOWNLOADED = {
     "stl10": "STL10",
 }
 NAMES = ("digits", *DOWNLOADED)
-MARKER = ".fx-sample"
+MARKER = f"{OWN_FILES}sample"
 # what is being written; hidden, so that no command takes it for images
-BEGUN = ".fx-sample-images"
+BEGUN = f"{MARKER}-images"
 BLOCK = 4096  # bytes that the smallest file takes on most disks
 
 

@@ -122,7 +122,7 @@ def test_other_files_are_ignored(tmp_path: Path) -> None:
 def test_what_is_passed_over_is_counted_by_kind(tmp_path: Path) -> None:
     touch(tmp_path, "cat/1.png", "cat/a.txt", "cat/B.TXT", "cat/notes", "cat/.hidden.png", "5.png")
     touch(tmp_path, "dog/1.png", ".git/config", "dog/@eaDir/1.png/thumb.jpg", "#recycle/1.png")
-    touch(tmp_path, "dog/odd.a-suffix that is none", "docs/readme.txt")
+    touch(tmp_path, ".fx-sample", "dog/odd.a-suffix that is none", "docs/readme.txt")
     (tmp_path / "empty").mkdir()
     source = find_images(tmp_path)
     assert list(labels(source)) == ["5.png", "cat/1.png", "dog/1.png"]
