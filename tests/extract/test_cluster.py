@@ -358,8 +358,9 @@ def test_a_client_of_a_cluster_leaves_what_one_machine_leaves(images: Path, tmp_
                 [*command, "--store", tmp_path / name, *more],
                 env=environment,
                 capture_output=True,
-                check=True,
+                text=True,
             )
+            assert done.returncode == 0, done.stderr
             results.append(json.loads(done.stdout))
         plain, spread = (FeatureStore(tmp_path / name) for name in ("plain", "client"))
         keys = sorted(plain.last_extracted().rows)

@@ -104,6 +104,7 @@ def test_a_card_is_the_same_when_the_head_is_fitted_again(odd: Path, fx: Fx) -> 
     assert card.read_text() == first
 
 
+@pytest.mark.slow
 def test_a_networks_card_tells_of_its_splits_and_what_was_left_out(
     tmp_path: Path, fx: Fx, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +148,7 @@ def test_weights_are_named_without_their_folder_and_with_their_licence(
     assert ModelCard.load(Path(scratch["path"]) / "README.md").data.base_model is None
 
 
+@pytest.mark.slow
 def test_an_exported_file_has_a_card_beside_it_that_is_no_other_files(
     odd: Path, tmp_path: Path, fx: Fx, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,6 +154,7 @@ def test_a_stores_features_come_with_their_images(here: Path) -> None:
     assert not Balance(found._repr_html_()).open
 
 
+@pytest.mark.slow
 def test_models_and_comparisons_are_opened(here: Path, fx: Fx) -> None:
     package.extract(size=32)
     head = package.fit_head("logreg", near_copies="ignore")

@@ -146,6 +146,7 @@ def test_given_validation_images_stand_in_the_place_of_groups_to_choose_by(
     assert "class 'a' has too few images to train on: 9 train of one group, 3 test" in refused
 
 
+@pytest.mark.slow
 def test_near_copies_stay_in_one_fold_for_heads_and_networks_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fx: Fx
 ) -> None:

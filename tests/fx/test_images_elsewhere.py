@@ -13,7 +13,13 @@ from extract.store import FeatureStore
 
 Fx = Callable[..., Said]
 SMALL = ("--backbone", "efficientnet_lite0", "--size", "32", "--device", "cpu")
-WHERE = ("s3", "tar", "tars on s3", "parquet", "parquet on s3")
+WHERE = (
+    "s3",
+    "tar",
+    pytest.param("tars on s3", marks=pytest.mark.slow),
+    "parquet",
+    pytest.param("parquet on s3", marks=pytest.mark.slow),
+)
 
 
 def elsewhere(where: str, folder: Path, s3: str) -> str | Place:

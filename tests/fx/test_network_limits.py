@@ -36,7 +36,7 @@ def outputs(directory: Path, root: Path, split: str) -> tuple[np.ndarray, np.nda
     return features, exponents / exponents.sum(axis=1, keepdims=True), labels
 
 
-@pytest.mark.parametrize("learning_rate", [1e-3, 1.0])
+@pytest.mark.parametrize("learning_rate", [1e-3, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_networks_keep_limits_and_predict_by_them(
     tmp_path: Path, fx: Fx, monkeypatch: pytest.MonkeyPatch, learning_rate: float
 ) -> None:

@@ -60,6 +60,7 @@ def test_a_head_on_s3_is_used_by_all_commands(images: Path, s3: str, fx, tmp_pat
     assert [p["label"] for p in exported] == [p["label"] for p in said["predictions"]]
 
 
+@pytest.mark.slow
 def test_a_training_that_was_killed_goes_on_on_another_machine(
     images: Path, s3: str, fx, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,6 +93,7 @@ def test_a_training_that_was_killed_goes_on_on_another_machine(
     assert "training.safetensors" not in names_in(out)
 
 
+@pytest.mark.slow
 def test_a_comparison_on_s3_is_whole_there(images: Path, s3: str, fx) -> None:
     options = ["--store", f"{s3}/f.zarr", "--out", f"{s3}/runs", "--size", 32]
     plan = ["--strategies", "logreg", "--sizes", 40, "--seeds", 1]

@@ -49,6 +49,7 @@ def toy() -> Iterator[None]:
     FAMILIES.remove("toys")
 
 
+@pytest.mark.slow
 def test_an_added_family_is_listed_extracted_and_in_the_spec(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fx: Callable[..., Said]
 ) -> None:

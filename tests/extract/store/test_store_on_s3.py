@@ -155,7 +155,8 @@ def test_a_writer_out_of_reach_of_the_storage_stops_by_itself(s3: str, s3_server
             store.root.update(writer="nobody")
 
 
-@pytest.mark.parametrize("step", [17, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [17, 3])
 def test_a_writer_killed_before_any_request_leaves_what_was_committed(
     s3: str, s3_server: S3Server, small_shards: None, step: int
 ) -> None:

@@ -49,6 +49,7 @@ def test_images_are_described_and_a_strategy_named(odd: Path, fx: Fx, tmp_path: 
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_several_networks_are_scored_and_it_fits_eighty_columns(odd: Path, fx: Fx) -> None:
     (odd / "a" / "text.jpg").unlink()
     words = ["--backbone", "efficientnet_lite0,resnet18", "--weights", "default,random"]

@@ -350,6 +350,7 @@ def test_only_new_cells_are_computed(
     assert len(tested) == 1
 
 
+@pytest.mark.slow
 def test_what_is_damaged_of_a_comparison_is_made_again(
     tmp_path: Path, fx: Fx, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -380,6 +381,7 @@ def test_what_is_damaged_of_a_comparison_is_made_again(
     ]
 
 
+@pytest.mark.slow
 def test_cells_keep_all_probabilities_and_what_an_older_recipe_measured_is_not_taken(
     tmp_path: Path, fx: Fx, monkeypatch: pytest.MonkeyPatch
 ) -> None:
