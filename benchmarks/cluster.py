@@ -99,7 +99,8 @@ def cost(arguments: argparse.Namespace) -> None:
             done = extract(images, backbone=backbone, engine=engine, store=store, fill=fill)
             seconds = time.perf_counter() - begun
             of_kind.append(cpu_time.seconds() - before)
-            print(f"{kind}: {done.new:,} images, {of_kind[-1]:.1f} s of CPU, {seconds:.1f} s")
+            said = f"{kind}: {done.new:,} images, {of_kind[-1]:.1f} s of CPU, {seconds:.1f} s"
+            print(said, flush=True)
     (plain_start, plain), (start, cluster) = taken.values()
     print(
         f"the cluster takes {(cluster - start) / (plain - plain_start) - 1:+.1%} CPU time, start "
