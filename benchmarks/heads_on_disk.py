@@ -110,9 +110,10 @@ def whole(rows: int, columns: int, ours: bool) -> dict[str, object]:
     from heads.learner import standardiser
 
     X, y = np.empty((rows, columns), np.float32), np.empty(rows, "U1")
-    for number in batches(rows):
-        block = slice(number * BATCH, (number + 1) * BATCH)
-        X[block], y[block] = batch(number, columns)
+    for start in range(0, rows, BATCH):
+        features, labels = batch(start // BATCH, columns)
+        block, left = slice(start, start + BATCH), rows - start
+        X[block], y[block] = features[:left], labels[:left]
     held = psutil.Process().memory_info().rss // 1024
     begun, busy = time.perf_counter(), time.process_time()
     if ours:
